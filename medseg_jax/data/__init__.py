@@ -1,0 +1,1 @@
+"""Sources of cases, preprocessing, cache and sampling. NumPy only, no jax."""

@@ -1,0 +1,52 @@
+"""What every source of data hands out: one case, by random access."""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Case(NamedTuple):
+  """One image with its expert mask, as read, before any preprocessing.
+
+  Attributes:
+    name: unique within its source; the file's stem, or the example's key.
+    image: `[*S, C]`, in the dtype and the intensity units of the file.
+    label: `[*S]` integers, class indices `0 .. num_classes - 1`; None where
+      there is no mask.
+    spacing: size of a voxel along each spatial axis, in mm, or 1.0 where the
+      file does not say (then distances are in pixels).
+    affine: `[R + 1, R + 1]` voxel to world, or None where there is none.
+    roi: `[*S]` bool, the region that a published protocol evaluates (a retinal
+      camera's field of view, say), or None for the whole image.
+  """
+
+  name: str
+  image: np.ndarray
+  label: np.ndarray | None
+  spacing: tuple[float, ...]
+  affine: np.ndarray | None = None
+  roi: np.ndarray | None = None
+
+
+class Source(Protocol):
+  """Cases by index. Reading is lazy: `source[i]` touches only case `i`.
+
+  Attributes:
+    classes: names of the classes, background first.
+    label_values: `label_values[i]` is the value that class `i` has on disk.
+    channels: number of image channels `C`, the same for every case.
+    names: the name of every case, without reading it.
+  """
+
+  classes: tuple[str, ...]
+  label_values: tuple[int, ...]
+  channels: int
+  names: tuple[str, ...]
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Case: ...
+
+  def fingerprint(self) -> str:
+    """Returns a text that changes whenever the data behind the source does."""
+    ...

@@ -1,0 +1,46 @@
+"""Metadata and dependencies of medseg_jax."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r"__version__ = '(.+)'", (ROOT / 'medseg_jax' / '__init__.py').read_text()
+)[1]
+
+setup(
+  name='medseg_jax',
+  version=VERSION,
+  description='Medical image segmentation in JAX and Flax.',
+  long_description=(ROOT / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=find_packages(include=['medseg_jax', 'medseg_jax.*']),
+  install_requires=[
+    'absl-py',
+    'flax>=0.12',
+    'jax>=0.10',
+    'matplotlib',
+    'ml-collections>=1.0',
+    'numpy>=2.0',
+    'optax',
+    'orbax-checkpoint>=0.12',
+    'Pillow',
+    'scipy',
+    'tensorboard',
+    # No tensorflow-cpu wheel for Linux on arm64 and for macOS; tensorflow has.
+    'tensorflow-cpu; sys_platform != "darwin" and platform_machine != "aarch64"',
+    'tensorflow; sys_platform == "darwin" or platform_machine == "aarch64"',
+    'tensorflow-datasets',
+    'tifffile',
+    'tqdm',
+  ],
+  extras_require={
+    'cuda': ['jax[cuda12]'],
+    'tpu': ['jax[tpu]'],
+    'test': ['dill', 'pytest', 'pytest-timeout'],
+  },
+)
