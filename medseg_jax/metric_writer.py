@@ -1,0 +1,158 @@
+"""Metrics of a run: `metrics.jsonl` and TensorBoard event files.
+
+Only tensorboard's protocol buffers and record format are used, so nothing here
+needs TensorFlow. One process writes: on many hosts, the first.
+"""
+
+import io
+import json
+import logging
+import math
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+
+class MetricWriter:
+  """Writes scalars and images of one run into its workdir.
+
+  `metrics.jsonl` holds one object a line, `{"step", "split", name: value}`,
+  where NaN and infinity are null. Event files hold the same as
+  '<split>/<name>'. Every call is on disk when it returns, so that a killed
+  run loses nothing but a line cut short, which the next writer drops.
+
+  Args:
+    workdir: folder to write into, made where missing.
+    resume_step: step of the checkpoint that the run starts again from. What an
+      earlier, crashed run wrote for later steps is dropped, so that the file
+      becomes that of an uninterrupted run. None keeps every line.
+  """
+
+  def __init__(
+    self, workdir: str | os.PathLike, *, resume_step: int | None = None
+  ):
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / 'metrics.jsonl'
+    _drop_lines(path, resume_step)
+    self._lines = path.open('a', encoding='utf-8')
+    self._records = RecordWriter(_open_event_file(workdir))
+    self._event(file_version='brain.Event:2')
+    if resume_step is not None:
+      # Tells TensorBoard to forget what it read for this step and later.
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._event(step=resume_step + 1, session_log=start)
+
+  def __enter__(self) -> 'MetricWriter':
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    self.close()
+
+  def scalars(
+    self, step: int, split: str, values: Mapping[str, float | None]
+  ) -> None:
+    """Writes one line of `metrics.jsonl` and one scalar event a value.
+
+    Args:
+      step: number of training steps taken.
+      split: 'train', 'val', ...
+      values: name -> number or 0-d array; None where undefined.
+
+    Raises:
+      ValueError: a name is 'step' or 'split'.
+    """
+    line = {'step': int(step), 'split': split}
+    summary = summary_pb2.Summary()
+    for name, value in values.items():
+      if name in line:
+        raise ValueError(f'a metric must not be called {name!r}')
+      number = math.nan if value is None else float(value)
+      line[name] = number if math.isfinite(number) else None
+      if value is not None:
+        summary.value.add(tag=f'{split}/{name}', simple_value=number)
+    self._lines.write(json.dumps(line, allow_nan=False) + '\n')
+    self._lines.flush()
+    self._event(step=int(step), summary=summary)
+
+  def image(self, step: int, split: str, name: str, array: np.ndarray) -> None:
+    """Writes an image, uint8 `[H, W, 3]`, as a PNG event."""
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+      raise ValueError(
+        f'image must be uint8 [H, W, 3], got {array.dtype} {array.shape}'
+      )
+    png = io.BytesIO()
+    Image.fromarray(array).save(png, format='PNG')
+    height, width, channels = array.shape
+    summary = summary_pb2.Summary()
+    summary.value.add(
+      tag=f'{split}/{name}',
+      image=summary_pb2.Summary.Image(
+        height=height,
+        width=width,
+        colorspace=channels,
+        encoded_image_string=png.getvalue(),
+      ),
+    )
+    self._event(step=int(step), summary=summary)
+
+  def close(self) -> None:
+    self._lines.close()
+    self._records.close()
+
+  def _event(self, **fields) -> None:
+    event = event_pb2.Event(wall_time=time.time(), **fields)
+    self._records.write(event.SerializeToString())
+    self._records.flush()
+
+
+def _open_event_file(workdir: pathlib.Path) -> io.BufferedWriter:
+  """Returns a new event file, named so that TensorBoard reads it after others.
+
+  TensorBoard sorts the files of a folder by name, so a run that starts again
+  within the same second takes the next one.
+  """
+  second = int(time.time())
+  while True:
+    name = f'events.out.tfevents.{second:010d}.{socket.gethostname()}'
+    try:
+      return (workdir / name).open('xb')
+    except FileExistsError:
+      second += 1
+
+
+def _drop_lines(path: pathlib.Path, resume_step: int | None) -> None:
+  """Rewrites `path` without lines later than `resume_step` and broken lines."""
+  if not path.exists():
+    return
+  lines = path.read_bytes().splitlines(keepends=True)
+  steps = [_step_of(line) for line in lines]
+  if None in steps:
+    logging.getLogger(__name__).warning(
+      '%s: dropped %d unreadable line(s)', path, steps.count(None)
+    )
+  kept = [
+    line
+    for line, step in zip(lines, steps, strict=True)
+    if step is not None and (resume_step is None or step <= resume_step)
+  ]
+  if kept != lines:
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary.write_bytes(b''.join(kept))
+    os.replace(temporary, path)
+
+
+def _step_of(line: bytes) -> int | None:
+  """Returns the step of a line of `metrics.jsonl`, None where it is broken."""
+  try:
+    step = json.loads(line)['step'] if line.endswith(b'\n') else None
+  except (ValueError, TypeError, KeyError):
+    return None
+  return step if isinstance(step, int) else None

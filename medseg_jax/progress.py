@@ -1,0 +1,125 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log file."""
+
+import sys
+import time
+
+import tqdm
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+  """Shows how far work has come, its statistics and the time left.
+
+  On a terminal a bar on stderr. Elsewhere lines on stdout: one each time
+  `stats` is called. Until the first of them, a sign of life every 10 s at
+  most; work that never calls `stats` also gets a line at the end.
+
+  Args:
+    total: units of work in all.
+    initial: units done before this process began, by a run that it continues.
+    unit: name of a unit, 'step' or 'case', say.
+    desc: what the work is, in front of every line; may be empty.
+  """
+
+  def __init__(
+    self, total: int, initial: int = 0, unit: str = 'step', desc: str = ''
+  ):
+    self._total = total
+    self._unit = unit
+    self._prefix = f'{desc}: ' if desc else ''
+    self._count = initial
+    self._begin = self._last_line = time.monotonic()
+    # The first unit holds the compilation, so the pace is taken after it.
+    self._pace_from: tuple[int, float] | None = None
+    self._has_stats = False
+    self._bar = None
+    if sys.stdout.isatty() and sys.stderr.isatty():
+      self._bar = tqdm.tqdm(
+        total=total,
+        initial=initial,
+        desc=self._prefix,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        smoothing=0.05,
+        bar_format=(
+          f'{{desc}}{unit} {{n_fmt}}/{{total_fmt}} |{{bar}}|'
+          ' left {remaining}{postfix}'
+        ),
+      )
+
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    self.close()
+
+  def advance(self, n: int = 1) -> None:
+    """Counts `n` units done. Cheap: call it at every step."""
+    self._count += n
+    if self._bar is not None:
+      self._bar.update(n)
+      return
+    now = time.monotonic()
+    if self._pace_from is None:
+      self._pace_from = (self._count, now)
+    if (
+      not self._has_stats and now - self._last_line >= _SECONDS_BETWEEN_LINES
+    ):
+      self._print_line(self._position(), *self._left(now))
+
+  def stats(self, **values: float) -> None:
+    """Shows numbers, such as `loss=0.1234, images_per_s=85.1`."""
+    self._has_stats = True
+    shown = [
+      f'{name.replace("_per_s", "/s").replace("_", " ")} {value:.4g}'
+      for name, value in values.items()
+    ]
+    if self._bar is not None:
+      self._bar.set_postfix_str(', '.join(shown))
+      return
+    self._print_line(self._position(), *shown, *self._left(time.monotonic()))
+
+  def write(self, line: str) -> None:
+    """Prints a line on stdout without breaking the bar."""
+    if self._bar is not None:
+      self._bar.write(line, file=sys.stdout)
+    else:
+      print(line, flush=True)
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.close()
+    elif not self._has_stats:
+      took = format_seconds(time.monotonic() - self._begin)
+      self._print_line(self._position(), f'took {took}')
+
+  def _position(self) -> str:
+    return f'{self._prefix}{self._unit} {self._count}/{self._total}'
+
+  def _left(self, now: float) -> list[str]:
+    """Returns the words on the time left; none before the pace is known."""
+    if self._pace_from is None or self._count <= self._pace_from[0]:
+      return []
+    count, since = self._pace_from
+    seconds_each = (now - since) / (self._count - count)
+    remaining = max(self._total - self._count, 0)
+    return [f'left {format_seconds(remaining * seconds_each)}']
+
+  def _print_line(self, *parts: str) -> None:
+    self._last_line = time.monotonic()
+    self.write('  '.join(parts))
+
+
+def format_seconds(seconds: float) -> str:
+  """Returns a duration in words, two units at most, such as '1 min 32 s'."""
+  whole = round(seconds)
+  if whole < 60:
+    return f'{whole} s'
+  if whole < 3600:
+    return f'{whole // 60} min {whole % 60} s'
+  minutes = round(seconds / 60)
+  if minutes < 24 * 60:
+    return f'{minutes // 60} h {minutes % 60} min'
+  hours = round(seconds / 3600)
+  return f'{hours // 24} d {hours % 24} h'
