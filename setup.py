@@ -28,7 +28,7 @@ setup(
     'numpy>=2.0',
     'optax',
     'orbax-checkpoint>=0.12',
-    'Pillow',
+    'Pillow>=11',
     'scipy',
     'tensorboard',
     # No tensorflow-cpu wheel for Linux on arm64 and for macOS; tensorflow has.

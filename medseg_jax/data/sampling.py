@@ -43,7 +43,7 @@ def choose_patches(
   for n in range(step * batch_size, (step + 1) * batch_size):
     epoch, place = divmod(n, len(shapes))
     case = int(_permutation(seed, epoch, len(shapes))[place])
-    rng = np.random.Generator(np.random.Philox(key=[seed, n]))
+    rng = _generator(seed, 2 * n)
     room = np.subtract(shapes[case], patch_size)
     # A patch larger than its image is centred on it.
     drawn = rng.integers(0, np.maximum(room, 0) + 1)
@@ -55,9 +55,13 @@ def choose_patches(
 
 @functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-  # The second word keeps these draws apart from those of the positions.
-  key = [seed, (1 << 63) | epoch]
-  return np.random.Generator(np.random.Philox(key=key)).permutation(size)
+  # Odd counters keep these draws apart from those of the positions.
+  return _generator(seed, 2 * epoch + 1).permutation(size)
+
+
+def _generator(seed: int, counter: int) -> np.random.Generator:
+  key = np.asarray([seed, counter], np.uint64)
+  return np.random.Generator(np.random.Philox(key=key))
 
 
 def read_batch(

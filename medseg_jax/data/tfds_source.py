@@ -1,0 +1,359 @@
+"""Cases of any prepared TFDS data set that holds an image and a mask.
+
+TensorFlow is imported when a data set is opened, so that everything else runs
+where it is not installed.
+
+Oxford-IIIT Pet, as an example: its feature 'label' is the breed, so the mask is
+'segmentation_mask', of 1 (pet), 2 (background) and 3 (border). The background
+comes first, so
+
+  open_tfds('oxford_iiit_pet', classes=('background', 'pet', 'border'),
+            label_values=(2, 1, 3))
+"""
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from medseg_jax.data import labels, splits
+from medseg_jax.data.case import Case
+from medseg_jax.errors import InputError
+
+MASK_KEYS = ('segmentation_mask', 'label', 'mask', 'segmentation')
+SPLITS = {'train': ('train',), 'val': ('validation', 'val'), 'test': ('test',)}
+
+# A gap of this many examples is read over; opening the split anew costs more.
+_SHORT_GAP = 16
+
+
+class TfdsSource:
+  """Cases of one split, or of a part of it, by index; a `case.Source`.
+
+  Reading in ascending order goes through the files once, any other order opens
+  them anew for each case, but for formats with random access (array_record).
+  """
+
+  def __init__(
+    self, *, builder, split: str, keys: tuple[str, str], names: Sequence[str],
+    positions: Sequence[int], classes: tuple[str, ...],
+    label_values: tuple[int, ...], channels: int,
+  ):
+    """Holds the examples at `positions` of the TFDS split; see `open_tfds`."""
+    self.names = tuple(names)
+    self.classes = classes
+    self.label_values = label_values
+    self.channels = channels
+    self._builder = builder
+    self._split = split
+    self._keys = keys
+    self._positions = tuple(positions)
+    self._lock = threading.Lock()
+    self._examples = None  # the examples from position self._next on
+    self._next = 0
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __getitem__(self, index: int) -> Case:
+    """Returns case `index`, label int32 `[*S]`.
+
+    Raises:
+      InputError: the mask does not fit the image, or has a value of no class.
+    """
+    name = self.names[index]  # an IndexError ends iteration
+    example = self._read(self._positions[index])
+    where = f'{self._builder.info.full_name}, case {name}'
+    image, mask = _image_and_mask(example, self._keys, where)
+    strange = np.setdiff1d(mask, self.label_values)
+    if strange.size:
+      raise labels.unknown_values(where, strange, self.label_values)
+    return Case(
+      name=name,
+      image=image,
+      label=labels.to_classes(mask, self.label_values),
+      spacing=(1.0,) * mask.ndim,
+    )
+
+  def _read(self, position: int) -> dict[str, np.ndarray]:
+    """Returns the example at a position of the TFDS split."""
+    with self._lock:  # the iterator is shared between threads
+      gap = position - self._next
+      if self._examples is None or not 0 <= gap <= _SHORT_GAP:
+        split = f'{self._split}[{position}:]'
+        self._examples = _read_split(self._builder, split, self._keys)
+        gap = 0
+      examples, self._examples = self._examples, None  # None if reading fails
+      for _ in range(gap):
+        next(examples)
+      example = next(examples)
+      self._examples, self._next = examples, position + 1
+      return example
+
+  def fingerprint(self) -> str:
+    """Returns a hash of the data set's name, version, files and labels."""
+    from etils import epath
+
+    info = self._builder.info
+    split = info.splits[self._split]
+    lines = [
+      info.full_name, self._split, split.shard_lengths, split.num_bytes,
+      self._keys, self._positions, self.label_values,
+    ]  # fmt: skip
+    for path in map(epath.Path, split.filepaths):
+      stat = path.stat()
+      lines.append((path.name, stat.length, stat.mtime))
+    return hashlib.sha256(repr(lines).encode()).hexdigest()
+
+
+def open_tfds(
+  name: str,
+  *,
+  data_dir: str | os.PathLike = '',
+  image_key: str = 'image',
+  mask_key: str = '',
+  classes: Sequence[str] = (),
+  label_values: Sequence[int] = (),
+  fold: int | str = 0,
+  num_folds: int = 0,
+  fold_order: str = 'shuffled',
+) -> dict[str, TfdsSource]:
+  """Returns the sources of a prepared TFDS data set by split.
+
+  They are 'train', 'val' (the data set's 'validation' or 'val') and 'test', as
+  far as there are such. Without a split for validation, 'val' is a fold of
+  'train', or without folds its last 10 %. Nothing is downloaded. Names are
+  those of the feature 'file_name' (read once), without suffix, where they are
+  all different, and otherwise `train_000012`, the position in the TFDS split.
+
+  Args:
+    name: as for `tfds.load`, such as 'my_set/config:1.0.0'.
+    data_dir: where data sets are prepared; empty for TFDS's own default.
+    image_key: the feature with the image, `[*S, C]` or `[*S]`.
+    mask_key: the feature with the mask, `[*S]` or `[*S, 1]`, of integers; empty
+      for the first of MASK_KEYS that is an image or a tensor of 2 axes or more.
+    classes: names, background first; default 'classes' in the data set's
+      metadata, or `background`, `foreground`, or `background`, `class_1`, ...
+    label_values: the value of each class in the masks; default the values that
+      occur in the masks of 'train', ascending, which reads them all once.
+    fold: see `splits.split_names`.
+    num_folds: see `splits.split_names`; 0 for no folds.
+    fold_order: see `splits.split_names`.
+
+  Raises:
+    InputError: the data set is not there, or holds no such image and mask.
+  """
+  builder = _open_builder(name, os.path.expanduser(data_dir))
+  info = builder.info
+  keys = (image_key, _find_mask(info, image_key, mask_key))
+  found = {
+    split: there[0]
+    for split, names in SPLITS.items()
+    if (there := [n for n in names if n in info.splits])
+  }
+  if 'train' not in found or not info.splits[found['train']].num_examples:
+    raise InputError(
+      f'{info.full_name}: no examples in a split train; found the splits '
+      f'{", ".join(info.splits) or "none"}'
+    )
+
+  example = next(_read_split(builder, 'train', keys))
+  image, _ = _image_and_mask(example, keys, f'{info.full_name}, first case')
+  if not label_values:
+    label_values = _infer_label_values(builder, keys)
+  label_values = tuple(int(value) for value in label_values)
+  metadata = info.metadata or {}
+  if not classes and len(metadata.get('classes', ())) == len(label_values):
+    classes = metadata['classes']
+  classes = labels.name_classes(classes, label_values, info.full_name)
+
+  sources = {}
+  for split, positions, names in _divide(
+    {split: _case_names(builder, at) for split, at in found.items()},
+    fold=fold,
+    num_folds=num_folds,
+    fold_order=fold_order,
+    where=info.full_name,
+  ):
+    own = split if split in found else 'train'
+    sources[split] = TfdsSource(
+      builder=builder,
+      split=found[own],
+      keys=keys,
+      names=names,
+      positions=positions,
+      classes=classes,
+      label_values=label_values,
+      channels=image.shape[-1],
+    )
+  return sources
+
+
+def _divide(
+  names: dict[str, list[str]], *, where: str, fold, num_folds, fold_order
+) -> Iterator[tuple[str, list[int], list[str]]]:
+  """Yields split, positions and names; makes 'val' of 'train' if missing."""
+  chosen = {split: list(range(len(names[split]))) for split in names}
+  if 'val' not in names:
+    train = names['train']
+    if num_folds or fold == 'all':
+      folds = splits.split_names(
+        train, fold=fold, num_folds=num_folds, fold_order=fold_order,
+        where=where,
+      )  # fmt: skip
+      # In the order of the files, which is the one that reads fast.
+      kept, held_out = (sorted(map(train.index, part)) for part in folds)
+    else:
+      num_held_out = max(1, len(train) // 10) if len(train) > 1 else 0
+      order = chosen['train']
+      cut = len(order) - num_held_out
+      kept, held_out = order[:cut], order[cut:]
+    chosen['train'] = kept
+    if held_out:
+      chosen['val'] = held_out
+  for split, positions in chosen.items():
+    own = names[split if split in names else 'train']
+    yield split, positions, [own[i] for i in positions]
+
+
+def _import_tfds():
+  """Returns the module tensorflow_datasets, with TensorFlow kept off GPUs."""
+  try:
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+  except ImportError as error:
+    raise InputError(
+      f"data.source 'tfds': {error}; it needs `pip install tensorflow-cpu "
+      'tensorflow-datasets`'
+    ) from error
+  # Refused where TensorFlow runs already: whoever started it has decided.
+  with contextlib.suppress(RuntimeError):
+    tf.config.set_visible_devices([], 'GPU')  # else it takes their memory
+  return tfds
+
+
+def _open_builder(name: str, data_dir: str):
+  """Returns the builder of a data set that is prepared."""
+  tfds = _import_tfds()
+  place = data_dir or tfds.core.constants.DATA_DIR
+  command = f'tfds build {name}' + (f' --data_dir={data_dir}' * bool(data_dir))
+  try:
+    builder = tfds.builder(name, data_dir=data_dir or None)
+  except (ValueError, AssertionError, ImportError, OSError) as error:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise InputError(
+      f'TFDS data set {name!r} in {place}: {reason}; allowed is a data set '
+      f'that is prepared there, see `{command}`'
+    ) from error
+  if not builder.info.splits:
+    raise InputError(
+      f'TFDS data set {name!r} in {place}: not prepared; run `{command}`'
+    )
+  return builder
+
+
+def _find_mask(info, image_key: str, mask_key: str) -> str:
+  """Returns the key of the mask, after a look at the features."""
+  features = info.features
+  found = ', '.join(f'{k} {features[k].__class__.__name__}' for k in features)
+
+  def is_array(key):
+    # The shape of nested features is a dict.
+    shape = features[key].shape if key in features else None
+    return isinstance(shape, tuple) and len(shape) >= 2
+
+  if not is_array(image_key):
+    raise InputError(
+      f'{info.full_name}: no image or tensor feature {image_key!r}; found '
+      f'{found}; name it in the image key'
+    )
+  candidates = [mask_key] if mask_key else MASK_KEYS
+  for key in candidates:
+    if key != image_key and is_array(key):
+      return key
+  raise InputError(
+    f'{info.full_name}: no mask feature {" or ".join(map(repr, candidates))} '
+    f'that is an image or a tensor; found {found}; name it in the mask key'
+  )
+
+
+def _read_split(
+  builder, split: str, keys: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+  """Yields the features `keys` of a split's examples, in the order of files."""
+  import tensorflow_datasets as tfds
+
+  features = builder.info.features
+  if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+    skip = {
+      key: tfds.decode.SkipDecoding()
+      for key in features
+      if key not in keys and isinstance(features[key], tfds.features.Image)
+    }
+    yield from builder.as_data_source(split=split, decoders=skip)
+    return
+  decoders = tfds.decode.PartialDecoding(dict.fromkeys(keys, True))
+  # Interleaved files would give another order than slices of the split do.
+  config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+  dataset = builder.as_dataset(
+    split=split, shuffle_files=False, decoders=decoders, read_config=config
+  )
+  yield from tfds.as_numpy(dataset)
+
+
+def _case_names(builder, split: str) -> list[str]:
+  num_examples = builder.info.splits[split].num_examples
+  if 'file_name' in builder.info.features:
+    names = []
+    for example in _read_split(builder, split, ['file_name']):
+      text = example['file_name']
+      text = text.decode() if isinstance(text, bytes) else str(text)
+      names.append(os.path.splitext(text)[0].replace('/', '_'))
+    if len(set(names)) == num_examples:
+      return names
+  return [f'{split}_{i:06d}' for i in range(num_examples)]
+
+
+def _image_and_mask(
+  example: dict[str, np.ndarray], keys: tuple[str, str], where: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns image `[*S, C]` and mask `[*S]` of integers."""
+  image, mask = (np.asarray(example[key]) for key in keys)
+  shapes = f'{keys[0]} {image.shape}, {keys[1]} {mask.shape}'
+  same_axes = image.shape[:-1] == mask.shape[:-1]
+  if mask.shape[-1] == 1 and (same_axes or mask.ndim == image.ndim + 1):
+    mask = mask[..., 0]
+  if image.shape == mask.shape:
+    image = image[..., None]
+  if image.shape[:-1] != mask.shape:
+    raise InputError(
+      f'{where}: shapes {shapes} do not fit; allowed is an image [*S, C] or '
+      '[*S] and a mask [*S] or [*S, 1]'
+    )
+  _check_whole(mask, f'{where}, {keys[1]}')
+  return image, mask.astype(np.int64)
+
+
+def _check_whole(mask: np.ndarray, where: str) -> None:
+  if mask.dtype.kind == 'f' and (mask % 1 != 0).any():
+    broken = mask[mask % 1 != 0].flat[0]
+    raise InputError(f'{where}: label {broken}; allowed are whole numbers')
+
+
+def _infer_label_values(builder, keys: tuple[str, str]) -> tuple[int, ...]:
+  """Returns the values in the masks of 'train', ascending."""
+  values = set()
+  for example in _read_split(builder, 'train', keys[1:]):
+    found = np.unique(example[keys[1]])
+    _check_whole(found, f'{builder.info.full_name}, {keys[1]}')
+    values.update(found.tolist())
+    if len(values) > labels.MAX_CLASSES:
+      raise InputError(
+        f'{builder.info.full_name}: over {labels.MAX_CLASSES} values in '
+        f'{keys[1]}; allowed is one for each class, or data.label_values'
+      )
+  return tuple(sorted(values))

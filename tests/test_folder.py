@@ -1,0 +1,447 @@
+"""Folders of images and masks: layouts, folds, label values, messages."""
+
+import os
+import pathlib
+import unicodedata
+
+import numpy as np
+import pytest
+from absl import logging
+from PIL import Image
+
+from medseg_jax.data import folder as folder_lib
+from medseg_jax.data import splits
+from medseg_jax.errors import InputError
+
+RNG = np.random.default_rng(0)
+MASK = np.zeros((8, 9), np.uint8)
+MASK[2:5, 3:7] = 255
+DATA = os.environ.get('MEDSEG_TEST_DATA')
+needs_data = pytest.mark.skipif(
+  not DATA, reason='MEDSEG_TEST_DATA does not name the folder of real data'
+)
+
+
+def save(path, array, **options):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(array).save(path, **options)
+
+
+def write_pairs(root, stems, *, mask_folder='labels', mask=MASK, rgb=False):
+  shape = mask.shape + ((3,) if rgb else ())
+  for stem in stems:
+    image = RNG.integers(0, 256, shape, dtype=np.uint8)
+    save(root / 'images' / f'{stem}.png', image)
+    save(root / mask_folder / f'{stem}.png', mask)
+
+
+def names(sources):
+  return {split: list(source.names) for split, source in sources.items()}
+
+
+def error_line(path, **options):
+  with pytest.raises(InputError) as error:
+    folder_lib.open_folder(path, **options)
+  assert '\n' not in str(error.value)
+  return str(error.value)
+
+
+def assert_all_in(text, *parts):
+  for part in parts:
+    assert str(part) in text, f'{part} is not in: {text}'
+
+
+# Folds. The expected folds were printed by scikit-learn 1.9:
+# KFold(k, shuffle=True, random_state=12345).split(range(n)).
+
+
+@pytest.mark.parametrize(
+  ('num_cases', 'folds'),
+  [
+    (10, [[0, 7], [3, 9], [4, 6], [1, 8], [2, 5]]),
+    (11, [[0, 3, 7], [6, 9, 10], [1, 4, 8], [2, 5]]),
+    (
+      30,
+      [
+        [3, 8, 12, 15, 18, 26], [0, 6, 7, 20, 21, 24],
+        [10, 11, 13, 19, 22, 23], [14, 16, 17, 25, 27, 29],
+        [1, 2, 4, 5, 9, 28],
+      ],
+    ),
+  ],
+)  # fmt: skip
+def test_shuffled_folds_are_those_of_scikit_learn(num_cases, folds):
+  cases = [f'case_{i:03d}' for i in range(num_cases)]
+  for fold, held_out in enumerate(folds):
+    train, val = splits.split_names(
+      cases[::-1], fold=fold, num_folds=len(folds)
+    )
+    assert val == [cases[i] for i in held_out]
+    assert train == [cases[i] for i in range(num_cases) if i not in held_out]
+
+
+def test_block_folds_are_neighbours_in_natural_order():
+  cases = [f's{i}' for i in range(11)]
+  folds = [
+    splits.split_names(cases, fold=i, num_folds=4, fold_order='block')[1]
+    for i in range(4)
+  ]
+  assert folds == [cases[:3], cases[3:6], cases[6:9], cases[9:]]
+
+
+def test_fold_all_trains_on_everything():
+  assert splits.split_names(['b', 'a'], fold='all') == (['a', 'b'], [])
+  assert splits.split_names(['b'], fold='all') == (['b'], [])
+
+
+def test_fold_may_be_a_text():
+  cases = [str(i) for i in range(10)]
+  text = splits.split_names(cases, fold='3')
+  assert text == splits.split_names(cases, fold=3)
+
+
+@pytest.mark.parametrize(
+  ('options', 'parts'),
+  [
+    ({'fold': 5}, ['data.fold: 5', '0 to 4', "'all'"]),
+    ({'fold': -1}, ['data.fold: -1', '0 to 4']),
+    ({'fold': 'none'}, ["data.fold: 'none'", '0 to 4']),
+    ({'fold': 1.5}, ['data.fold: 1.5', '0 to 4']),
+    ({'num_folds': 1}, ['data.num_folds: 1', '2 or more']),
+    ({'num_folds': 7}, ['DATA: 6 cases', '7 folds', "fold='all'"]),
+    ({'fold_order': 'random'}, ["'random'", "'shuffled', 'block'"]),
+  ],
+)
+def test_wrong_folds_are_errors(options, parts):
+  with pytest.raises(InputError) as error:
+    splits.split_names(list('abcdef'), where='DATA', **options)
+  assert_all_in(str(error.value), *parts)
+
+
+# Layouts.
+
+
+@pytest.mark.parametrize('mask_folder', ['labels', 'masks'])
+def test_flat_folder_is_split_by_folds(tmp_path, mask_folder):
+  cases = [f'{i:02d}' for i in range(10)]
+  write_pairs(tmp_path, cases, mask_folder=mask_folder)
+  sources = folder_lib.open_folder(str(tmp_path), fold=1)
+  assert list(sources) == ['train', 'val']
+  assert sources['val'].names == ('03', '09')
+  assert len(sources['train']) == 8
+  everything = folder_lib.open_folder(tmp_path, fold='all')
+  assert names(everything) == {'train': cases}
+
+
+def test_split_folders_are_kept(tmp_path):
+  for split in ('test', 'val', 'train'):
+    write_pairs(tmp_path / split, [f'{split}_1', f'{split}_0'])
+  sources = folder_lib.open_folder(tmp_path)
+  assert list(names(sources).items()) == [
+    (split, [f'{split}_0', f'{split}_1']) for split in ('train', 'val', 'test')
+  ]
+
+
+def test_a_split_without_masks_is_left_out(tmp_path, caplog):
+  write_pairs(tmp_path / 'train', 'abcdef')
+  save(tmp_path / 'test' / 'images' / 'x.png', MASK)
+  logging.set_verbosity(logging.INFO)
+  with caplog.at_level('INFO'):
+    sources = folder_lib.open_folder(tmp_path)
+  assert list(sources) == ['train', 'val']
+  assert f'{tmp_path / "test"}: no labels or masks' in caplog.text
+
+
+def test_a_test_split_alone_can_be_opened(tmp_path):
+  write_pairs(tmp_path / 'test', ['a'])
+  assert names(folder_lib.open_folder(tmp_path)) == {'test': ['a']}
+
+
+def test_odd_stems_match(tmp_path):
+  composed = unicodedata.normalize('NFC', 'é')
+  decomposed = unicodedata.normalize('NFD', 'é')
+  pairs = {
+    'benign (1) [x*].PNG': 'benign (1) [x*]_mask.TIF',
+    f'caf{composed}.png': f'caf{decomposed}.png',
+    'ISIC_01.JPG': 'ISIC_01_segmentation.png',
+    'v1.2.png': 'v1.2_Manual1.gif',
+    'a_mask.png': 'a_mask.png',
+    'plain.bmp': 'plain_label.png',
+    '日本.png': '日本_anno.bmp',
+  }
+  for image, mask in pairs.items():
+    save(tmp_path / 'images' / image, MASK)
+    save(tmp_path / 'masks' / mask, MASK)
+  for ignored in ('.DS_Store', 'Thumbs.db', 'notes.txt', '._plain.bmp'):
+    (tmp_path / 'images' / ignored).write_text('')
+    (tmp_path / 'masks' / ignored).write_text('')
+  source = folder_lib.open_folder(tmp_path, fold='all')['train']
+  expected = sorted(pathlib.PurePath(image).stem for image in pairs)
+  assert list(source.names) == expected
+  for i, name in enumerate(expected):
+    assert source[i].name == name
+    np.testing.assert_array_equal(source[i].label, MASK // 255)
+
+
+# Cases.
+
+
+def test_cases_hold_image_label_and_region(tmp_path):
+  write_pairs(tmp_path, 'ab')
+  inside = np.zeros(MASK.shape, np.uint8)
+  inside[1:, 1:] = 3
+  for stem in 'ab':
+    save(tmp_path / 'fov' / f'{stem}_mask.gif', inside)
+  source = folder_lib.open_folder(tmp_path, fold='all', roi='fov')['train']
+  assert source.classes == ('background', 'foreground')
+  assert source.label_values == (0, 255)
+  assert (source.channels, len(source)) == (1, 2)
+  case = source[1]
+  with Image.open(tmp_path / 'images' / 'b.png') as file:
+    np.testing.assert_array_equal(case.image[..., 0], np.asarray(file))
+  assert (case.name, case.spacing, case.affine) == ('b', (1.0, 1.0), None)
+  assert case.label.dtype == np.int32
+  np.testing.assert_array_equal(case.label, MASK // 255)
+  assert case.roi.dtype == bool
+  np.testing.assert_array_equal(case.roi, inside > 0)
+
+
+def test_a_jpeg_region_has_no_ringing(tmp_path):
+  mask = np.kron(MASK, np.ones((4, 4), np.uint8))
+  write_pairs(tmp_path, 'a', mask=mask)
+  save(tmp_path / 'fov' / 'a.jpg', mask, quality=50)
+  source = folder_lib.open_folder(tmp_path, fold='all', roi='fov')['train']
+  np.testing.assert_array_equal(source[0].roi, mask > 0)
+
+
+def test_greys_become_colour_where_any_split_has_colour(tmp_path):
+  write_pairs(tmp_path / 'train', 'ab')
+  write_pairs(tmp_path / 'test', 'c', rgb=True)
+  sources = folder_lib.open_folder(tmp_path, fold='all')
+  image = sources['train'][0].image
+  assert sources['train'].channels == 3 and image.shape == (8, 9, 3)
+  assert (image == image[..., :1]).all()
+  assert sources['test'][0].image.shape == (8, 9, 3)
+
+
+def test_sizes_may_differ_between_cases_but_not_within_one(tmp_path):
+  write_pairs(tmp_path, 'a')
+  write_pairs(tmp_path, 'b', mask=MASK.T)
+  source = folder_lib.open_folder(tmp_path, fold='all')['train']
+  assert [case.image.shape for case in source] == [(8, 9, 1), (9, 8, 1)]
+  save(tmp_path / 'labels' / 'b.png', MASK)
+  with pytest.raises(InputError) as error:
+    folder_lib.open_folder(tmp_path, fold='all')['train'][1]
+  assert_all_in(str(error.value), 'labels/b.png: 8 x 9', 'b.png has 9 x 8')
+
+
+def test_label_values_come_from_all_splits(tmp_path):
+  write_pairs(tmp_path / 'train', 'ab', mask=np.minimum(MASK, 1))
+  write_pairs(tmp_path / 'test', 'c', mask=np.minimum(MASK, 4))
+  train = folder_lib.open_folder(tmp_path, fold='all')['train']
+  assert train.label_values == (0, 1, 4)
+  assert train.classes == ('background', 'class_1', 'class_2')
+
+
+def test_given_classes_and_values_keep_their_order(tmp_path):
+  write_pairs(tmp_path, 'ab')
+  source = folder_lib.open_folder(
+    tmp_path, fold='all', classes=['cell', 'membrane'], label_values=[255, 0]
+  )['train']
+  assert source.classes == ('cell', 'membrane')
+  assert source.label_values == (255, 0)
+  np.testing.assert_array_equal(source[0].label, MASK == 0)
+
+
+def test_empty_masks_are_fine(tmp_path, caplog):
+  write_pairs(tmp_path, 'a', mask=np.zeros_like(MASK))
+  with caplog.at_level('WARNING'):
+    source = folder_lib.open_folder(tmp_path, fold='all')['train']
+  assert 'every mask is empty' in caplog.text
+  assert source.label_values == (0, 255) and source[0].label.max() == 0
+  write_pairs(tmp_path, 'b')
+  source = folder_lib.open_folder(tmp_path, fold='all')['train']
+  assert [int(case.label.sum()) for case in source] == [0, 12]
+
+
+@pytest.mark.parametrize('given', [(), (0, 255)])
+def test_jpeg_and_smooth_masks_snap_and_the_share_is_told(
+  tmp_path, caplog, given
+):
+  y, x = np.mgrid[:256, :256] - 127.5
+  large = np.where(np.hypot(y, x) < 80, 255, 0).astype(np.uint8)
+  small = Image.fromarray(large).resize((64, 64), Image.Resampling.BILINEAR)
+  smooth = np.asarray(small)
+  write_pairs(tmp_path / 'train', ['smooth', 'flat'], mask=smooth)
+  flat = np.where(smooth > 127, 255, 0).astype(np.uint8)
+  save(tmp_path / 'train' / 'labels' / 'flat.png', flat)
+  write_pairs(tmp_path / 'test', ['jpeg'], mask=flat)
+  (tmp_path / 'test' / 'labels' / 'jpeg.png').unlink()
+  save(tmp_path / 'test' / 'labels' / 'jpeg.jpg', flat, quality=60)
+  with caplog.at_level('WARNING'):
+    sources = folder_lib.open_folder(tmp_path, fold='all', label_values=given)
+  assert sources['train'].label_values == (0, 255)
+  for source in sources.values():
+    for case in source:
+      np.testing.assert_array_equal(case.label, flat // 255)
+  share = np.mean([(smooth > 0) & (smooth < 255), np.zeros(smooth.shape)])
+  assert sources['train'].snapped_share == pytest.approx(share)
+  assert sources['train'].snapped == {'smooth'}
+  assert sources['test'].snapped_share > 0
+  lines = [record.getMessage() for record in caplog.records]
+  assert len(lines) == 2
+  assert_all_in(
+    lines[0], 'train', f'snapped {100 * share:.2g} %', 'in 1 of 2', '(0, 255)'
+  )
+
+
+def test_fingerprint_follows_the_files(tmp_path):
+  write_pairs(tmp_path, 'abcdef')
+
+  def fingerprints(**options):
+    sources = folder_lib.open_folder(tmp_path, **options)
+    return [source.fingerprint() for source in sources.values()]
+
+  before = fingerprints()
+  assert before == fingerprints() and before[0] != before[1]
+  assert before != fingerprints(label_values=(255, 0))
+  paths = sorted(tmp_path.glob('*/*.png'))
+  for path in paths:  # Each file belongs to one of the two splits.
+    old = path.stat()
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns + 1))
+    after = fingerprints()
+    assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+    before = after
+
+
+def test_a_mask_that_changes_later_is_checked(tmp_path):
+  write_pairs(tmp_path, 'a')
+  source = folder_lib.open_folder(tmp_path, fold='all')['train']
+  save(tmp_path / 'labels' / 'a.png', np.minimum(MASK, 9))
+  with pytest.raises(InputError, match='a.png: label values 9 are of no class'):
+    source[0]
+  (tmp_path / 'labels' / 'a.png').unlink()
+  for read in (lambda: source[0], source.fingerprint):
+    with pytest.raises(InputError, match='a.png: no'):
+      read()
+
+
+# Messages.
+
+
+def test_missing_folders_are_named_with_what_is_there(tmp_path):
+  (tmp_path / 'drive').mkdir()
+  line = error_line(tmp_path / 'driev')
+  assert_all_in(line, tmp_path / 'driev', 'no such folder', 'holds drive')
+  line = error_line(tmp_path / 'drive')
+  assert_all_in(line, 'no folder images', 'found nothing', 'train, val, test')
+  (tmp_path / 'drive' / 'images').mkdir()
+  line = error_line(tmp_path / 'drive')
+  assert_all_in(line, 'no masks', 'found images', 'labels or masks')
+  (tmp_path / 'drive' / 'labels').mkdir()
+  line = error_line(tmp_path / 'drive')
+  assert_all_in(line, tmp_path / 'drive' / 'images', 'no image files')
+  save(tmp_path / 'drive' / 'images' / 'a.png', MASK)
+  line = error_line(tmp_path / 'drive')
+  assert_all_in(line, tmp_path / 'drive' / 'labels', 'no image files')
+
+
+def test_ambiguous_layouts_are_errors(tmp_path):
+  write_pairs(tmp_path / 'train', 'ab')
+  (tmp_path / 'validation').mkdir()
+  assert_all_in(error_line(tmp_path), 'folder validation', 'train, val and')
+  (tmp_path / 'validation').rmdir()
+  (tmp_path / 'val').mkdir()
+  assert_all_in(error_line(tmp_path), tmp_path / 'val', 'no folder images')
+  (tmp_path / 'val').rmdir()
+  (tmp_path / 'images').mkdir()
+  assert_all_in(error_line(tmp_path), 'both images and train')
+  (tmp_path / 'images').rmdir()
+  (tmp_path / 'train' / 'masks').mkdir()
+  assert_all_in(error_line(tmp_path), tmp_path / 'train', 'labels and masks')
+
+
+def test_files_without_partner_are_counted_and_named(tmp_path):
+  write_pairs(tmp_path, 'abcdefg')
+  for stem in 'abcde':
+    (tmp_path / 'labels' / f'{stem}.png').unlink()
+  save(tmp_path / 'labels' / 'z.png', MASK)
+  assert_all_in(
+    error_line(tmp_path),
+    f'{tmp_path / "labels"}: 5 of 7 images without a mask (a.png, b.png',
+    '(5 in all)', '1 masks without an image (z.png)', '_segmentation',
+  )  # fmt: skip
+
+
+def test_two_files_for_one_case_are_errors(tmp_path):
+  write_pairs(tmp_path, 'ab')
+  save(tmp_path / 'labels' / 'a_mask.png', MASK)
+  line = error_line(tmp_path)
+  assert_all_in(line, 'a.png and a_mask.png are both masks of a.png')
+  save(tmp_path / 'images' / 'a.bmp', MASK)
+  assert_all_in(error_line(tmp_path), 'a.bmp and a.png', 'same stem')
+
+
+def test_few_cases_are_errors_unless_all_train(tmp_path):
+  write_pairs(tmp_path, 'a')
+  assert_all_in(error_line(tmp_path), tmp_path, '1 case cannot', "fold='all'")
+  sources = folder_lib.open_folder(tmp_path, fold='all')
+  assert names(sources) == {'train': ['a']}
+
+
+def test_region_must_be_there_for_every_case(tmp_path):
+  write_pairs(tmp_path, 'ab')
+  line = error_line(tmp_path, fold='all', roi='fov')
+  assert_all_in(line, tmp_path / 'fov', 'no such folder', 'images, labels')
+  save(tmp_path / 'fov' / 'a.png', MASK)
+  line = error_line(tmp_path, fold='all', roi='fov')
+  assert_all_in(line, tmp_path / 'fov', '1 of 2 images', 'b.png')
+
+
+def test_damaged_masks_and_unknown_values_are_found_on_opening(tmp_path):
+  write_pairs(tmp_path, 'ab')
+  line = error_line(tmp_path, fold='all', label_values=(0, 1))
+  assert_all_in(line, 'labels/a.png', 'values 255', '(0, 1)')
+  line = error_line(tmp_path, fold='all', classes=('a', 'b', 'c'))
+  assert_all_in(line, tmp_path, '3 data.classes', '(0, 255)')
+  path = tmp_path / 'labels' / 'b.png'
+  path.write_bytes(path.read_bytes()[:-25])
+  assert_all_in(error_line(tmp_path, fold='all'), path, 'cannot be read')
+
+
+# Real data.
+
+
+@needs_data
+def test_em_sections():
+  root = pathlib.Path(DATA) / 'em'
+  sources = folder_lib.open_folder(
+    root, fold=4, fold_order='block', label_values=(255, 0)
+  )
+  assert names(sources) == {
+    'train': [str(i) for i in range(24)],
+    'val': [str(i) for i in range(24, 30)],
+  }
+  case = sources['val'][0]
+  assert case.image.shape == (512, 512, 1) and case.image.dtype == np.uint8
+  assert 0.15 < case.label.mean() < 0.3  # Membranes.
+  assert sources['train'].snapped_share == 0
+  inferred = folder_lib.open_folder(root)
+  assert inferred['train'].label_values == (0, 255)
+  assert [len(source) for source in inferred.values()] == [24, 6]
+
+
+@needs_data
+def test_drive_photographs():
+  sources = folder_lib.open_folder(pathlib.Path(DATA) / 'drive', roi='fov')
+  assert {split: len(source) for split, source in sources.items()} == {
+    'train': 16, 'val': 4, 'test': 20,
+  }  # fmt: skip
+  test = sources['test']
+  assert test.names == tuple(f'{i:02d}_test' for i in range(1, 21))
+  assert (test.channels, test.label_values) == (3, (0, 255))
+  for case in (test[0], test[19]):
+    assert case.image.shape == (584, 565, 3) and case.image.dtype == np.uint8
+    assert 0.6 < case.roi.mean() < 0.75
+    assert 0.08 < case.label[case.roi].mean() < 0.18  # Vessels.
+    assert case.label[~case.roi].mean() < 0.01
