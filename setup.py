@@ -22,6 +22,8 @@ setup(
   install_requires=[
     'absl-py',
     'flax>=0.12',
+    # TFDS imports it to prepare a data set, and forgets to ask for it.
+    'importlib_resources',
     'jax>=0.10',
     'matplotlib',
     'ml-collections>=1.0',
@@ -41,6 +43,6 @@ setup(
   extras_require={
     'cuda': ['jax[cuda12]'],
     'tpu': ['jax[tpu]'],
-    'test': ['dill', 'pytest', 'pytest-timeout'],
+    'test': ['pytest'],
   },
 )

@@ -81,6 +81,7 @@ def get_config() -> ConfigDict:
   config.data.cache_dir = ''  # '' for the user's cache folder
   config.data.phantom = ConfigDict()
   config.data.phantom.shape = ()  # in pixels; () for the patch size
+  config.data.phantom.seed = 0
   config.data.phantom.num_train = 400
   config.data.phantom.num_val = 32
   config.data.phantom.num_test = 64
