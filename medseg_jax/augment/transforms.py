@@ -1,0 +1,165 @@
+"""Random transforms of one example: draw the numbers, call the kernel.
+
+Each is `(key, image [*S, C], label [*S], *, prob, ...) -> (image, label)`, and
+with probability 1 - prob the input itself. Meant for vmap, where a cond would
+compute both branches anyway: hence `where` throughout.
+"""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from medseg_jax.augment import kernels
+
+
+def random_spatial(
+    key, image, label, *, flip_prob=0.0, rot90_prob=0.0, coords_fn=None
+):
+  """Returns image and label moved alike: turned, then flipped, then warped.
+
+  Args:
+    key: random key.
+    image: float `[*S, C]`.
+    label: int `[*S]`.
+    flip_prob: of each axis independently.
+    rot90_prob: of a turn by a random multiple of 90 degrees.
+    coords_fn: `(key, shape) -> coords [R, *S]` of a warp, or None.
+
+  Without a warp flips and turns are selections. With one they cost nothing:
+  they move the coordinates, and at whole ones interpolation is exact.
+  """
+  shape = label.shape
+  flip_key, rot90_key, warp_key = jax.random.split(key, 3)
+  planes, swap = (), -1
+  flips = jnp.zeros(len(shape), bool)
+  if rot90_prob > 0:
+    planes = _equal_planes(shape)
+    swap, flips = _random_turn(rot90_key, planes, len(shape), rot90_prob)
+  if flip_prob > 0:
+    flips ^= jax.random.bernoulli(flip_key, flip_prob, flips.shape)
+  if coords_fn is None:
+    return tuple(
+        kernels.reorient(x, planes, swap, flips) for x in (image, label)
+    )
+  coords = coords_fn(warp_key, shape)
+  if flip_prob > 0 or rot90_prob > 0:
+    coords = kernels.reorient_coords(coords, planes, swap, flips)
+  return kernels.warp(image, label, coords)
+
+
+def random_coords(
+    key,
+    shape,
+    *,
+    prob,
+    rotation_degrees=0.0,
+    scale_range=(1.0, 1.0),
+    elastic_std=0.0,
+    elastic_spacing=32.0,
+):
+  """Returns warped coordinates `[R, *shape]`, else those of the voxels."""
+  rank = len(shape)
+  draw_key, angle_key, scale_key, elastic_key = jax.random.split(key, 4)
+  identity = matrix = jnp.eye(rank)
+  if rotation_degrees > 0:
+    limit = math.radians(rotation_degrees)
+    angles = jax.random.uniform(
+        angle_key, (math.comb(rank, 2),), minval=-limit, maxval=limit
+    )
+    matrix = kernels.rotation_matrix(angles)
+  if scale_range != (1, 1):
+    # The grid is where the output looks up the input: it shrinks to magnify.
+    matrix = matrix / _log_uniform(scale_key, (), scale_range)
+  coords = kernels.affine_coords(matrix, shape)
+  if elastic_std > 0:
+    noise = smooth_noise(elastic_key, shape, elastic_spacing)
+    coords = coords + elastic_std * noise
+  draw = jax.random.bernoulli(draw_key, prob)
+  return jnp.where(draw, coords, kernels.affine_coords(identity, shape))
+
+
+def random_blur(key, image, label, *, prob, sigma_range):
+  """Returns a blurred image, sigma uniform in sigma_range voxels."""
+  draw_key, value_key = jax.random.split(key)
+  lo, hi = sigma_range
+  sigma = jax.random.uniform(value_key, minval=lo, maxval=hi)
+  blurred = kernels.gaussian_blur(image, sigma, radius=math.ceil(4 * hi))
+  draw = jax.random.bernoulli(draw_key, prob)
+  return jnp.where(draw, blurred, image), label
+
+
+def random_brightness(key, image, label, *, prob, std):
+  """Returns an image with a Gaussian offset added to each channel."""
+  draw_key, value_key = jax.random.split(key)
+  offset = std * jax.random.normal(value_key, image.shape[-1:])
+  draw = jax.random.bernoulli(draw_key, prob)
+  return jnp.where(draw, image + offset, image), label
+
+
+def random_contrast(key, image, label, *, prob, factor_range):
+  """Returns an image with each channel scaled about its mean."""
+  draw_key, value_key = jax.random.split(key)
+  factor = _log_uniform(value_key, image.shape[-1:], factor_range)
+  mean = image.mean(axis=tuple(range(label.ndim)))
+  draw = jax.random.bernoulli(draw_key, prob)
+  return jnp.where(draw, mean + factor * (image - mean), image), label
+
+
+def random_gamma(key, image, label, *, prob, gamma_range):
+  """Returns an image with a power law applied within each channel's range."""
+  draw_key, value_key = jax.random.split(key)
+  gamma = _log_uniform(value_key, image.shape[-1:], gamma_range)
+  draw = jax.random.bernoulli(draw_key, prob)
+  return jnp.where(draw, kernels.adjust_gamma(image, gamma), image), label
+
+
+def random_noise(key, image, label, *, prob, std):
+  """Returns an image plus noise whose sigma is uniform in 0..std."""
+  draw_key, sigma_key, noise_key = jax.random.split(key, 3)
+  sigma = jax.random.uniform(sigma_key, maxval=std)
+  noisy = image + sigma * jax.random.normal(noise_key, image.shape)
+  draw = jax.random.bernoulli(draw_key, prob)
+  return jnp.where(draw, noisy, image), label
+
+
+def smooth_noise(key, shape, spacing):
+  """Returns a smooth random vector field `[R, *shape]`.
+
+  Standard normal at control points about `spacing` voxels apart, at least two
+  an axis, with cubic interpolation in between, where the deviation is lower.
+  """
+  grid = [min(size, max(2, round(size / spacing))) for size in shape]
+  noise = jax.random.normal(key, (len(shape), *grid))
+  return jax.image.resize(noise, (len(shape), *shape), 'cubic')
+
+
+def _log_uniform(key, shape, value_range):
+  lo, hi = map(math.log, value_range)
+  return jnp.exp(jax.random.uniform(key, shape, minval=lo, maxval=hi))
+
+
+def _random_turn(key, planes, rank, prob):
+  """Returns (swap, flips) of `kernels.reorient` for a turn in one plane."""
+  draw_key, plane_key, turns_key = jax.random.split(key, 3)
+  plane = jax.random.randint(plane_key, (), 0, len(planes))
+  turns = jax.random.randint(turns_key, (), 0, 4)
+  turns = jnp.where(jax.random.bernoulli(draw_key, prob), turns, 0)
+  first, second = jnp.array(planes)[plane]
+  axes = jnp.arange(rank)
+  return kernels.turn_parts(turns, plane, first == axes, second == axes)
+
+
+def _equal_planes(shape):
+  planes = [
+      axes
+      for axes in itertools.combinations(range(len(shape)), 2)
+      if shape[axes[0]] == shape[axes[1]]
+  ]
+  if not planes:
+    raise ValueError(
+        'augment field rot90_prob needs two equally long spatial axes, found a '
+        f'patch of {"x".join(map(str, shape))}; set rot90_prob to 0'
+    )
+  return planes
