@@ -1,0 +1,219 @@
+"""U-Net: 2-D, 3-D, residual, with attention gates or deep supervision.
+
+Ronneberger et al., U-Net, 2015; Cicek et al., 3D U-Net, 2016. Strides and
+kernel sizes for each stage and axis follow nnU-Net (Isensee et al. 2021), whose
+networks these fields can express.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from medseg_jax.models import blocks
+
+Sizes = int | tuple[int | tuple[int, ...], ...]
+
+_CHOICES = {
+    'norm': tuple(blocks.NORMS),
+    'activation': tuple(blocks.ACTIVATIONS),
+    'down': ('max_pool', 'stride'),
+    'up': blocks.UP_METHODS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resolution:
+  """What the stages at one resolution are made of, numbers for each axis."""
+
+  features: int
+  num_convs: int
+  kernel: tuple[int, ...]
+  stride: tuple[int, ...]  # from the next finer resolution
+
+
+class UNet(nn.Module):
+  """A U-Net of `depth` resolutions, `depth - 1` downsamplings.
+
+  A field that takes a value for each stage takes one number for all stages or
+  a tuple with `depth` entries, finest first; the decoder uses the same as the
+  encoder at that resolution. In `kernel_sizes` and `strides` an entry is one
+  number for all axes or a tuple with one for each axis.
+
+  Attributes:
+    num_classes: channels of the logits.
+    features: channels of the first stage, doubled at each further one up to
+      `max_features`; or a tuple with those of each stage.
+    depth: number of stages, the bottleneck among them.
+    max_features: cap for the doubling.
+    convs_per_stage: convolutions in each stage, in encoder and decoder.
+    kernel_sizes: of the convolutions.
+    strides: downsampling on entering a stage. As a tuple, the first entry is
+      that of the first stage and must be 1, as logits are at full resolution;
+      a single number holds for all stages but the first.
+    norm: 'batch' (momentum 0.9), 'instance' or 'group' (8 groups, or as many
+      as divide both 8 and the channels).
+    activation: 'relu', 'leaky_relu' (slope 0.01), 'gelu' or 'swish'.
+    dropout: probability that a whole channel is dropped at the end of a stage.
+    down: 'max_pool' before a stage or 'stride' of its first convolution.
+    up: 'transpose' (transposed convolution with kernel = stride), 'nearest' or
+      'linear'.
+    residual: every stage adds its input to its output.
+    attention: attention gates on the skip connections.
+    deep_supervision: in training returns the logits of every decoder stage.
+    dtype: of the computation, 'float32' or 'bfloat16'; parameters, statistics
+      and logits are float32.
+  """
+
+  num_classes: int
+  features: int | tuple[int, ...] = 32
+  depth: int = 5
+  max_features: int = 512
+  convs_per_stage: int | tuple[int, ...] = 2
+  kernel_sizes: Sizes = 3
+  strides: Sizes = 2
+  norm: str = 'batch'
+  activation: str = 'relu'
+  dropout: float = 0.0
+  down: str = 'max_pool'
+  up: str = 'transpose'
+  residual: bool = False
+  attention: bool = False
+  deep_supervision: bool = False
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    # Lists, as JSON has them, would make the module unhashable.
+    for field in ('features', 'convs_per_stage', 'kernel_sizes', 'strides'):
+      setattr(self, field, _to_tuple(getattr(self, field)))
+    self.dtype = blocks.dtype_name(self.dtype)
+    self._check()
+    super().__post_init__()
+
+  def _check(self):
+    for field, choices in _CHOICES.items():
+      if getattr(self, field) not in choices:
+        raise ValueError(f'{field}={getattr(self, field)!r} is not allowed: '
+                         f'one of {", ".join(choices)}')
+    for field in ('num_classes', 'depth', 'max_features'):
+      if not _is_positive_int(getattr(self, field)):
+        raise ValueError(f'{field}={getattr(self, field)!r} is not allowed: '
+                         'a positive whole number')
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f'dropout={self.dropout!r} is not allowed: '
+                       'a number from 0 up to, not including, 1')
+    for field in ('features', 'convs_per_stage', 'kernel_sizes', 'strides'):
+      value = getattr(self, field)
+      entries = value if isinstance(value, tuple) else (value,)
+      if isinstance(value, tuple) and len(value) != self.depth:
+        raise ValueError(f'{field}={value!r} has {len(value)} entries, but '
+                         f'depth={self.depth}: one for each stage')
+      per_axis = field in ('kernel_sizes', 'strides')
+      for entry in entries:
+        numbers = entry if per_axis and isinstance(entry, tuple) else (entry,)
+        if not numbers or not all(map(_is_positive_int, numbers)):
+          raise ValueError(f'{field}={value!r} is not allowed: '
+                           'positive whole numbers')
+    first = self.strides[0] if isinstance(self.strides, tuple) else 1
+    if set(first if isinstance(first, tuple) else (first,)) != {1}:
+      raise ValueError(f'strides={self.strides!r} is not allowed: the first '
+                       'entry is that of the first stage and must be 1')
+
+  def divisor(self, rank: int) -> tuple[int, ...]:
+    """Returns what each of `rank` spatial axes must be a multiple of."""
+    strides = [resolution.stride for resolution in self._resolutions(rank)]
+    return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
+
+  def _resolutions(self, rank: int) -> list[_Resolution]:
+    """Returns the stages' make-up, finest first, for `rank` spatial axes."""
+
+    def per_stage(value):
+      return value if isinstance(value, tuple) else (value,) * self.depth
+
+    def per_axis(entry, field):
+      entry = entry if isinstance(entry, tuple) else (entry,) * rank
+      if len(entry) != rank:
+        raise ValueError(f'{field} has the entry {entry}, but the image has '
+                         f'{rank} spatial axes')
+      return entry
+
+    features, strides = self.features, self.strides
+    if not isinstance(features, tuple):
+      features = tuple(min(features * 2**i, self.max_features)
+                       for i in range(self.depth))
+    if not isinstance(strides, tuple):
+      strides = (1,) + (strides,) * (self.depth - 1)
+    return [
+        _Resolution(f, n, per_axis(k, 'kernel_sizes'), per_axis(s, 'strides'))
+        for f, n, k, s in zip(
+            features, per_stage(self.convs_per_stage),
+            per_stage(self.kernel_sizes), strides, strict=True)]
+
+  @nn.compact
+  def __call__(
+      self, image: jax.Array, train: bool = False
+  ) -> jax.Array | tuple[jax.Array, ...]:
+    """Returns logits `[B, *S, num_classes]`, float32, of image `[B, *S, C]`.
+
+    With `deep_supervision` and `train` a tuple, those of all the `depth - 1`
+    decoder stages, each on the grid of its stage, full resolution first.
+
+    Raises:
+      ValueError: where `S` is not a multiple of `divisor(len(S))`.
+    """
+    rank = image.ndim - 2
+    ones = (1,) * rank
+    resolutions = self._resolutions(rank)
+    blocks.check_divisible(image.shape[1:-1], self.divisor(rank))
+
+    def stage(x, resolution, stride, name):
+      return blocks.Stage(
+          resolution.features, resolution.num_convs, resolution.kernel, stride,
+          norm=self.norm, activation=self.activation, residual=self.residual,
+          dropout=self.dropout, dtype=self.dtype, name=name)(x, train)
+
+    def head(x, i):
+      # In float32: bfloat16 has too few digits for logits and their loss.
+      return blocks.pointwise(
+          self.num_classes, dtype=jnp.float32, name=f'head_{i}')(x)
+
+    x = image.astype(self.dtype)
+    skips = []
+    for i, resolution in enumerate(resolutions):
+      stride = resolution.stride
+      if self.down == 'max_pool':
+        x, stride = blocks.max_pool(x, stride), ones
+      x = stage(x, resolution, stride, f'encoder_{i}')
+      skips.append(x)
+
+    # The extra heads are needed in training only, but created in any case.
+    every_head = self.deep_supervision and (train or self.is_initializing())
+    logits = []
+    for i in reversed(range(self.depth - 1)):
+      factors, resolution = resolutions[i + 1].stride, resolutions[i]
+      skip = skips[i]
+      if self.attention:
+        skip = blocks.AttentionGate(
+            factors, dtype=self.dtype, name=f'gate_{i}')(skip, x)
+      x = blocks.Up(resolution.features, factors, self.up, self.activation,
+                    self.dtype, name=f'up_{i}')(x)
+      x = stage(jnp.concatenate([skip, x], -1), resolution, ones,
+                f'decoder_{i}')
+      if every_head and i:
+        logits.append(head(x, i))
+    logits.append(head(x, 0))
+    if self.deep_supervision and train:
+      return tuple(reversed(logits))
+    return logits[-1]
+
+
+def _to_tuple(value):
+  if isinstance(value, list | tuple):
+    return tuple(map(_to_tuple, value))
+  return value
+
+
+def _is_positive_int(value):
+  return isinstance(value, int) and not isinstance(value, bool) and value > 0
