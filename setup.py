@@ -34,7 +34,8 @@ setup(
     'scipy',
     'tensorboard',
     # No tensorflow-cpu wheel for Linux on arm64 and for macOS; tensorflow has.
-    'tensorflow-cpu; sys_platform != "darwin" and platform_machine != "aarch64"',
+    'tensorflow-cpu; '
+    'sys_platform != "darwin" and platform_machine != "aarch64"',
     'tensorflow; sys_platform == "darwin" or platform_machine == "aarch64"',
     'tensorflow-datasets',
     'tifffile',

@@ -1,0 +1,168 @@
+"""Saving and restoring a pytree of arrays with Orbax: the latest and the best.
+
+Orbax writes a checkpoint beside its place and renames it when it is whole, so
+a run that is killed while saving, or a full disk, costs nothing older.
+"""
+
+import logging
+import pathlib
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from medseg_jax.errors import InputError
+
+LATEST, BEST = 'latest', 'best'
+
+
+class Checkpoints:
+  """The checkpoints of one run, under `directory/latest` and `/best`.
+
+  Args:
+    directory: made when the first checkpoint is saved.
+    keep: how many of the latest are kept.
+  """
+
+  def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
+    self._directory = pathlib.Path(directory).absolute()
+    self._keep = {LATEST: keep, BEST: 1}
+    self._open: dict[str, ocp.training.Checkpointer] = {}
+
+  def step(self, which: str) -> int | None:
+    """Returns the step of the latest or the best checkpoint, None without."""
+    if not (self._directory / which).is_dir():
+      return None
+    newest = self._checkpointer(which).latest
+    return None if newest is None else newest.step
+
+  def metadata(self, which: str) -> dict[str, Any]:
+    """Returns the `metadata` that was saved with the checkpoint."""
+    checkpointer = self._checkpointer(which)
+    return checkpointer.metadata(self.step(which)).custom_metadata or {}
+
+  def save(
+    self, which: str, step: int, state: Any, metadata: dict[str, Any]
+  ) -> None:
+    """Saves `state` while the caller goes on; errors come up in `wait`.
+
+    Args:
+      which: LATEST or BEST.
+      step: does nothing where this step is saved already.
+      state: pytree of arrays.
+      metadata: a small JSON-like dict to keep with it.
+    """
+    if self.step(which) == step:
+      return
+    self.wait()
+    try:
+      self._checkpointer(which).save_async(
+        step, state, force=True, custom_metadata=metadata
+      )
+    except Exception as error:
+      raise self._failed(which, error) from error
+
+  def wait(self) -> None:
+    """Waits for saves under way; raises InputError where one has failed."""
+    for which, checkpointer in self._open.items():
+      try:
+        checkpointer.wait()
+      except Exception as error:
+        raise self._failed(which, error) from error
+
+  def restore(self, which: str, abstract_state: Any) -> Any:
+    """Returns the state of the latest or the best checkpoint.
+
+    Args:
+      which: LATEST or BEST.
+      abstract_state: pytree of jax.ShapeDtypeStruct with shardings.
+
+    Raises:
+      InputError: there is none, or it belongs to another model.
+    """
+    step = self.step(which)
+    if step is None:
+      raise InputError(
+        f'no {which} checkpoint in {self._directory}; train with this '
+        '--workdir first'
+      )
+    checkpointer = self._checkpointer(which)
+    saved = _shapes(checkpointer.metadata(step).metadata)
+    _check_same(saved, _shapes(abstract_state), self._directory / which)
+    try:
+      return checkpointer.load(step, abstract_state)
+    except Exception as error:
+      raise InputError(
+        f'cannot read the checkpoint {self._directory / which}/{step}: '
+        + _first_line(error)
+      ) from error
+
+  def _checkpointer(self, which: str) -> ocp.training.Checkpointer:
+    if which not in self._open:
+      _silence_orbax()
+      policies = ocp.training.preservation_policies
+      self._open[which] = ocp.training.Checkpointer(
+        self._directory / which,
+        preservation_policy=policies.LatestN(self._keep[which]),
+        cleanup_tmp_directories=True,
+      )
+    return self._open[which]
+
+  def _failed(self, which: str, error: Exception) -> InputError:
+    # A checkpointer that failed repeats its error at every call.
+    self._open.pop(which, None)
+    kept = self.step(which)
+    older = 'there is no older one' if kept is None else f'step {kept} is kept'
+    return InputError(
+      f'cannot save the {which} checkpoint in {self._directory}: '
+      f'{_first_line(error)}; {older}; free space on the disk and run the same '
+      'command again'
+    )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of every array by its path, without container types."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    '/'.join(_key_name(key) for key in path): tuple(leaf.shape)
+    for path, leaf in leaves
+    if hasattr(leaf, 'shape')
+  }
+
+
+def _key_name(key: Any) -> str:
+  for attribute in ('key', 'name', 'idx'):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
+
+
+def _check_same(
+  saved: dict[str, tuple], wanted: dict[str, tuple], where: pathlib.Path
+) -> None:
+  for path in sorted(saved.keys() | wanted.keys()):
+    if saved.get(path) != wanted.get(path):
+      raise InputError(
+        f'the checkpoint in {where} is of another model: {path} has shape '
+        f'{saved.get(path, "none")} there and {wanted.get(path, "none")} in '
+        'this configuration; use the configuration it was trained with, or '
+        'another --workdir'
+      )
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _silence_orbax() -> None:
+  """Keeps Orbax's worker threads from printing a failure's traceback.
+
+  The failure itself is raised in the main thread and reported there once.
+  """
+  logger = logging.getLogger('absl')
+  if _not_orbax not in logger.filters:
+    logger.addFilter(_not_orbax)
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+  return 'orbax' not in record.pathname

@@ -1,0 +1,195 @@
+"""Evaluates a checkpoint over whole images: `--mode=evaluate`."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from medseg_jax import experiment, metrics, report, segment
+from medseg_jax.data.case import Case, Source
+from medseg_jax.errors import InputError
+from medseg_jax.panels import panel, save_png
+from medseg_jax.progress import Progress
+
+
+def run(
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  *,
+  split: str = '',
+  checkpoint: str = 'best',
+) -> dict:
+  """Evaluates the workdir's checkpoint, writes the report, returns the summary.
+
+  Args:
+    config: resolved, as written by training.
+    workdir: of the training.
+    split: 'train', 'val' or 'test'; '' for the held-out split.
+    checkpoint: 'best' or 'latest'.
+  """
+  sources = experiment.open_sources(config)
+  split = split or held_out(sources)
+  if split not in sources:
+    raise InputError(
+      f'--split is {split!r}; the data has ' + ', '.join(sources)
+    )
+  predictor = experiment.load_predictor(config, workdir, checkpoint)
+  return report_split(
+    predictor.predict_fn,
+    sources[split],
+    config=config,
+    workdir=workdir,
+    split=split,
+    step=predictor.step,
+    checkpoint=predictor.which,
+  )
+
+
+def held_out(sources: dict[str, Source]) -> str:
+  """Returns the split that the results are about: test, else val."""
+  for split in ('test', 'val'):
+    if split in sources:
+      return split
+  raise InputError(
+    'no split is held out (config.data.fold is all and there is no test '
+    'split); name one with --split or set config.data.fold'
+  )
+
+
+def settings_of(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+  """Returns the arguments of `segment.predict_cases` below the config."""
+  return dict(
+    preprocessing=experiment.preprocessing_of(config),
+    **experiment.tiling_of(config, mesh),
+  )
+
+
+def report_split(
+  predict_fn: Callable[[jax.Array], jax.Array],
+  source: Source,
+  *,
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  split: str,
+  step: int,
+  checkpoint: str,
+) -> dict:
+  """Evaluates, writes summary, cases and panels, prints the table."""
+  settings = settings_of(config, experiment.mesh_of(config))
+  with Progress(len(source), unit='case', desc=f'evaluate {split}') as progress:
+    records = evaluate_cases(
+      predict_fn,
+      read(source, range(len(source)), progress),
+      classes=source.classes,
+      **settings,
+    )
+  summary = report.summarize(records, source.classes, split=split, step=step)
+  summary['checkpoint'] = checkpoint
+  folder = workdir / 'evaluation' / split
+  report.write_report(folder, summary, records)
+  chosen = report.rank_cases(records)
+  names = ('best', 'median', 'worst') if len(chosen) == 3 else ('best', 'worst')
+  pictures = panels(predict_fn, source, chosen, records, **settings)
+  paths = [workdir / 'panels' / f'{split}_{name}.png' for name in names]
+  for path, picture in zip(paths, pictures, strict=False):
+    save_png(path, picture)
+  print(f'\n{split}: {len(records)} cases, {checkpoint} weights, step {step}')
+  print(report.table(summary))
+  print(f'report    {folder}/summary.json, {folder}/cases.csv')
+  print('pictures  ' + ', '.join(map(str, paths[: len(chosen)])), flush=True)
+  return summary
+
+
+def read(
+  source: Source, indices: Iterable[int], progress: Progress | None = None
+) -> Iterator[Case]:
+  """Yields the cases at `indices`, counted on `progress`."""
+  for index in indices:
+    yield source[index]
+    if progress is not None:
+      progress.advance()
+
+
+def panels(
+  predict_fn: Callable[[jax.Array], jax.Array],
+  source: Source,
+  indices: Sequence[int],
+  records: Sequence[dict],
+  **settings: Any,
+) -> Iterator[np.ndarray]:
+  """Yields the panel of each case at `indices`, uint8 `[h, w, 3]`.
+
+  Predicts these few cases anew: keeping every prediction until the ranking is
+  known would not fit for a large split.
+  """
+  cases = read(source, indices)
+  predicted = segment.predict_cases(predict_fn, cases, **settings)
+  for index, (case, pred) in zip(indices, predicted, strict=True):
+    scores = records[index]['classes']
+    yield panel(
+      case.image,
+      case.label,
+      pred,
+      source.classes,
+      title=case.name,
+      dice={name: scores[name]['dice'] for name in source.classes[1:]},
+      spacing=case.spacing,
+    )
+
+
+def evaluate_cases(
+  predict_fn: Callable[[jax.Array], jax.Array],
+  cases: Iterable[Case],
+  *,
+  classes: tuple[str, ...],
+  **settings: Any,
+) -> list[dict]:
+  """Returns one record a case, as `report.summarize` takes them.
+
+  Counts are taken case by case on the case's own grid, so that neither the
+  number of devices nor a last partial batch can change a digit.
+  """
+  records = []
+  for case, pred in segment.predict_cases(predict_fn, cases, **settings):
+    record = {
+      'case': case.name, **_scores(pred, case.label, classes, where=None)
+    }
+    if case.roi is not None:
+      record['roi'] = _scores(pred, case.label, classes, where=case.roi)
+    records.append(record)
+  return records
+
+
+def _scores(pred, label, classes, where) -> dict:
+  if where is not None:
+    where = where[None]
+  pred, label = pred[None], np.asarray(label, np.int32)[None]
+  counts = metrics.confusion(pred, label, len(classes), where=where)
+  scores = {
+    'dice': metrics.dice_score(counts),
+    'iou': metrics.iou(counts),
+    'precision': metrics.precision(counts),
+    'recall': metrics.recall(counts),
+    'tp': counts.tp,
+    'fp': counts.fp,
+    'fn': counts.fn,
+  }
+  scores = jax.device_get(scores)
+  accuracy = metrics.pixel_accuracy(pred, label, where=where)
+  return {
+    'pixel_accuracy': float(jax.device_get(accuracy)[0]),
+    'classes': {
+      name: {key: value[0, c].item() for key, value in scores.items()}
+      for c, name in enumerate(classes)
+    },
+  }
+
+
+def mean_dice(summary: dict) -> float:
+  """Returns the mean foreground Dice, -1 where no foreground was defined."""
+  value = summary['mean']['dice']
+  return -1.0 if value is None else value

@@ -1,0 +1,276 @@
+"""From a config to the objects of a run. Below here there is no config.
+
+The programs (train, evaluate, predict, benchmark) share these steps, each a
+plain function of the config or of a section of it.
+"""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from medseg_jax import sharding
+from medseg_jax.checkpoint import BEST, LATEST, Checkpoints
+from medseg_jax.data.case import Source
+from medseg_jax.data.preprocess import Preprocessing, check
+from medseg_jax.errors import InputError
+from medseg_jax.losses import uses_sigmoid
+from medseg_jax.models import create_model
+from medseg_jax.optim import create_optimizer, create_schedule
+from medseg_jax.report import write_atomically
+from medseg_jax.state import abstract_state
+from medseg_jax.step import create_predict
+
+SOURCES = ('phantom', 'folder', 'tfds')
+
+
+@contextlib.contextmanager
+def blame(key: str) -> Iterator[None]:
+  """Turns a constructor's complaint into one that names the config's key."""
+  try:
+    yield
+  except InputError:
+    raise
+  except (TypeError, ValueError) as error:
+    raise InputError(f'config.{key}: {error}') from error
+
+
+def open_sources(config: ConfigDict) -> dict[str, Source]:
+  """Returns the sources by split: train, and what there is of val and test."""
+  data = config.data
+  folds = dict(
+    fold=data.fold, num_folds=data.num_folds, fold_order=data.fold_order
+  )
+  naming = dict(
+    classes=_classes(data), label_values=tuple(data.label_values)
+  )
+  if data.source == 'phantom':
+    from medseg_jax.data.phantom import open_phantom
+
+    return open_phantom(
+      shape=tuple(data.phantom.shape) or tuple(config.patch_size),
+      seed=data.phantom.seed,
+      num_train=data.phantom.num_train,
+      num_val=data.phantom.num_val,
+      num_test=data.phantom.num_test,
+    )
+  if data.source == 'folder':
+    from medseg_jax.data.folder import open_folder
+
+    return open_folder(data.path, roi=data.roi, **naming, **folds)
+  if data.source == 'tfds':
+    from medseg_jax.data.tfds_source import open_tfds
+
+    return open_tfds(
+      data.path,
+      data_dir=data.tfds.data_dir,
+      image_key=data.tfds.image_key,
+      mask_key=data.tfds.mask_key,
+      **naming,
+      **folds,
+    )
+  raise InputError(
+    f'config.data.source is {data.source!r}; allowed are ' + ', '.join(SOURCES)
+  )
+
+
+def _classes(data: ConfigDict) -> tuple[str, ...]:
+  names = tuple(data.classes)
+  if len(names) == 1 and ',' in names[0]:  # from the command line: a,b,c
+    names = tuple(name.strip() for name in names[0].split(','))
+  return names
+
+
+def resolve(config: ConfigDict, source: Source) -> ConfigDict:
+  """Returns the config with what the data tells filled in."""
+  config = ConfigDict(config.to_dict())
+  config.data.classes = tuple(source.classes)
+  config.data.label_values = tuple(int(v) for v in source.label_values)
+  config.data.channels = int(source.channels)
+  if config.num_epochs:
+    examples = config.num_epochs * len(source)
+    config.num_steps = -(-examples // config.batch_size)
+  return config
+
+
+def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+  text = json.dumps(config.to_dict(), indent=2) + '\n'
+  write_atomically(workdir / 'config.json', text.encode())
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+  """Returns the resolved config that the workdir's model was trained with."""
+  path = workdir / 'config.json'
+  try:
+    return ConfigDict(_tuples(json.loads(path.read_text())))
+  except FileNotFoundError:
+    raise InputError(
+      f'no config.json in {workdir}; train with this --workdir first'
+    ) from None
+  except (OSError, ValueError) as error:
+    raise InputError(f'cannot read {path}: {error}') from error
+
+
+def _tuples(value: Any) -> Any:
+  """JSON has lists where the config had tuples."""
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return tuple(_tuples(item) for item in value)
+  return value
+
+
+def preprocessing_of(config: ConfigDict) -> Preprocessing:
+  data = config.data
+  settings = Preprocessing(
+    normalize=data.normalize,
+    window=tuple(data.window),
+    resize=tuple(data.resize),
+  )
+  check(settings)
+  return settings
+
+
+def mesh_of(config: ConfigDict) -> Mesh:
+  return sharding.create_mesh(**config.mesh)
+
+
+def model_of(config: ConfigDict) -> nn.Module:
+  """Returns the model of a resolved config, its patch sizes checked."""
+  num_classes = len(config.data.classes)
+  with blame('loss'):
+    if uses_sigmoid(config.loss):
+      num_classes -= 1
+  fields = config.model.to_dict()
+  with blame('model'):
+    model = create_model(
+      fields.pop('name'), num_classes, dtype=config.dtype, **fields
+    )
+  for key, size in [
+    ('patch_size', tuple(config.patch_size)),
+    ('inference.patch_size', tile_size(config)),
+  ]:
+    with blame(key):
+      _check_divisible(size, model.divisor(len(size)))
+  return model
+
+
+def tile_size(config: ConfigDict) -> tuple[int, ...]:
+  """Returns the size of the tiles that whole images are predicted in."""
+  return tuple(config.inference.patch_size) or tuple(config.patch_size)
+
+
+def _check_divisible(size: tuple[int, ...], divisor: tuple[int, ...]) -> None:
+  near = tuple(
+    max(d, int(np.floor(n / d + 0.5)) * d)
+    for n, d in zip(size, divisor, strict=True)
+  )
+  if near != size:
+    raise ValueError(
+      f'the size is {size}, but the strides of the network need multiples of '
+      f'{divisor}; the nearest is {near}'
+    )
+
+
+def optimizer_of(
+  config: ConfigDict,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  settings = config.optimizer.to_dict()
+  with blame('schedule'):
+    schedule = create_schedule(
+      learning_rate=settings.pop('learning_rate'),
+      num_steps=config.num_steps,
+      **config.schedule,
+    )
+  with blame('optimizer'):
+    tx = create_optimizer(learning_rate=schedule, **settings)
+  return tx, schedule
+
+
+def state_shape(
+  config: ConfigDict,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  mesh: Mesh,
+) -> dict[str, Any]:
+  """Returns the arguments of create_state and of abstract_state."""
+  return dict(
+    model=model,
+    tx=tx,
+    mesh=mesh,
+    image_shape=(1, *config.patch_size, config.data.channels),
+    ema=config.ema_decay > 0,
+  )
+
+
+class Predictor(NamedTuple):
+  """A trained model, ready to predict.
+
+  Attributes:
+    predict_fn: `[N, *tile, C] -> [N, *tile, num_classes]`, compiled once.
+    step: of the checkpoint.
+    which: 'best' or 'latest'.
+  """
+
+  predict_fn: Callable[[jax.Array], jax.Array]
+  step: int
+  which: str
+
+
+def load_predictor(
+  config: ConfigDict, workdir: pathlib.Path, which: str
+) -> Predictor:
+  """Returns the model of the workdir's checkpoint.
+
+  Where nothing was held out to choose a best checkpoint by (`data.fold=all`),
+  'best' is the latest.
+  """
+  mesh, model = mesh_of(config), model_of(config)
+  tx, _ = optimizer_of(config)
+  checkpoints = Checkpoints(workdir / 'checkpoints')
+  if which == BEST and checkpoints.step(BEST) is None:
+    which = LATEST
+  shape = abstract_state(**state_shape(config, model, tx, mesh))
+  state = checkpoints.restore(which, shape)
+  predict_fn = compile_predict(config, model, mesh)
+  variables = state.eval_variables
+  return Predictor(
+    lambda image: predict_fn(variables, image), int(state.step), which
+  )
+
+
+def compile_predict(config: ConfigDict, model: nn.Module, mesh: Mesh):
+  """Returns `(variables, image [N, *tile, C]) -> logits`, jitted on `mesh`."""
+  predict = create_predict(
+    model=model,
+    sigmoid=uses_sigmoid(config.loss),
+    mirror=config.inference.mirror,
+  )
+  layout = sharding.examples(mesh)
+  jitted = jax.jit(
+    predict,
+    in_shardings=(sharding.replicated(mesh), layout),
+    out_shardings=sharding.replicated(mesh),
+  )
+  return lambda variables, image: jitted(
+    variables, jax.device_put(image, layout)
+  )
+
+
+def tiling_of(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+  """Returns the arguments of `segment.predict_cases` that say how to tile."""
+  size = config.inference.batch_size or config.batch_size
+  share = mesh.shape['data']
+  return dict(
+    patch_size=tile_size(config),
+    overlap=config.inference.overlap,
+    batch_size=-(-size // share) * share,
+  )

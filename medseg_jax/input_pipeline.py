@@ -1,0 +1,87 @@
+"""From the cache on disk to batches on the devices, with tf.data."""
+
+import collections
+import itertools
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import Mesh
+
+from medseg_jax import sharding
+from medseg_jax.data import sampling
+from medseg_jax.data.cache import Cache
+
+
+def create_batches(
+  cache: Cache,
+  *,
+  seed: int,
+  first_step: int,
+  num_steps: int,
+  batch_size: int,
+  patch_size: tuple[int, ...],
+  mesh: Mesh,
+  on_devices: int = 2,
+) -> Iterator[dict[str, jax.Array]]:
+  """Yields the batches of the steps `first_step .. num_steps - 1`.
+
+  Args:
+    cache: of the training split.
+    seed: of the order and of the patch positions.
+    first_step: where a resumed run goes on.
+    num_steps: end of the run.
+    batch_size: global, over all processes.
+    patch_size: spatial.
+    mesh: what the batches are spread over.
+    on_devices: batches that are sent ahead of the step that uses them.
+
+  Yields:
+    `{'image': [B, *patch, C] float16, 'label': [B, *patch] int16}`.
+  """
+  import tensorflow as tf  # late: seconds to import, and only training needs it
+
+  tf.config.set_visible_devices([], 'GPU')  # the accelerator belongs to jax
+  share = batch_size // jax.process_count()
+  mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+
+  def read(step):
+    chosen = sampling.choose_patches(
+      seed=seed,
+      step=int(step),
+      batch_size=batch_size,
+      shapes=cache.shapes,
+      patch_size=patch_size,
+    )
+    chosen = sampling.Patches(chosen.cases[mine], chosen.starts[mine])
+    return sampling.read_batch(cache.images, cache.labels, chosen, patch_size)
+
+  types = (tf.as_dtype(cache.images[0].dtype), tf.int16)
+  options = tf.data.Options()
+  options.deterministic = True
+  options.threading.private_threadpool_size = 2
+  steps = tf.data.Dataset.range(first_step, num_steps)
+  batches = (
+    steps.map(
+      lambda step: tf.numpy_function(read, [step], types, stateful=False),
+      num_parallel_calls=2,
+    )
+    .prefetch(4)
+    .with_options(options)
+  )
+  layout = sharding.patches(mesh)
+  sent = (
+    {
+      'image': sharding.to_devices(layout, image),
+      'label': sharding.to_devices(layout, label),
+    }
+    for image, label in batches.as_numpy_iterator()
+  )
+  return _ahead(sent, on_devices)
+
+
+def _ahead(items: Iterator, count: int) -> Iterator:
+  """Yields `items`, having always asked for `count` more than were taken."""
+  queue = collections.deque(itertools.islice(items, count))
+  while queue:
+    yield queue.popleft()
+    queue.extend(itertools.islice(items, 1))

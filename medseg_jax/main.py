@@ -1,0 +1,197 @@
+"""The command line: `python -m medseg_jax.main --config=configs/unet.py`."""
+
+import difflib
+import importlib.util
+import itertools
+import os
+import pathlib
+import sys
+import traceback
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from medseg_jax.errors import InputError
+
+MODES = ('train', 'evaluate', 'predict', 'prepare', 'benchmark')
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Config file, such as configs/unet.py; its keys can be set '
+  'as --config.key=value.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run. Default: runs/NAME_OF_THE_CONFIG.'
+)
+_MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+_SPLIT = flags.DEFINE_enum(
+  'split', None, ['train', 'val', 'test'],
+  'What --mode=evaluate evaluates. Default: the held-out split.'
+)
+_CHECKPOINT = flags.DEFINE_enum(
+  'checkpoint', 'best', ['best', 'latest'],
+  'Which weights --mode=evaluate and --mode=predict use.'
+)
+_INPUT = flags.DEFINE_string('input', None, 'Images for --mode=predict.')
+_OUTPUT = flags.DEFINE_string('output', None, 'Masks from --mode=predict.')
+_DEBUG = flags.DEFINE_bool('debug', False, 'Print tracebacks of errors.')
+
+
+def main() -> int:
+  """Runs the program by `sys.argv` and returns its exit status."""
+  try:
+    _parse(sys.argv)
+    _run()
+    return 0
+  except (InputError, OSError) as error:  # OSError: a full disk, say
+    _complain(error)
+    return 1
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    return 130
+  except Exception as error:
+    from medseg_jax import train  # not before the flags: importing takes time
+
+    if isinstance(error, train.Stopped):
+      print(error, flush=True)
+      return 128 + error.signal
+    _complain(f'{type(error).__name__}: {error} (--debug tells where)')
+    return 1
+
+
+def _complain(error: object) -> None:
+  if '--debug' in sys.argv:
+    traceback.print_exc()
+  text = ' '.join(str(error).split())
+  print(f'error: {text}', file=sys.stderr, flush=True)
+
+
+def _run() -> None:
+  config, workdir = _config_and_workdir()
+  # Late: jax takes seconds, and a wrong flag should be told at once.
+  from medseg_jax import benchmark, evaluate, experiment, predict, train
+
+  mode = _MODE.value
+  if mode == 'train':
+    train.run(config, workdir)
+  elif mode == 'prepare':
+    train.prepare(config, experiment.open_sources(config))
+  elif mode == 'benchmark':
+    benchmark.run(config, workdir)
+  else:
+    config = _trained(experiment.read_config(workdir))
+    if mode == 'evaluate':
+      evaluate.run(
+        config,
+        workdir,
+        split=_SPLIT.value or '',
+        checkpoint=_CHECKPOINT.value,
+      )
+    else:
+      predict.run(
+        config,
+        workdir,
+        input_dir=pathlib.Path(_needed('input', _INPUT.value)),
+        output_dir=pathlib.Path(_needed('output', _OUTPUT.value)),
+        checkpoint=_CHECKPOINT.value,
+      )
+
+
+def _config_and_workdir() -> tuple[ConfigDict | None, pathlib.Path]:
+  config = _CONFIG.value
+  if config is None:
+    if _MODE.value not in ('evaluate', 'predict') or not _WORKDIR.value:
+      raise InputError(
+        '--config is missing; for example --config=configs/unet.py'
+      )
+    return None, pathlib.Path(_WORKDIR.value)
+  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
+  return config, pathlib.Path(_WORKDIR.value or f'runs/{name.stem}')
+
+
+def _trained(config: ConfigDict) -> ConfigDict:
+  """Returns the training's config with this command's overrides."""
+  if _CONFIG.value is None:
+    return config
+  overrides = config_flags.get_override_values(flags.FLAGS['config'])
+  config.update_from_flattened_dict(overrides)
+  return config
+
+
+def _needed(name: str, value: str | None) -> str:
+  if not value:
+    raise InputError(f'--mode={_MODE.value} needs --{name}=FOLDER')
+  return value
+
+
+def _parse(argv: list[str]) -> None:
+  """Parses the flags; every mistake becomes an InputError."""
+  app.define_help_flags()
+  _check_config(argv)
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    raise InputError(str(error)) from error
+  except (TypeError, ValueError) as error:
+    raise InputError(f'a value of --config is of a wrong type: {error}') from (
+      error
+    )
+  if len(rest) > 1:
+    raise InputError(f'{rest[1]!r} is not a flag; flags begin with --')
+
+
+def _check_config(argv: list[str]) -> None:
+  """Raises InputError where the file or a key of --config does not exist."""
+  path = dict(_pairs(argv)).get('config')
+  if path is None:
+    return
+  file = pathlib.Path(path.split(':')[0])
+  if not file.is_file():
+    near = sorted(p.name for p in file.parent.glob('*.py'))
+    raise InputError(
+      f'--config={path}: no such file'
+      + (f'; {file.parent} holds {", ".join(near)}' if near else '')
+    )
+  # Configs import each other as `from configs import ...`, wherever the
+  # command is typed.
+  sys.path.append(str(file.resolve().parent.parent))
+  spec = importlib.util.spec_from_file_location('_config_check', file)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config(*path.split(':')[1:])
+  except Exception as error:
+    raise InputError(
+      f'--config={path} does not load: {type(error).__name__}: {error}'
+    ) from error
+  known = _keys(config)
+  for flag, _ in _pairs(argv):
+    key = flag.removeprefix('config.')
+    if key != flag and key not in known:
+      near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+      raise InputError(f'unknown key config.{key}; did you mean {near[0]}?')
+
+
+def _pairs(argv: list[str]) -> list[tuple[str, str]]:
+  """Returns (flag, value) of the arguments, as `--flag=value` or two words."""
+  pairs = []
+  for word, following in itertools.pairwise([*argv[1:], '']):
+    if word.startswith('-'):
+      flag, equals, value = word.lstrip('-').partition('=')
+      pairs.append((flag, value if equals else following))
+  return pairs
+
+
+def _keys(config: ConfigDict, prefix: str = '') -> list[str]:
+  keys = []
+  for key, value in config.items():
+    keys.append(prefix + key)
+    if isinstance(value, ConfigDict):
+      keys += _keys(value, f'{prefix}{key}.')
+  return keys
+
+
+if __name__ == '__main__':
+  # TensorFlow only feeds data here; its notes on its own kernels are no news.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  sys.exit(main())

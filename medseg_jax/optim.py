@@ -1,0 +1,96 @@
+"""Optimizers and learning-rate schedules, from Optax."""
+
+import optax
+
+OPTIMIZERS = ('sgd', 'adam', 'adamw')
+SCHEDULES = ('constant', 'cosine', 'poly')
+
+
+def create_schedule(
+  *,
+  name: str = 'constant',
+  learning_rate: float,
+  num_steps: int,
+  warmup_fraction: float = 0.0,
+  power: float = 0.9,
+) -> optax.Schedule:
+  """Returns `step -> learning rate`.
+
+  Args:
+    name: 'constant'; 'cosine', down to 0 (Loshchilov 2017, arXiv:1608.03983);
+      'poly', `(1 - t / T) ** power` (as in DeepLab and nnU-Net).
+    learning_rate: the peak.
+    num_steps: T, the length of the run in steps, warm-up included.
+    warmup_fraction: share of T for a linear rise from 0 before the schedule.
+    power: of 'poly'.
+
+  Raises:
+    ValueError: an unknown name or a number out of range.
+  """
+  if name not in SCHEDULES:
+    raise ValueError(f'name is {name!r}; allowed are ' + ', '.join(SCHEDULES))
+  if learning_rate < 0:
+    raise ValueError(f'learning_rate is {learning_rate}; allowed is 0 or more')
+  if not 0 <= warmup_fraction < 1:
+    raise ValueError(
+      f'warmup_fraction is {warmup_fraction}; allowed is 0 up to below 1'
+    )
+  warmup_steps = round(warmup_fraction * num_steps)
+  rest = max(num_steps - warmup_steps, 1)
+  if name == 'constant':
+    main = optax.constant_schedule(learning_rate)
+  elif name == 'cosine':
+    main = optax.cosine_decay_schedule(learning_rate, rest)
+  else:
+    main = optax.polynomial_schedule(learning_rate, 0.0, power, rest)
+  if not warmup_steps:
+    return main
+  rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+  return optax.join_schedules([rise, main], [warmup_steps])
+
+
+def create_optimizer(
+  *,
+  name: str,
+  learning_rate: optax.ScalarOrSchedule,
+  momentum: float = 0.9,
+  nesterov: bool = True,
+  weight_decay: float = 0.0,
+  grad_clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+  """Returns the gradient transformation.
+
+  Args:
+    name: 'sgd', 'adam' (Kingma 2015) or 'adamw' (Loshchilov 2019).
+    learning_rate: a number or a schedule.
+    momentum: of 'sgd'; 0 for none.
+    nesterov: whether the momentum looks ahead ('sgd').
+    weight_decay: added to the gradient as `weight_decay * param` for 'sgd'
+      and 'adam' (L2 regularisation), decoupled from it for 'adamw'.
+    grad_clip_norm: largest allowed global norm of the gradient; 0 for no limit.
+
+  Raises:
+    ValueError: an unknown name or a negative number.
+  """
+  if name not in OPTIMIZERS:
+    raise ValueError(f'name is {name!r}; allowed are ' + ', '.join(OPTIMIZERS))
+  if not 0 <= momentum < 1:
+    raise ValueError(f'momentum is {momentum}; allowed is 0 up to below 1')
+  for key, value in [
+    ('weight_decay', weight_decay), ('grad_clip_norm', grad_clip_norm)
+  ]:
+    if value < 0:
+      raise ValueError(f'{key} is {value}; allowed is 0 or more')
+  parts = []
+  if grad_clip_norm:
+    parts.append(optax.clip_by_global_norm(grad_clip_norm))
+  if name == 'adamw':
+    parts.append(optax.adamw(learning_rate, weight_decay=weight_decay))
+    return optax.chain(*parts)
+  if weight_decay:
+    parts.append(optax.add_decayed_weights(weight_decay))
+  if name == 'adam':
+    parts.append(optax.adam(learning_rate))
+  else:
+    parts.append(optax.sgd(learning_rate, momentum or None, nesterov))
+  return optax.chain(*parts)

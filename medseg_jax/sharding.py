@@ -1,0 +1,70 @@
+"""The device mesh and how arrays lie on it.
+
+One mesh of two axes serves one device, many devices and many hosts: examples
+are spread over `data`, the first spatial axis over `spatial` (the compiler
+exchanges the borders that convolutions need).
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from medseg_jax.errors import InputError
+
+
+def create_mesh(*, data: int = -1, spatial: int = 1) -> Mesh:
+  """Returns a `data` x `spatial` mesh; -1 for `data` takes what is left.
+
+  Raises:
+    InputError: the product is not the number of devices.
+  """
+  num_devices = jax.device_count()
+  if spatial < 1 or (data < 1 and data != -1):
+    raise InputError(
+      f'config.mesh is {data} x {spatial}; both are at least 1, or data is -1 '
+      'for all devices'
+    )
+  if data == -1:
+    data = max(num_devices // spatial, 1)
+  if data * spatial != num_devices:
+    raise InputError(
+      f'config.mesh is {data} x {spatial} (data x spatial), but there are '
+      f'{num_devices} devices; the product has to be {num_devices}'
+    )
+  # Auto axes: the compiler chooses the layout of everything in between.
+  # Explicit axes, the default, reject vmapped augmentation.
+  return jax.make_mesh(
+    (data, spatial), ('data', 'spatial'), axis_types=(AxisType.Auto,) * 2
+  )
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+  """Raises InputError unless every device of the data axis gets as much."""
+  share = mesh.shape['data']
+  if batch_size < 1 or batch_size % share:
+    down = batch_size // share * share
+    near = f'{down} or {down + share}' if down > 0 else f'{share}'
+    raise InputError(
+      f'config.batch_size is {batch_size}, which {share} devices on the data '
+      f'axis cannot share; the nearest that they can: {near}'
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the layout that puts a whole copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def patches(mesh: Mesh) -> NamedSharding:
+  """Returns the layout of a training batch: `[B, S_1, ...]`."""
+  return NamedSharding(mesh, PartitionSpec('data', 'spatial'))
+
+
+def examples(mesh: Mesh) -> NamedSharding:
+  """Returns the layout of independent examples: `[B, ...]`."""
+  return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def to_devices(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
+  """Returns the global array of which this process holds `array`'s rows."""
+  return jax.make_array_from_process_local_data(sharding, array)

@@ -1,0 +1,96 @@
+"""What a training run carries from step to step."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from medseg_jax.sharding import replicated
+
+
+class TrainState(struct.PyTreeNode):
+  """The state of a run, the whole of what a checkpoint holds.
+
+  Attributes:
+    step: number of updates made, int32 scalar.
+    params: weights, float32.
+    batch_stats: running statistics of batch norm, {} for other norms.
+    opt_state: the optimizer's.
+    ema_params: moving average of `params`; None where it is not kept.
+    halted: set once a loss or gradient was not finite; from then on the step
+      leaves everything as it was before that batch.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  ema_params: Any
+  halted: jax.Array
+
+  @property
+  def eval_variables(self) -> dict[str, Any]:
+    """Returns the variables to predict with: the average where it is kept."""
+    params = self.params if self.ema_params is None else self.ema_params
+    return {'params': params, 'batch_stats': self.batch_stats}
+
+
+def create_state(
+  *,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  image_shape: tuple[int, ...],
+  mesh: Mesh,
+  ema: bool = False,
+) -> TrainState:
+  """Returns the state of step 0, born on every device of `mesh`.
+
+  Args:
+    model: initialised on an image of zeros.
+    tx: the optimizer.
+    key: for the weights.
+    image_shape: `[B, *S, C]`; only ranks and channels shape the weights.
+    mesh: where the state lives.
+    ema: whether to keep a moving average of the weights.
+  """
+  init = _init_fn(model=model, tx=tx, image_shape=image_shape, ema=ema)
+  return jax.jit(init, out_shardings=replicated(mesh))(key)
+
+
+def abstract_state(
+  *,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  image_shape: tuple[int, ...],
+  mesh: Mesh,
+  ema: bool = False,
+) -> TrainState:
+  """Returns the shapes and layout of a state, without computing one."""
+  init = _init_fn(model=model, tx=tx, image_shape=image_shape, ema=ema)
+  place = replicated(mesh)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    jax.eval_shape(init, jax.random.key(0)),
+  )
+
+
+def _init_fn(*, model, tx, image_shape, ema):
+  def init(key):
+    variables = model.init(key, jnp.zeros(image_shape), train=False)
+    params = variables['params']
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      batch_stats=variables.get('batch_stats', {}),
+      opt_state=tx.init(params),
+      # A copy: two names for one buffer could not both be donated.
+      ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+      halted=jnp.zeros((), bool),
+    )
+
+  return init

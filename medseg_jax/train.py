@@ -1,0 +1,375 @@
+"""Trains a model and evaluates it: `--mode=train`."""
+
+import functools
+import itertools
+import pathlib
+import time
+from collections.abc import Callable, Iterable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from medseg_jax import evaluate, experiment, report, sharding
+from medseg_jax.augment import create_augment
+from medseg_jax.checkpoint import BEST, LATEST, Checkpoints
+from medseg_jax.data import cache as caches
+from medseg_jax.data.cache import Cache
+from medseg_jax.data.case import Source
+from medseg_jax.data.preprocess import preprocess_image
+from medseg_jax.data.sampling import choose_patches
+from medseg_jax.errors import InputError
+from medseg_jax.input_pipeline import create_batches
+from medseg_jax.losses import create_loss
+from medseg_jax.metric_writer import MetricWriter
+from medseg_jax.progress import Progress, format_seconds
+from medseg_jax.state import TrainState, abstract_state, create_state
+from medseg_jax.step import create_train_step
+from medseg_jax.stop_signal import stop_on_signal
+
+
+class Stopped(Exception):
+  """A signal ended the run between two steps, after saving.
+
+  Attributes:
+    signal: its number.
+  """
+
+  def __init__(self, message: str, signal: int):
+    super().__init__(message)
+    self.signal = signal
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
+  """Trains up to `num_steps`, evaluates, and returns the summary.
+
+  Goes on from the newest checkpoint of `workdir`.
+
+  Raises:
+    InputError: the config or the data make no sense, or a loss was not finite.
+    Stopped: SIGTERM or Ctrl-C, after saving.
+  """
+  sources = experiment.open_sources(config)
+  config = experiment.resolve(config, sources['train'])
+  mesh, model = experiment.mesh_of(config), experiment.model_of(config)
+  sharding.check_batch_size(config.batch_size, mesh)
+  tx, _ = experiment.optimizer_of(config)
+  train_step = step_of(config, model)
+  print(describe(config, sources, mesh), flush=True)
+  cache = prepare(config, sources)
+
+  shape = experiment.state_shape(config, model, tx, mesh)
+  checkpoints = Checkpoints(
+    workdir / 'checkpoints', keep=config.checkpoint_keep
+  )
+  if checkpoints.step(LATEST) is None:
+    state = create_state(key=jax.random.key(config.seed), **shape)
+  else:
+    state = checkpoints.restore(LATEST, abstract_state(**shape))
+    print(f'going on from step {int(state.step)} of {workdir}', flush=True)
+  experiment.write_config(config, workdir)
+  predict_fn = experiment.compile_predict(config, model, mesh)
+  with MetricWriter(workdir, resume_step=int(state.step)) as writer:
+    if int(state.step) < config.num_steps:
+      state = train(
+        state,
+        compile_step(train_step, state, config, mesh),
+        cache,
+        config=config,
+        mesh=mesh,
+        checkpoints=checkpoints,
+        writer=writer,
+        validate=functools.partial(
+          validate, predict_fn, sources.get('val'), config, mesh, writer
+        ),
+      )
+  return evaluate_held_out(state, sources, predict_fn, config, workdir)
+
+
+def step_of(config: ConfigDict, model: nn.Module) -> Callable:
+  """Returns the train step of a resolved config, not yet compiled."""
+  tx, schedule = experiment.optimizer_of(config)
+  with experiment.blame('loss'):
+    loss_fn = create_loss(config.loss)
+  with experiment.blame('augment'):
+    augment_fn = create_augment(**config.augment)
+  return create_train_step(
+    model=model,
+    tx=tx,
+    loss_fn=loss_fn,
+    augment_fn=augment_fn,
+    schedule=schedule,
+    seed=config.seed,
+    ema_decay=config.ema_decay,
+  )
+
+
+def describe(
+  config: ConfigDict, sources: dict[str, Source], mesh: Mesh
+) -> str:
+  """Returns what was inferred and what will run, for a person to check."""
+  cases = ', '.join(f'{len(s)} {split}' for split, s in sources.items())
+  classes = ', '.join(
+    f'{name} ({value})'
+    for name, value in zip(
+      config.data.classes, config.data.label_values, strict=True
+    )
+  )
+  patch = 'x'.join(map(str, config.patch_size))
+  return (
+    f'data      {config.data.source} {config.data.path}: {cases} cases, '
+    f'{config.data.channels} channels\n'
+    f'classes   {classes}\n'
+    f'training  {config.num_steps} steps of {config.batch_size} patches of '
+    f'{patch}, {config.dtype}, on {mesh.size} x '
+    f'{jax.devices()[0].device_kind}'
+  )
+
+
+def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
+  """Returns the training cache, after reading every held-out case once.
+
+  A broken file ends the run here, not after the training.
+  """
+  preprocessing = experiment.preprocessing_of(config)
+  for split, source in sources.items():
+    if split != 'train':
+      for i in track(f'check {split}', range(len(source))):
+        preprocess_image(source[i], preprocessing)
+  return caches.prepare(
+    sources['train'],
+    preprocessing,
+    root=config.data.cache_dir,
+    title=pathlib.Path(config.data.path).name or config.data.source,
+    track=functools.partial(track, 'preprocess train'),
+  )
+
+
+def track(desc: str, items: range) -> Iterable[int]:
+  """Yields `items` and shows how far they are."""
+  with Progress(len(items), unit='case', desc=desc) as progress:
+    for item in items:
+      yield item
+      progress.advance()
+
+
+def compile_step(
+  train_step: Callable, state: TrainState, config: ConfigDict, mesh: Mesh
+) -> Callable:
+  """Returns the step compiled for this state and the config's batches."""
+  shape = (config.batch_size, *config.patch_size)
+  layout = sharding.patches(mesh)
+  batch = {
+    'image': jax.ShapeDtypeStruct(
+      (*shape, config.data.channels), caches.IMAGE_DTYPE, sharding=layout
+    ),
+    'label': jax.ShapeDtypeStruct(shape, jnp.int16, sharding=layout),
+  }
+  begin = time.perf_counter()
+  jitted = jax.jit(
+    train_step, donate_argnums=0, out_shardings=sharding.replicated(mesh)
+  )
+  with jax.set_mesh(mesh):
+    compiled = jitted.lower(state, batch).compile()
+  took = format_seconds(time.perf_counter() - begin)
+  print(f'compiled  the training step in {took}', flush=True)
+  return compiled
+
+
+def train(
+  state: TrainState,
+  train_step: Callable,
+  cache: Cache,
+  *,
+  config: ConfigDict,
+  mesh: Mesh,
+  checkpoints: Checkpoints,
+  writer: MetricWriter,
+  validate: Callable[[TrainState, int], float | None],
+) -> TrainState:
+  """The loop: log the last steps, evaluate, save, next batch, step.
+
+  Args:
+    state: of step k; the loop goes on to `config.num_steps`.
+    train_step: compiled `(state, batch) -> (state, metrics)`.
+    cache: of the training split.
+    config: for the intervals, the seed and the pipeline.
+    mesh: of the state and the batches.
+    checkpoints: where to save.
+    writer: of metrics.
+    validate: `(state, step) -> mean Dice`, None where nothing is held out.
+  """
+  first_step, num_steps = int(state.step), config.num_steps
+  best = -np.inf
+  if checkpoints.step(BEST) is not None:
+    best = checkpoints.metadata(BEST)['dice']
+  batches = create_batches(
+    cache,
+    seed=config.seed,
+    first_step=first_step,
+    num_steps=num_steps,
+    batch_size=config.batch_size,
+    patch_size=tuple(config.patch_size),
+    mesh=mesh,
+  )
+  pending: list[dict[str, jax.Array]] = []  # metrics not read yet
+  busy = waited = 0.0  # seconds in steps, and of these waiting for data
+  with (
+    stop_on_signal() as stop,
+    jax.set_mesh(mesh),
+    jax.transfer_guard('disallow'),
+    Progress(num_steps, first_step, desc='train') as progress,
+  ):
+    for step in itertools.count(first_step):
+      begin = time.perf_counter()
+      last = step == num_steps or bool(stop)
+      if pending and (last or _due(step, config.log_every)):
+        metrics = jax.device_get(pending)
+        busy += time.perf_counter() - begin
+        _check_finite(metrics, step, state, config, cache, checkpoints, mesh)
+        values = {
+          'loss': float(np.mean([m['loss'] for m in metrics])),
+          'grad_norm': float(np.mean([m['grad_norm'] for m in metrics])),
+          'learning_rate': float(metrics[-1]['learning_rate']),
+          'images_per_s': len(metrics) * config.batch_size / busy,
+          'data_wait_frac': waited / busy,
+        }
+        # A line at a step where a signal came would set this run's file apart
+        # from that of a run that nobody interrupted.
+        if not stop:
+          writer.scalars(step, 'train', values)
+        progress.stats(loss=values['loss'], images_per_s=values['images_per_s'])
+        pending, busy, waited = [], 0.0, 0.0
+      if step > first_step and (
+        step == num_steps or _due(step, config.eval_every)
+      ):
+        dice = validate(state, step)
+        if dice is not None:
+          progress.write(f'step {step}/{num_steps}  val Dice {dice:.4f}')
+          if dice > best:
+            best = dice
+            checkpoints.save(BEST, step, state, {'dice': dice})
+      if last or (step > first_step and _due(step, config.checkpoint_every)):
+        checkpoints.save(LATEST, step, state, {})
+      if last:
+        break
+      begin = time.perf_counter()
+      batch = next(batches)
+      waited += time.perf_counter() - begin
+      state, metrics = train_step(state, batch)
+      pending.append(metrics)
+      # Keeps the host at most two steps ahead: nothing is read here, but
+      # batches do not pile up on the device, and slow data shows as a wait.
+      if len(pending) > 2:
+        jax.block_until_ready(pending[-3])
+      busy += time.perf_counter() - begin
+      progress.advance()
+  checkpoints.wait()
+  if stop and step < num_steps:
+    raise Stopped(
+      f'{stop.signal.name} at step {step}: saved; the same command goes on '
+      'from there',
+      stop.signal,
+    )
+  return state
+
+
+def _due(step: int, every: int) -> bool:
+  return every > 0 and step % every == 0
+
+
+def _check_finite(
+  metrics: list[dict[str, np.ndarray]],
+  step: int,
+  state: TrainState,
+  config: ConfigDict,
+  cache: Cache,
+  checkpoints: Checkpoints,
+  mesh: Mesh,
+) -> None:
+  """Saves and raises InputError where one of the last losses is not finite."""
+  finite = [np.isfinite(m['loss'] + m['grad_norm']) for m in metrics]
+  if all(finite):
+    return
+  bad_step = step - len(metrics) + finite.index(False)
+  chosen = choose_patches(
+    seed=config.seed,
+    step=bad_step,
+    batch_size=config.batch_size,
+    shapes=cache.shapes,
+    patch_size=tuple(config.patch_size),
+  )
+  names = sorted({cache.names[i] for i in chosen.cases})
+  # The state has stood still since that step; saved, it is free to go on.
+  go_on = jax.device_put(np.zeros((), bool), sharding.replicated(mesh))
+  checkpoints.save(LATEST, bad_step, state.replace(halted=go_on), {})
+  checkpoints.wait()
+  raise InputError(
+    f'the loss is not finite at step {bad_step}, in a batch of the cases '
+    f'{", ".join(names)}; the state before it is saved; look at these cases, '
+    'or lower config.optimizer.learning_rate'
+  )
+
+
+def validate(
+  predict_fn: Callable,
+  source: Source | None,
+  config: ConfigDict,
+  mesh: Mesh,
+  writer: MetricWriter,
+  state: TrainState,
+  step: int,
+) -> float | None:
+  """Returns the mean foreground Dice over `source`, and writes it down."""
+  if source is None:
+    return None
+  predict = functools.partial(predict_fn, state.eval_variables)
+  settings = evaluate.settings_of(config, mesh)
+  with jax.transfer_guard('allow'):
+    cases = evaluate.read(source, range(len(source)))
+    records = evaluate.evaluate_cases(
+      predict, cases, classes=source.classes, **settings
+    )
+    [picture] = evaluate.panels(predict, source, [0], records, **settings)
+  summary = report.summarize(records, source.classes, split='val', step=step)
+  writer.scalars(step, 'val', summary['mean'])
+  writer.image(step, 'val', 'first_case', picture)
+  return evaluate.mean_dice(summary)
+
+
+def evaluate_held_out(
+  state: TrainState,
+  sources: dict[str, Source],
+  predict_fn: Callable,
+  config: ConfigDict,
+  workdir: pathlib.Path,
+) -> dict:
+  """Evaluates the held-out split, honestly, and returns the summary.
+
+  By the best checkpoint where the validation split chose it and the test
+  split is evaluated. By the last weights otherwise: a checkpoint chosen on
+  the very cases that it is then evaluated on looks better than it is.
+  """
+  if 'test' not in sources and 'val' not in sources:
+    print('no split is held out, so nothing is evaluated')
+    return {}
+  split = evaluate.held_out(sources)
+  if split == 'test' and 'val' in sources:
+    found = experiment.load_predictor(config, workdir, BEST)
+    predict, step, which = found.predict_fn, found.step, found.which
+  else:
+    variables = state.eval_variables
+    predict = functools.partial(predict_fn, variables)
+    step, which = int(state.step), LATEST
+  return evaluate.report_split(
+    predict,
+    sources[split],
+    config=config,
+    workdir=workdir,
+    split=split,
+    step=step,
+    checkpoint=which,
+  )

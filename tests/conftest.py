@@ -1,0 +1,71 @@
+"""Eight fake CPU devices for every test, and small data sets to share."""
+
+import atexit
+import os
+import pathlib
+import shutil
+import tempfile
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+# Many tests, and the processes that some of them start, run the same few
+# programs; each is compiled once a session.
+COMPILED = tempfile.mkdtemp(prefix='compiled-')
+atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+jax.config.update('jax_compilation_cache_dir', COMPILED)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 8)
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+  """Keeps the tests' caches out of the user's folder."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'user_cache'))
+
+
+@pytest.fixture(scope='session')
+def real_data():
+  """Returns the folder of the real data sets; skips where there is none."""
+  path = os.environ.get('MEDSEG_TEST_DATA')
+  if not path:
+    pytest.skip('MEDSEG_TEST_DATA does not name a folder of real data sets')
+  return pathlib.Path(path).resolve()
+
+
+def disc(size: int, seed: int) -> np.ndarray:
+  """Returns a bool image of one disc at a random place."""
+  rng = np.random.default_rng(seed)
+  y, x = np.mgrid[:size, :size]
+  cy, cx = rng.uniform(0.3, 0.7, 2) * size
+  return (y - cy) ** 2 + (x - cx) ** 2 < (size / 5) ** 2
+
+
+def write_pairs(folder: pathlib.Path, count: int, *, size=40, mode='L'):
+  """Writes `count` images of a disc with masks of 0 and 255, as PNG."""
+  for name in ('images', 'labels'):
+    (folder / name).mkdir(parents=True)
+  for i in range(count):
+    mask = disc(size, seed=i)
+    noise = np.random.default_rng(i).integers(0, 80, (size, size))
+    image = Image.fromarray((mask * 120 + noise).astype(np.uint8))
+    image.convert(mode).save(folder / 'images' / f'case {i:02d}.png')
+    label = Image.fromarray((mask * 255).astype(np.uint8))
+    label.save(folder / 'labels' / f'case {i:02d}.png')
+
+
+@pytest.fixture
+def disc_folder(tmp_path):
+  """Returns a folder of 10 grey training and 4 test images of discs."""
+  write_pairs(tmp_path / 'discs' / 'train', 10)
+  write_pairs(tmp_path / 'discs' / 'test', 4)
+  return tmp_path / 'discs'

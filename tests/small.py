@@ -1,0 +1,38 @@
+"""Configs made small enough for a test, unchanged in everything else."""
+
+import importlib
+import sys
+
+from conftest import ROOT
+
+if str(ROOT) not in sys.path:
+  sys.path.append(str(ROOT))
+
+
+def load(name: str):
+  """Returns the config of `configs/NAME.py` as it is."""
+  return importlib.import_module(f'configs.{name}').get_config()
+
+
+def shrink(config, *, size=16, num_steps=4, path=None):
+  """Returns the config with a tiny network, patch, data set and run."""
+  config.num_steps = num_steps
+  config.num_epochs = 0
+  config.batch_size = 8
+  config.patch_size = (size,) * len(config.patch_size)
+  if config.model.name == 'unet':
+    config.model.depth = 2
+    config.model.features = 4
+  if config.data.resize:
+    config.data.resize = config.patch_size
+  if config.inference.patch_size:
+    config.inference.patch_size = (2 * size,) * len(config.patch_size)
+  if path is not None:
+    config.data.path = str(path)
+  config.data.phantom.num_train = 12
+  config.data.phantom.num_val = 3
+  config.data.phantom.num_test = 5
+  config.log_every = 2
+  config.eval_every = 2
+  config.checkpoint_every = 2
+  return config

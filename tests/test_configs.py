@@ -1,0 +1,46 @@
+"""The text of every config, so that a change of one is seen in all."""
+
+import json
+
+import pytest
+from conftest import ROOT
+from small import load
+
+NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('[!_]*.py'))
+GOLDEN = ROOT / 'tests' / 'golden'
+
+
+def text(name: str) -> str:
+  return json.dumps(load(name).to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_config_is_as_written_down(name):
+  # After a change on purpose: python tests/test_configs.py
+  assert text(name) == (GOLDEN / f'{name}.json').read_text()
+
+
+def test_no_golden_text_is_left_over():
+  assert sorted(p.stem for p in GOLDEN.glob('*.json')) == NAMES
+
+
+def test_the_stable_keys_are_there():
+  config = load('unet')
+  for key in [
+    'seed', 'num_steps', 'batch_size', 'patch_size', 'mesh.data',
+    'mesh.spatial', 'dtype', 'model.name', 'loss', 'optimizer.name',
+    'optimizer.learning_rate', 'schedule.name', 'data.source', 'data.path',
+    'data.classes', 'data.label_values', 'data.resize', 'data.fold',
+    'data.num_folds', 'augment', 'log_every', 'eval_every',
+    'checkpoint_every', 'checkpoint_keep',
+  ]:
+    section = config
+    for part in key.split('.'):
+      assert part in section, key
+      section = section[part]
+
+
+if __name__ == '__main__':
+  GOLDEN.mkdir(exist_ok=True)
+  for each in NAMES:
+    (GOLDEN / f'{each}.json').write_text(text(each))

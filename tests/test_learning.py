@@ -1,0 +1,45 @@
+"""The whole thing learns: phantoms never seen, and a few real sections."""
+
+import pytest
+from small import load
+
+from medseg_jax import train
+
+
+def tiny(config):
+  config.model.depth = 3
+  config.model.features = 8
+  config.log_every = 50
+  config.eval_every = 0
+  config.checkpoint_every = 0
+  config.inference.mirror = False
+  return config
+
+
+def test_a_tiny_unet_learns_phantoms(tmp_path):
+  config = tiny(load('unet'))
+  config.num_steps = 200
+  config.patch_size = (32, 32)
+  config.batch_size = 16
+  config.data.phantom.num_train = 256
+  config.data.phantom.num_val = 0
+  config.data.phantom.num_test = 32
+  summary = train.run(config, tmp_path)
+  assert summary['mean']['dice'] >= 0.9
+  assert summary['mean']['pixel_accuracy'] >= 0.97
+
+
+@pytest.mark.parametrize(
+  ('name', 'split', 'cases', 'least'), [('em', 'val', 6, 0.6)]
+)
+def test_real_images(name, split, cases, least, real_data, tmp_path):
+  config = tiny(load(name))
+  config.data.path = str(real_data / name)
+  config.num_steps = 60
+  config.batch_size = 8
+  config.patch_size = (64, 64)
+  config.ema_decay = 0.0
+  config.inference.patch_size = (256, 256)
+  summary = train.run(config, tmp_path)
+  assert summary['split'] == split and summary['num_cases'] == cases
+  assert summary['mean']['dice'] > least

@@ -1,0 +1,216 @@
+"""The command line, and what it says about bad input: one line each."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from absl.testing import flagsaver
+from conftest import ROOT, write_pairs
+from PIL import Image
+from small import load, shrink
+
+from medseg_jax import main, train
+
+TINY = [
+  '--config=configs/unet.py', '--config.model.depth=2',
+  '--config.model.features=4', '--config.patch_size=(16,16)',
+  '--config.batch_size=8', '--config.num_steps=4',
+  '--config.data.phantom.num_train=8', '--config.data.phantom.num_val=2',
+  '--config.data.phantom.num_test=2',
+]
+
+
+@pytest.fixture
+def complaint(monkeypatch, capsys):
+  """Returns a function from arguments to the one line on stderr."""
+  monkeypatch.chdir(ROOT)
+
+  def call(*args):
+    monkeypatch.setattr(sys, 'argv', ['main', *map(str, args)])
+    capsys.readouterr()
+    with flagsaver.flagsaver():
+      status = main.main()
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if line.startswith('error: ')]
+    assert status == 1 and len(errors) == 1, lines
+    assert lines[-1] == errors[0]
+    assert not any('Traceback' in line for line in lines), lines
+    return errors[0]
+
+  return call
+
+
+def folder(tmp_path, name, change=None, count=5):
+  """Returns a folder of pairs, after `change(folder)` has broken it."""
+  root = tmp_path / name
+  write_pairs(root, count, size=24)
+  if change:
+    change(root)
+  return root
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[:60])
+
+
+def bad_folders(tmp_path):
+  """Returns {path: words of the line it should lead to}."""
+  make = lambda *args, **kw: folder(tmp_path, *args, **kw)  # noqa: E731
+  return {
+    tmp_path / 'nowhere': ['nowhere'],
+    make('lonely image', lambda f: (f / 'labels/case 03.png').unlink()): [
+      'case 03'
+    ],
+    make('lonely mask', lambda f: (f / 'images/case 03.png').unlink()): [
+      'case 03'
+    ],
+    make(
+      'sizes',
+      lambda f: Image.new('L', (24, 20)).save(f / 'labels/case 02.png'),
+    ): ['case 02', '24', '20'],
+    make('broken', lambda f: truncate(f / 'images/case 01.png')): [
+      'case 01.png'
+    ],
+    make('broken mask', lambda f: truncate(f / 'labels/case 04.png')): [
+      'case 04.png'
+    ],
+    make('single', count=1): ['all'],
+    make(
+      'nan',
+      lambda f: (
+        (f / 'images/case 00.png').unlink(),
+        tifffile.imwrite(
+          f / 'images/case 00.tif', np.full((24, 24), np.nan, np.float32)
+        ),
+      ),
+    ): ['case 00', 'NaN'],
+  }
+
+
+def test_each_broken_folder_is_told_in_one_line(tmp_path, complaint):
+  for path, words in bad_folders(tmp_path).items():
+    line = complaint(
+      *TINY, '--config.data.source=folder', f'--config.data.path={path}',
+      f'--workdir={tmp_path}/run',
+    )
+    for word in words:
+      assert word in line, (path.name, line)
+
+
+def test_label_values_that_no_class_has(tmp_path, complaint):
+  def paint(root):
+    label = np.zeros((24, 24), np.uint8)
+    label[3:9, 3:9], label[10:19, 10:19] = 255, 7
+    Image.fromarray(label).save(root / 'labels' / 'case 02.png')
+
+  path = folder(tmp_path, 'strange', paint)
+  line = complaint(
+    *TINY, '--config.data.source=folder', f'--config.data.path={path}',
+    '--config.data.label_values=(0,255)', f'--workdir={tmp_path}/run',
+  )
+  assert 'case 02.png' in line and '7' in line
+
+
+UNET = '--config=configs/unet.py'
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    ([], ['--config is missing']),
+    (['--config=configs/nothing.py'], ['no such file', 'unet.py']),
+    ([UNET, '--config.num_stepz=3'], ['config.num_stepz', 'num_steps']),
+    ([UNET, '--config.model.feature=3'], ['model.feature', 'model.features']),
+    ([UNET, '--config.num_steps=many'], ['num_steps', 'many']),
+    ([UNET, '--mode=fly'], ['fly', 'predict']),
+    ([UNET, '--wrkdir=x'], ['wrkdir', 'workdir']),
+    ([UNET, 'extra'], ["'extra'"]),
+    (
+      [UNET, '--config.patch_size=(100,60)'],
+      ['config.patch_size', '(100, 60)', '(104, 64)', '(8, 8)'],
+    ),
+    (
+      [UNET, '--config.batch_size=12'],
+      ['config.batch_size', '12', '8 devices', '8 or 16'],
+    ),
+    (
+      [UNET, '--config.data.source=volumez'],
+      ['config.data.source', "'volumez'", 'phantom, folder, tfds'],
+    ),
+    (
+      [UNET, '--config.optimizer.name=lion'],
+      ['config.optimizer', 'lion', 'adamw'],
+    ),
+    (
+      [UNET, '--config.model.norm=layer'],
+      ['config.model', 'layer', 'instance'],
+    ),
+    (
+      [UNET, '--config.augment.flip_prob=2'],
+      ['config.augment', 'flip_prob', '2'],
+    ),
+    (
+      [UNET, '--config.loss.sigmoid_dice_loss=1'],
+      ['config.loss', 'sigmoid'],
+    ),
+    ([UNET, '--config.mesh.data=3'], ['config.mesh', '3 x 1', '8 devices']),
+    (['--mode=evaluate', '--workdir=/none'], ['config.json', '/none']),
+    (['--mode=predict', '--workdir=/none'], ['config.json', '/none']),
+  ],
+  ids=lambda value: value[-1][:40] if value else 'nothing',
+)
+def test_wrong_flags_and_keys(args, words, complaint, tmp_path):
+  line = complaint(*args, *([f'--workdir={tmp_path}'] if UNET in args else []))
+  for word in words:
+    assert word in line
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, complaint):
+  config = shrink(load('unet'), num_steps=2)
+  train.run(config, tmp_path)
+  before = sorted(p for p in tmp_path.rglob('*') if 'checkpoints' in str(p))
+  line = complaint(
+    *TINY, '--config.model.features=6', f'--workdir={tmp_path}'
+  )
+  assert 'another model' in line and str(tmp_path) in line
+  after = sorted(p for p in tmp_path.rglob('*') if 'checkpoints' in str(p))
+  assert after == before
+
+
+def test_predict_overwrites_nothing(tmp_path, complaint):
+  config = shrink(load('unet'), num_steps=2)
+  train.run(config, tmp_path / 'run')
+  (tmp_path / 'in').mkdir()
+  (tmp_path / 'out').mkdir()
+  Image.new('L', (20, 20)).save(tmp_path / 'in' / 'scan.png')
+  args = [
+    '--mode=predict', f'--workdir={tmp_path}/run', f'--output={tmp_path}/out'
+  ]
+  (tmp_path / 'out' / 'scan.png').write_text('precious')
+  assert 'scan.png' in complaint(*args, f'--input={tmp_path}/in')
+  assert (tmp_path / 'out' / 'scan.png').read_text() == 'precious'
+  assert '--input' in complaint(*args)
+  Image.new('RGB', (20, 20)).save(tmp_path / 'in' / 'scan.png')
+  (tmp_path / 'out' / 'scan.png').unlink()
+  assert '3 channels' in complaint(*args, f'--input={tmp_path}/in')
+
+
+def test_the_command_itself_exits_with_1_and_one_line():
+  done = subprocess.run(
+    [sys.executable, '-m', 'medseg_jax.main', UNET, '--config.seeed=1'],
+    cwd=ROOT, capture_output=True, text=True, timeout=300,
+  )
+  assert done.returncode == 1 and done.stdout == ''
+  assert done.stderr == 'error: unknown key config.seeed; did you mean seed?\n'
+
+
+def test_debug_shows_the_traceback_too():
+  done = subprocess.run(
+    [sys.executable, '-m', 'medseg_jax.main', UNET, '--config.seeed=1',
+     '--debug'],
+    cwd=ROOT, capture_output=True, text=True, timeout=300,
+  )
+  assert done.returncode == 1
+  assert 'Traceback' in done.stderr

@@ -1,0 +1,153 @@
+"""Interrupted runs: killed, stopped, diverged, or out of disk space."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from orbax.checkpoint import v1 as ocp
+from small import load, shrink
+
+from medseg_jax import train
+from medseg_jax.errors import InputError
+
+# Runs a small configuration in a process of its own, which can be killed.
+RUNNER = '''
+import pathlib, sys
+sys.path += [{tests!r}]
+import jax
+jax.config.update('jax_platforms', 'cpu')
+from small import load, shrink
+from medseg_jax import train
+config = shrink(load('unet'), num_steps={num_steps})
+config.data.cache_dir = {cache!r}
+{extra}
+train.run(config, pathlib.Path({workdir!r}))
+'''
+
+
+def start(workdir, tmp_path, *, num_steps=30, extra=''):
+  """Starts the run in `workdir` and returns its process."""
+  code = RUNNER.format(
+    tests=str(ROOT / 'tests'),
+    num_steps=num_steps,
+    cache=str(tmp_path / 'cache'),
+    workdir=str(workdir),
+    extra=extra,
+  )
+  return subprocess.Popen(
+    [sys.executable, '-c', code], cwd=ROOT, text=True,
+    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+  )
+
+
+def latest(workdir) -> int:
+  folder = workdir / 'checkpoints' / 'latest'
+  steps = [int(p.name) for p in folder.glob('*') if p.name.isdigit()]
+  return max(steps, default=0)
+
+
+def wait_for_step(workdir, step, process):
+  """Returns once a checkpoint of at least `step` exists."""
+  for _ in range(1200):
+    if latest(workdir) >= step:
+      return
+    assert process.poll() is None, process.stdout.read()
+    time.sleep(0.1)
+  raise AssertionError('no checkpoint in two minutes')
+
+
+def arrays(workdir):
+  """Returns every array of the newest checkpoint."""
+  with ocp.training.Checkpointer(workdir / 'checkpoints' / 'latest') as saved:
+    return jax.tree.leaves(saved.load(saved.latest.step))
+
+
+def without_clocks(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  clocks = ('images_per_s', 'data_wait_frac')
+  return [
+    {k: v for k, v in json.loads(line).items() if k not in clocks}
+    for line in lines
+  ]
+
+
+def test_killed_or_stopped_and_resumed_it_equals_an_uninterrupted_run(tmp_path):
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  process = start(whole, tmp_path)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+
+  process = start(broken, tmp_path)
+  wait_for_step(broken, 6, process)
+  process.kill()
+  process.wait()
+  assert 6 <= latest(broken) < 30
+
+  process = start(broken, tmp_path)
+  wait_for_step(broken, latest(broken) + 4, process)
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode != 0
+  assert 'SIGTERM at step' in output and 'saved' in output, output
+  assert latest(broken) < 30
+
+  process = start(broken, tmp_path)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0 and 'going on from step' in output, output
+  for a, b in zip(arrays(whole), arrays(broken), strict=True):
+    np.testing.assert_array_equal(a, b)
+  strict = [x for x in without_clocks(whole) if x['split'] == 'val']
+  assert [x for x in without_clocks(broken) if x['split'] == 'val'] == strict
+
+
+def test_a_loss_that_is_not_finite_saves_and_names_step_and_cases(tmp_path):
+  config = shrink(load('unet'), num_steps=40)
+  config.optimizer.name = 'sgd'
+  config.optimizer.learning_rate = 1e30
+  config.log_every = 4
+  config.checkpoint_every = 0
+  config.eval_every = 0
+  with pytest.raises(InputError) as caught:
+    train.run(config, tmp_path)
+  words = str(caught.value)
+  assert 'the loss is not finite at step' in words and 'train_' in words
+  step = int(words.split('step ')[1].split(',')[0])
+  assert 0 < step <= 8
+  # What is saved is the state before that step, whole and finite.
+  assert latest(tmp_path) == step
+  assert all(np.isfinite(np.asarray(a)).all() for a in arrays(tmp_path)[:1])
+
+
+def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
+  workdir = tmp_path / 'run'
+  process = start(workdir, tmp_path, num_steps=4)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  before = arrays(workdir)
+  # No file may grow beyond 2 kB from here on: writing fails as on a full disk.
+  limit = '''
+import resource
+real = train.compile_step
+def compile_and_fill_the_disk(*args):
+  compiled = real(*args)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+  return compiled
+train.compile_step = compile_and_fill_the_disk
+config.data.phantom.num_val = 0  # its pictures would fail first
+config.log_every = 0
+config.checkpoint_every = 0
+'''
+  process = start(workdir, tmp_path, num_steps=8, extra=limit)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode != 0
+  assert 'cannot save the latest checkpoint' in output
+  assert 'step 4 is kept' in output
+  assert latest(workdir) == 4
+  for a, b in zip(arrays(workdir), before, strict=True):
+    np.testing.assert_array_equal(a, b)
