@@ -12,10 +12,11 @@ from configs import unet
 
 def get_config():
   config = unet.get_config()
-  config.num_steps = 1200
+  config.num_steps = 2000
   config.batch_size = 4
   config.patch_size = (256, 256)
   config.ema_decay = 0.99
+  config.model.depth = 5
   config.data.source = 'folder'
   config.data.path = '../shared/data/em'
   # The masks are 0 on membranes and 255 in cells.
@@ -35,5 +36,6 @@ def get_config():
   config.inference.patch_size = (512, 512)
   config.inference.batch_size = 1
   config.inference.mirror = True
-  config.eval_every = 300
+  config.eval_every = 500
+  config.checkpoint_every = 500
   return config

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0  # of the weights, the order of the data, the augmentation
-  config.num_steps = 900
+  config.num_steps = 600
   config.num_epochs = 0  # passes over the data, in place of num_steps
   config.batch_size = 8  # over all devices
   config.patch_size = (128, 128)  # 2 or 3 numbers, in pixels
@@ -117,7 +117,7 @@ def get_config() -> ConfigDict:
   config.inference.mirror = False  # average over mirrorings of every axis
 
   config.log_every = 50  # steps
-  config.eval_every = 300  # on the validation split; 0 for only at the end
-  config.checkpoint_every = 300
+  config.eval_every = 200  # on the validation split; 0 for only at the end
+  config.checkpoint_every = 200
   config.checkpoint_keep = 2
   return config

@@ -1,0 +1,33 @@
+"""Images, variables and shapes that the tests of the networks share."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SMALL = {'features': 4, 'depth': 2}
+
+
+def image_of(*shape, seed=0):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def random_variables(model, *args):
+  """Returns variables like those of `model.init`, without compiling it."""
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *args))
+  rng = np.random.default_rng(0)
+
+  def fill(path, x):
+    if path[-1].key in ('scale', 'var'):
+      return jnp.ones(x.shape)
+    fan_in = math.prod(x.shape[:-1]) if path[-1].key == 'kernel' else 100
+    return jnp.asarray(rng.normal(0, (2 / fan_in)**0.5, x.shape), jnp.float32)
+
+  return jax.tree.map_with_path(fill, shapes)
+
+
+def param_shapes(model, shape):
+  variables = jax.eval_shape(
+      lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
+  return variables['params']
