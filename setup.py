@@ -42,7 +42,7 @@ setup(
     'tqdm',
   ],
   extras_require={
-    'cuda': ['jax[cuda12]'],
+    'cuda': ['jax[cuda]'],
     'tpu': ['jax[tpu]'],
     'test': ['pytest'],
   },

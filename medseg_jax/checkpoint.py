@@ -56,9 +56,10 @@ class Checkpoints:
       return
     self.wait()
     try:
-      self._checkpointer(which).save_async(
-        step, state, force=True, custom_metadata=metadata
-      )
+      with jax.transfer_guard('allow'):  # the copy to the host is on purpose
+        self._checkpointer(which).save_async(
+          step, state, force=True, custom_metadata=metadata
+        )
     except Exception as error:
       raise self._failed(which, error) from error
 
