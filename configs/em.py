@@ -12,7 +12,7 @@ from configs import unet
 
 def get_config():
   config = unet.get_config()
-  config.num_steps = 2000
+  config.num_steps = 1000
   config.batch_size = 4
   config.patch_size = (256, 256)
   config.ema_decay = 0.99
@@ -26,16 +26,18 @@ def get_config():
   config.data.fold_order = 'block'
   config.augment.flip_prob = 0.5
   config.augment.rot90_prob = 0.5
-  config.augment.warp_prob = 0.5
+  config.augment.warp_prob = 0.8
   config.augment.rotation_degrees = 45.0
   config.augment.elastic_std = 4.0
   config.augment.elastic_spacing = 32.0
-  config.augment.gamma_prob = 0.2
+  config.augment.scale_range = (0.8, 1.25)
+  config.augment.contrast_range = (0.75, 1.3)
+  config.augment.gamma_prob = 0.3
   config.optimizer.name = 'adamw'
   config.optimizer.weight_decay = 1e-4
   config.inference.patch_size = (512, 512)
   config.inference.batch_size = 1
   config.inference.mirror = True
-  config.eval_every = 500
+  config.eval_every = 250
   config.checkpoint_every = 500
   return config

@@ -6,6 +6,11 @@ The whole list of keys; the other configs change a few of them.
 from ml_collections import ConfigDict, config_dict
 
 
+def _any(value):
+  """Returns a field that takes a value of another type too."""
+  return config_dict.FieldReference(value, field_type=object)
+
+
 def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0  # of the weights, the order of the data, the augmentation
@@ -21,13 +26,14 @@ def get_config() -> ConfigDict:
   config.mesh.spatial = 1  # devices that share the first axis of an image
 
   config.model = ConfigDict()
-  config.model.name = 'unet'  # or 'encoder_decoder'
+  config.model.name = 'unet'  # another network: see configs/tutorial.py
   config.model.depth = 4  # number of resolutions
-  config.model.features = 16  # of the first; doubles with each
+  # The next four: one number for all resolutions, or a tuple with one each.
+  config.model.features = _any(16)  # a number: of the first, doubling
   config.model.max_features = 512
-  config.model.convs_per_stage = 2
-  config.model.kernel_sizes = 3
-  config.model.strides = 2
+  config.model.convs_per_stage = _any(2)
+  config.model.kernel_sizes = _any(3)
+  config.model.strides = _any(2)
   config.model.norm = 'batch'  # 'batch', 'instance', 'group'
   config.model.activation = 'relu'  # 'relu', 'leaky_relu', 'gelu', 'swish'
   config.model.dropout = 0.0  # share of the values
@@ -75,7 +81,7 @@ def get_config() -> ConfigDict:
   config.data.window = ()  # lowest and highest intensity, for 'window'
   config.data.resize = ()  # size in pixels; () for native size and patches
   # Validation where the data has no val folder: one fold of several.
-  config.data.fold = config_dict.FieldReference(0, field_type=object)  # or all
+  config.data.fold = _any(0)  # or 'all': everything trains
   config.data.num_folds = 5
   config.data.fold_order = 'shuffled'  # or 'block', for neighbouring slices
   config.data.cache_dir = ''  # '' for the user's cache folder

@@ -1,5 +1,6 @@
 """How fast this configuration trains and predicts here: `--mode=benchmark`."""
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import evaluate, experiment, segment, sharding, train
+from medseg_jax import experiment, segment, sharding, train
+from medseg_jax.files import write_atomically
 from medseg_jax.input_pipeline import create_batches
-from medseg_jax.report import write_atomically
+from medseg_jax.prepare import prepare
 from medseg_jax.state import create_state
 
 MIN_SECONDS = 5.0  # of each measurement
@@ -31,24 +33,27 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   sources = experiment.open_sources(config)
   config = experiment.resolve(config, sources['train'])
   mesh, model = experiment.mesh_of(config), experiment.model_of(config)
-  sharding.check_batch_size(config.batch_size, mesh)
-  train_step = train.step_of(config, model)
-  shape = experiment.state_shape(
-    config, model, experiment.optimizer_of(config)[0], mesh
+  experiment.check_shapes(config, sources['train'], mesh)
+  tx, schedule = experiment.optimizer_of(config)
+  train_step = train.step_of(config, model, tx, schedule)
+  state = create_state(
+    key=jax.random.key(config.seed),
+    **experiment.state_arguments(config, model, tx, mesh),
   )
-  state = create_state(key=jax.random.key(config.seed), **shape)
   begin = time.perf_counter()
   compiled = train.compile_step(train_step, state, config, mesh)
   compile_s = time.perf_counter() - begin
 
-  predict_fn = experiment.compile_predict(config, model, mesh)
-  variables = jax.tree.map(jnp.copy, state.eval_variables)
-  inference_rate = _inference_rate(
-    lambda image: predict_fn(variables, image), sources, config, mesh
-  )
   state, step_s = _time_steps(compiled, state, _fixed_batch(config, mesh))
-  end_to_end, wait = _time_loop(compiled, state, sources, config, mesh)
+  peak_memory = _peak_memory()
+  state, end_to_end, wait = _time_loop(compiled, state, sources, config, mesh)
+  predict_fn = experiment.compile_predict(config, model, mesh)
+  inference_rate = _inference_rate(
+    functools.partial(predict_fn, state.eval_variables), sources, config, mesh
+  )
   flops = (compiled.cost_analysis() or {}).get('flops')
+  if flops:
+    flops *= mesh.size  # the compiler counts those of one device
   peak = peak_flops_per_s(jnp.dtype(config.dtype)) * mesh.size
   rate = flops / step_s if flops else None
   result = {
@@ -66,7 +71,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     'tflops_per_s': rate and rate / 1e12,
     'peak_tflops_per_s': peak / 1e12,
     'mfu': rate and rate / peak,
-    'peak_memory_bytes': _peak_memory(),
+    'peak_memory_bytes': peak_memory,
     'inference_images_per_s': inference_rate,
   }
   text = json.dumps(result)
@@ -102,12 +107,12 @@ def _time_steps(compiled, state, batch):
 
 
 def _time_loop(compiled, state, sources, config, mesh):
-  """Returns images a second with the pipeline, and the share of waiting."""
+  """Returns the state after, images a second, and the share of waiting."""
   if importlib.util.find_spec('tensorflow') is None:
     print('no TensorFlow here: the data pipeline is not measured', flush=True)
-    return None, None
+    return state, None, None
   batches = create_batches(
-    train.prepare(config, {'train': sources['train']}),
+    prepare(config, {'train': sources['train']}),
     seed=config.seed,
     first_step=0,
     num_steps=1_000_000,
@@ -128,14 +133,14 @@ def _time_loop(compiled, state, sources, config, mesh):
     steps += 1
   jax.block_until_ready(metrics)
   total = time.perf_counter() - begin
-  return steps * config.batch_size / total, waited / total
+  return state, steps * config.batch_size / total, waited / total
 
 
 def _inference_rate(predict_fn, sources, config, mesh) -> float:
   """Returns whole images predicted a second, preprocessing included."""
-  source = sources[evaluate.held_out(sources)]
+  source = sources.get('test') or sources.get('val') or sources['train']
   case = source[0]
-  settings = evaluate.settings_of(config, mesh)
+  settings = experiment.prediction_settings(config, mesh)
   count = settings['batch_size']
 
   def once():

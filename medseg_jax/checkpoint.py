@@ -4,6 +4,7 @@ Orbax writes a checkpoint beside its place and renames it when it is whole, so
 a run that is killed while saving, or a full disk, costs nothing older.
 """
 
+import contextlib
 import logging
 import pathlib
 from typing import Any
@@ -22,10 +23,19 @@ class Checkpoints:
   Args:
     directory: made when the first checkpoint is saved.
     keep: how many of the latest are kept.
+    writes: whether this process trains. It clears what an earlier run was
+      killed over; one that only reads leaves a running training alone.
   """
 
-  def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
+  def __init__(
+    self,
+    directory: str | pathlib.Path,
+    *,
+    keep: int = 2,
+    writes: bool = False,
+  ):
     self._directory = pathlib.Path(directory).absolute()
+    self._writes = writes
     self._keep = {LATEST: keep, BEST: 1}
     self._open: dict[str, ocp.training.Checkpointer] = {}
 
@@ -98,6 +108,12 @@ class Checkpoints:
         + _first_line(error)
       ) from error
 
+  def close(self) -> None:
+    """Ends the background work; saves must have been waited for."""
+    while self._open:
+      with contextlib.suppress(Exception):  # told by `wait` where it matters
+        self._open.popitem()[1].close()
+
   def _checkpointer(self, which: str) -> ocp.training.Checkpointer:
     if which not in self._open:
       _silence_orbax()
@@ -105,19 +121,21 @@ class Checkpoints:
       self._open[which] = ocp.training.Checkpointer(
         self._directory / which,
         preservation_policy=policies.LatestN(self._keep[which]),
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=self._writes,
       )
     return self._open[which]
 
   def _failed(self, which: str, error: Exception) -> InputError:
-    # A checkpointer that failed repeats its error at every call.
-    self._open.pop(which, None)
+    # A checkpointer that failed repeats its error at every call, so the next
+    # call opens another one.
+    with contextlib.suppress(Exception):
+      self._open.pop(which).close()
     kept = self.step(which)
     older = 'there is no older one' if kept is None else f'step {kept} is kept'
     return InputError(
       f'cannot save the {which} checkpoint in {self._directory}: '
-      f'{_first_line(error)}; {older}; free space on the disk and run the same '
-      'command again'
+      f'{_first_line(error)}; {older}; the same command goes on from there '
+      'once the folder can be written (is the disk full?)'
     )
 
 

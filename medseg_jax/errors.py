@@ -1,4 +1,4 @@
-"""The one exception for input that a user can put right."""
+"""The exceptions that `main` turns into one line."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,15 @@ class InputError(ValueError):
   `main` prints the line and exits with status 1. Library functions raise plain
   `ValueError` or `TypeError` for misuse by a programmer instead.
   """
+
+
+class Stopped(Exception):
+  """A signal ended the run between two steps, after saving.
+
+  Attributes:
+    signal: its number.
+  """
+
+  def __init__(self, message: str, signal: int):
+    super().__init__(message)
+    self.signal = signal

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax import experiment, metrics, report, segment
@@ -38,6 +37,9 @@ def run(
       f'--split is {split!r}; the data has ' + ', '.join(sources)
     )
   predictor = experiment.load_predictor(config, workdir, checkpoint)
+  if split == 'val' and predictor.which == 'best':
+    print('note      the best weights were chosen on this split: its numbers '
+          'are too good for new images')
   return report_split(
     predictor.predict_fn,
     sources[split],
@@ -60,14 +62,6 @@ def held_out(sources: dict[str, Source]) -> str:
   )
 
 
-def settings_of(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-  """Returns the arguments of `segment.predict_cases` below the config."""
-  return dict(
-    preprocessing=experiment.preprocessing_of(config),
-    **experiment.tiling_of(config, mesh),
-  )
-
-
 def report_split(
   predict_fn: Callable[[jax.Array], jax.Array],
   source: Source,
@@ -79,7 +73,9 @@ def report_split(
   checkpoint: str,
 ) -> dict:
   """Evaluates, writes summary, cases and panels, prints the table."""
-  settings = settings_of(config, experiment.mesh_of(config))
+  settings = experiment.prediction_settings(
+    config, experiment.mesh_of(config)
+  )
   with Progress(len(source), unit='case', desc=f'evaluate {split}') as progress:
     records = evaluate_cases(
       predict_fn,
@@ -165,9 +161,13 @@ def evaluate_cases(
 
 
 def _scores(pred, label, classes, where) -> dict:
-  if where is not None:
-    where = where[None]
-  pred, label = pred[None], np.asarray(label, np.int32)[None]
+  # Flat and filled up to a power of two, so that images of many sizes share a
+  # few compiled programs.
+  count = 1 << (pred.size - 1).bit_length()
+  kept = np.ones(pred.shape, bool) if where is None else where
+  pred, label, where = (
+    np.pad(np.ravel(x), (0, count - x.size))[None] for x in (pred, label, kept)
+  )
   counts = metrics.confusion(pred, label, len(classes), where=where)
   scores = {
     'dice': metrics.dice_score(counts),

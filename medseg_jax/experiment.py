@@ -5,14 +5,13 @@ plain function of the config or of a section of it.
 """
 
 import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -22,14 +21,18 @@ from medseg_jax.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.data.case import Source
 from medseg_jax.data.preprocess import Preprocessing, check
 from medseg_jax.errors import InputError
+from medseg_jax.files import write_atomically
 from medseg_jax.losses import uses_sigmoid
-from medseg_jax.models import create_model
+from medseg_jax.models import Model, create_model
+from medseg_jax.models.blocks import check_divisible
 from medseg_jax.optim import create_optimizer, create_schedule
-from medseg_jax.report import write_atomically
 from medseg_jax.state import abstract_state
 from medseg_jax.step import create_predict
 
 SOURCES = ('phantom', 'folder', 'tfds')
+_MEANING_OF_DATA = (
+  'classes', 'label_values', 'channels', 'normalize', 'window', 'resize'
+)
 
 
 @contextlib.contextmanager
@@ -45,6 +48,16 @@ def blame(key: str) -> Iterator[None]:
 
 def open_sources(config: ConfigDict) -> dict[str, Source]:
   """Returns the sources by split: train, and what there is of val and test."""
+  sources = _open_sources(config)
+  if 'train' not in sources:
+    raise InputError(
+      f'config.data: no case to train on in {config.data.source} '
+      f'{config.data.path}; a train split with at least one case is needed'
+    )
+  return sources
+
+
+def _open_sources(config: ConfigDict) -> dict[str, Source]:
   data = config.data
   folds = dict(
     fold=data.fold, num_folds=data.num_folds, fold_order=data.fold_order
@@ -97,7 +110,7 @@ def resolve(config: ConfigDict, source: Source) -> ConfigDict:
   config.data.channels = int(source.channels)
   if config.num_epochs:
     examples = config.num_epochs * len(source)
-    config.num_steps = -(-examples // config.batch_size)
+    config.num_steps = -(-examples // max(config.batch_size, 1))
   return config
 
 
@@ -143,7 +156,7 @@ def mesh_of(config: ConfigDict) -> Mesh:
   return sharding.create_mesh(**config.mesh)
 
 
-def model_of(config: ConfigDict) -> nn.Module:
+def model_of(config: ConfigDict) -> Model:
   """Returns the model of a resolved config, its patch sizes checked."""
   num_classes = len(config.data.classes)
   with blame('loss'):
@@ -159,7 +172,7 @@ def model_of(config: ConfigDict) -> nn.Module:
     ('inference.patch_size', tile_size(config)),
   ]:
     with blame(key):
-      _check_divisible(size, model.divisor(len(size)))
+      check_divisible(size, model.divisor(len(size)))
   return model
 
 
@@ -168,16 +181,52 @@ def tile_size(config: ConfigDict) -> tuple[int, ...]:
   return tuple(config.inference.patch_size) or tuple(config.patch_size)
 
 
-def _check_divisible(size: tuple[int, ...], divisor: tuple[int, ...]) -> None:
-  near = tuple(
-    max(d, int(np.floor(n / d + 0.5)) * d)
-    for n, d in zip(size, divisor, strict=True)
-  )
-  if near != size:
-    raise ValueError(
-      f'the size is {size}, but the strides of the network need multiples of '
-      f'{divisor}; the nearest is {near}'
+def check_shapes(config: ConfigDict, source: Source, mesh: Mesh) -> None:
+  """Raises InputError where patches, data and devices do not fit together."""
+  if config.seed < 0:
+    raise InputError(f'config.seed is {config.seed}; allowed is 0 or more')
+  if len(config.patch_size) not in (2, 3):
+    raise InputError(
+      f'config.patch_size is {tuple(config.patch_size)}; it has 2 or 3 numbers'
     )
+  rank = source[0].image.ndim - 1
+  for key, size in [
+    ('patch_size', config.patch_size),
+    ('inference.patch_size', tile_size(config)),
+    ('data.resize', config.data.resize or (1,) * rank),
+  ]:
+    if len(size) != rank:
+      raise InputError(
+        f'config.{key} is {tuple(size)}, but the images have {rank} axes; '
+        f'{rank} numbers are needed'
+      )
+  sharding.check_batch_size(config.batch_size, mesh)
+  shards = mesh.shape['spatial']
+  if config.patch_size[0] % shards:
+    raise InputError(
+      f'config.patch_size is {tuple(config.patch_size)}, whose first axis '
+      f'config.mesh.spatial={shards} cannot share evenly'
+    )
+
+
+def check_same_meaning(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Raises InputError where `config` would reinterpret the workdir's weights.
+
+  Weights of the same shape fit, but mean another thing with another
+  normalisation, other classes or another model section.
+  """
+  if not (workdir / 'config.json').exists():
+    return  # the shapes of the weights are checked in any case
+  old, new = _tuples(read_config(workdir).to_dict()), _tuples(config.to_dict())
+  keys = [('model', key) for key in sorted(old['model'] | new['model'])]
+  keys += [('data', key) for key in _MEANING_OF_DATA]
+  for section, key in keys:
+    before, now = old[section].get(key), new[section].get(key)
+    if before != now:
+      raise InputError(
+        f'config.{section}.{key} is {now}, but the checkpoint in {workdir} is '
+        f'of another model, with {before}; keep that, or use another --workdir'
+      )
 
 
 def optimizer_of(
@@ -195,9 +244,9 @@ def optimizer_of(
   return tx, schedule
 
 
-def state_shape(
+def state_arguments(
   config: ConfigDict,
-  model: nn.Module,
+  model: Model,
   tx: optax.GradientTransformation,
   mesh: Mesh,
 ) -> dict[str, Any]:
@@ -235,19 +284,19 @@ def load_predictor(
   """
   mesh, model = mesh_of(config), model_of(config)
   tx, _ = optimizer_of(config)
-  checkpoints = Checkpoints(workdir / 'checkpoints')
-  if which == BEST and checkpoints.step(BEST) is None:
-    which = LATEST
-  shape = abstract_state(**state_shape(config, model, tx, mesh))
-  state = checkpoints.restore(which, shape)
-  predict_fn = compile_predict(config, model, mesh)
-  variables = state.eval_variables
-  return Predictor(
-    lambda image: predict_fn(variables, image), int(state.step), which
+  with contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints:
+    if which == BEST and checkpoints.step(BEST) is None:
+      which = LATEST
+    state = checkpoints.restore(
+      which, abstract_state(**state_arguments(config, model, tx, mesh))
+    )
+  predict_fn = functools.partial(
+    compile_predict(config, model, mesh), state.eval_variables
   )
+  return Predictor(predict_fn, int(state.step), which)
 
 
-def compile_predict(config: ConfigDict, model: nn.Module, mesh: Mesh):
+def compile_predict(config: ConfigDict, model: Model, mesh: Mesh):
   """Returns `(variables, image [N, *tile, C]) -> logits`, jitted on `mesh`."""
   predict = create_predict(
     model=model,
@@ -260,16 +309,21 @@ def compile_predict(config: ConfigDict, model: nn.Module, mesh: Mesh):
     in_shardings=(sharding.replicated(mesh), layout),
     out_shardings=sharding.replicated(mesh),
   )
-  return lambda variables, image: jitted(
-    variables, jax.device_put(image, layout)
-  )
+
+  def predict_on_mesh(variables, image):
+    with jax.set_mesh(mesh):
+      return jitted(variables, jax.device_put(image, layout))
+
+  return predict_on_mesh
 
 
-def tiling_of(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-  """Returns the arguments of `segment.predict_cases` that say how to tile."""
+def prediction_settings(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+  """Returns the arguments of `segment.predict_cases` below the config."""
   size = config.inference.batch_size or config.batch_size
   share = mesh.shape['data']
   return dict(
+    preprocessing=preprocessing_of(config),
+    channels=config.data.channels,
     patch_size=tile_size(config),
     overlap=config.inference.overlap,
     batch_size=-(-size // share) * share,

@@ -49,6 +49,7 @@ def sliding_window(
     raise ValueError(f'batch_size is {batch_size}; allowed is 1 or more')
   size = image.shape[:-1]
   image, origin = pad_to(image, patch_size)
+  image = jnp.asarray(image)  # once, not with every batch of tiles
   starts = tile_starts(image.shape[:-1], patch_size, overlap=overlap)
   num_tiles = len(starts)
   # The tiles that fill up the last batch repeat the first one with weight 0.

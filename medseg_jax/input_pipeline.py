@@ -1,6 +1,7 @@
 """From the cache on disk to batches on the devices, with tf.data."""
 
 import collections
+import contextlib
 import itertools
 from collections.abc import Iterator
 
@@ -40,7 +41,8 @@ def create_batches(
   """
   import tensorflow as tf  # late: seconds to import, and only training needs it
 
-  tf.config.set_visible_devices([], 'GPU')  # the accelerator belongs to jax
+  with contextlib.suppress(RuntimeError):  # too late where it runs already
+    tf.config.set_visible_devices([], 'GPU')  # the accelerator belongs to jax
   share = batch_size // jax.process_count()
   mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
 

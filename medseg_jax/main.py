@@ -5,13 +5,14 @@ import importlib.util
 import itertools
 import os
 import pathlib
+import signal
 import sys
 import traceback
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from medseg_jax.errors import InputError
+from medseg_jax.errors import InputError, Stopped
 
 MODES = ('train', 'evaluate', 'predict', 'prepare', 'benchmark')
 
@@ -33,13 +34,15 @@ _CHECKPOINT = flags.DEFINE_enum(
 )
 _INPUT = flags.DEFINE_string('input', None, 'Images for --mode=predict.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Masks from --mode=predict.')
-_DEBUG = flags.DEFINE_bool('debug', False, 'Print tracebacks of errors.')
+flags.DEFINE_bool('debug', False, 'Print tracebacks of errors.')
 
 
 def main() -> int:
   """Runs the program by `sys.argv` and returns its exit status."""
   try:
     _parse(sys.argv)
+    # Lets whatever is being written clean up; training saves instead.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     _run()
     return 0
   except (InputError, OSError) as error:  # OSError: a full disk, say
@@ -48,18 +51,17 @@ def main() -> int:
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     return 130
+  except Stopped as error:
+    print(error, flush=True)
+    return 128 + error.signal
   except Exception as error:
-    from medseg_jax import train  # not before the flags: importing takes time
-
-    if isinstance(error, train.Stopped):
-      print(error, flush=True)
-      return 128 + error.signal
     _complain(f'{type(error).__name__}: {error} (--debug tells where)')
     return 1
 
 
 def _complain(error: object) -> None:
-  if '--debug' in sys.argv:
+  # The flag itself may not have been parsed yet.
+  if {'debug', 'debug=true', 'debug=1'} & {w.lstrip('-') for w in sys.argv}:
     traceback.print_exc()
   text = ' '.join(str(error).split())
   print(f'error: {text}', file=sys.stderr, flush=True)
@@ -68,13 +70,20 @@ def _complain(error: object) -> None:
 def _run() -> None:
   config, workdir = _config_and_workdir()
   # Late: jax takes seconds, and a wrong flag should be told at once.
-  from medseg_jax import benchmark, evaluate, experiment, predict, train
+  from medseg_jax import (
+    benchmark,
+    evaluate,
+    experiment,
+    predict,
+    prepare,
+    train,
+  )
 
   mode = _MODE.value
   if mode == 'train':
     train.run(config, workdir)
   elif mode == 'prepare':
-    train.prepare(config, experiment.open_sources(config))
+    prepare.run(config)
   elif mode == 'benchmark':
     benchmark.run(config, workdir)
   else:
@@ -113,7 +122,15 @@ def _trained(config: ConfigDict) -> ConfigDict:
   if _CONFIG.value is None:
     return config
   overrides = config_flags.get_override_values(flags.FLAGS['config'])
-  config.update_from_flattened_dict(overrides)
+  for key, value in overrides.items():
+    *sections, name = key.split('.')
+    section = config
+    for part in sections:
+      section = section.get(part, ConfigDict())
+    if name not in section:
+      raise InputError(f'config.{key} is not in the config of this workdir')
+    with section.ignore_type():
+      section[name] = value
   return config
 
 
@@ -153,7 +170,8 @@ def _check_config(argv: list[str]) -> None:
     )
   # Configs import each other as `from configs import ...`, wherever the
   # command is typed.
-  sys.path.append(str(file.resolve().parent.parent))
+  for folder in (file.resolve().parents[1], pathlib.Path(__file__).parents[1]):
+    sys.path.append(str(folder))
   spec = importlib.util.spec_from_file_location('_config_check', file)
   module = importlib.util.module_from_spec(spec)
   try:

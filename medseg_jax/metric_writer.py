@@ -19,6 +19,8 @@ from PIL import Image
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from medseg_jax.files import write_atomically
+
 
 class MetricWriter:
   """Writes scalars and images of one run into its workdir.
@@ -144,9 +146,7 @@ def _drop_lines(path: pathlib.Path, resume_step: int | None) -> None:
     if step is not None and (resume_step is None or step <= resume_step)
   ]
   if kept != lines:
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    temporary.write_bytes(b''.join(kept))
-    os.replace(temporary, path)
+    write_atomically(path, b''.join(kept))
 
 
 def _step_of(line: bytes) -> int | None:

@@ -2,10 +2,9 @@
 
 import pathlib
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import evaluate, experiment, segment
+from medseg_jax import experiment, segment
 from medseg_jax.data.case import Case
 from medseg_jax.data.images import list_images, read_image, write_mask
 from medseg_jax.errors import InputError
@@ -32,18 +31,17 @@ def run(
     InputError: nothing to read, nowhere to write, or a mask is there already.
   """
   paths = list_images(input_dir)
-  if not paths:
-    raise InputError(f'--input {input_dir} holds no images')
   targets = [output_dir / f'{path.stem}.png' for path in paths]
-  _check_targets(paths, targets)
+  _check(paths, targets, config.data.channels)
   output_dir.mkdir(parents=True, exist_ok=True)
   predictor = experiment.load_predictor(config, workdir, checkpoint)
-  settings = evaluate.settings_of(config, experiment.mesh_of(config))
+  settings = experiment.prediction_settings(config, experiment.mesh_of(config))
   classes = tuple(config.data.classes)
   label_values = tuple(config.data.label_values)
   with Progress(len(paths), unit='case', desc='predict') as progress:
-    cases = (_read(path, config.data.channels) for path in paths)
-    predicted = segment.predict_cases(predictor.predict_fn, cases, **settings)
+    predicted = segment.predict_cases(
+      predictor.predict_fn, map(_read, paths), **settings
+    )
     for i, (case, pred) in enumerate(predicted):
       write_mask(targets[i], pred, label_values)
       if i < NUM_PANELS:
@@ -61,31 +59,19 @@ def run(
   print(f'pictures  {workdir}/panels/predict_*.png', flush=True)
 
 
-def _check_targets(
-  paths: list[pathlib.Path], targets: list[pathlib.Path]
+def _check(
+  paths: list[pathlib.Path], targets: list[pathlib.Path], channels: int
 ) -> None:
-  first_of: dict[pathlib.Path, pathlib.Path] = {}
+  """Reads every image once, so that a bad one ends nothing half done."""
   for path, target in zip(paths, targets, strict=True):
-    if target in first_of:
-      raise InputError(
-        f'{first_of[target]} and {path} would both become {target.name}; every '
-        'image of --input needs a stem of its own'
-      )
-    first_of[target] = path
     if target.exists():
       raise InputError(
         f'{target} is there already and is not overwritten; name another '
         '--output or move it away'
       )
+    segment.match_channels(_read(path), channels)
 
 
-def _read(path: pathlib.Path, channels: int) -> Case:
+def _read(path: pathlib.Path) -> Case:
   image = read_image(path)
-  found = image.shape[-1]
-  if found == 1 < channels:
-    image = np.repeat(image, channels, -1)  # as in training: grey among colour
-  elif found != channels:
-    raise InputError(
-      f'{path} has {found} channels; the model was trained on {channels}'
-    )
   return Case(path.stem, image, None, (1.0,) * (image.ndim - 1))

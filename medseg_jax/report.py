@@ -20,6 +20,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
+from medseg_jax.files import write_atomically
+
 METRICS = ('dice', 'iou', 'precision', 'recall')
 COUNTS = ('tp', 'fp', 'fn')
 
@@ -98,21 +100,6 @@ def rank_cases(records: Sequence[Mapping]) -> tuple[int, ...]:
   return tuple(
     dict.fromkeys((ranked[0], ranked[len(ranked) // 2], ranked[-1]))
   )
-
-
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-  """Writes a file that is never seen half written, and its folder if missing.
-
-  A write that fails leaves what was there before.
-  """
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def _summarize_region(

@@ -13,6 +13,7 @@ from medseg_jax.data.preprocess import (
   preprocess_image,
   resize_linear,
 )
+from medseg_jax.errors import InputError
 
 
 def predict_cases(
@@ -20,13 +21,15 @@ def predict_cases(
   cases: Iterable[Case],
   *,
   preprocessing: Preprocessing,
+  channels: int,
   patch_size: tuple[int, ...],
   overlap: float,
   batch_size: int,
 ) -> Iterator[tuple[Case, np.ndarray]]:
   """Yields each case with its predicted label, `[*S]` on the case's own grid.
 
-  Images that fit into one tile share a batch; larger ones are tiled. Where
+  Images that fit into one tile share a batch; larger ones are tiled; smaller
+  ones are filled up with 0, like the patches of training. Where
   the preprocessing resized the image, the logits are brought back linearly
   before the largest one is chosen.
 
@@ -34,13 +37,14 @@ def predict_cases(
     predict_fn: `[N, *patch_size, C] -> [N, *patch_size, num_classes]`.
     cases: read one after the other, `batch_size` of them held at a time.
     preprocessing: as in training.
+    channels: of the training images; a grey image is repeated to as many.
     patch_size: of the tiles.
     overlap: of neighbouring tiles.
     batch_size: N, tiles predicted at once.
   """
   waiting = []
   for case in cases:
-    image = preprocess_image(case, preprocessing)
+    image = preprocess_image(match_channels(case, channels), preprocessing)
     if all(np.less_equal(image.shape[:-1], patch_size)):
       waiting.append((case, image))
       if len(waiting) == batch_size:
@@ -54,6 +58,22 @@ def predict_cases(
     )
     yield case, _label_on_grid(logits, case)
   yield from _predict_small(predict_fn, waiting, patch_size, batch_size)
+
+
+def match_channels(case: Case, channels: int) -> Case:
+  """Returns the case with as many channels as the model takes.
+
+  Raises:
+    InputError: it has another number, and is not grey.
+  """
+  found = case.image.shape[-1]
+  if found == 1 < channels:
+    return case._replace(image=np.repeat(case.image, channels, -1))
+  if found != channels:
+    raise InputError(
+      f'{case.name} has {found} channels; the model was trained on {channels}'
+    )
+  return case
 
 
 def _predict_small(predict_fn, pairs, patch_size, batch_size):

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from medseg_jax.models import Model
 from medseg_jax.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -15,7 +15,7 @@ Batch = dict[str, jax.Array]
 
 def create_train_step(
   *,
-  model: nn.Module,
+  model: Model,
   tx: optax.GradientTransformation,
   loss_fn: Callable[[Any, jax.Array], jax.Array],
   augment_fn: Callable[[jax.Array, Batch], Batch],
@@ -97,7 +97,7 @@ def create_train_step(
 
 
 def create_predict(
-  *, model: nn.Module, sigmoid: bool = False, mirror: bool = False
+  *, model: Model, sigmoid: bool = False, mirror: bool = False
 ) -> Callable[[Any, jax.Array], jax.Array]:
   """Returns `(variables, image [N, *S, C]) -> logits [N, *S, num_classes]`.
 

@@ -1,15 +1,16 @@
 """Trains a model and evaluates it: `--mode=train`."""
 
+import contextlib
 import functools
 import itertools
 import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,28 +20,17 @@ from medseg_jax.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.data import cache as caches
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
-from medseg_jax.data.preprocess import preprocess_image
 from medseg_jax.data.sampling import choose_patches
-from medseg_jax.errors import InputError
+from medseg_jax.errors import InputError, Stopped
 from medseg_jax.input_pipeline import create_batches
 from medseg_jax.losses import create_loss
 from medseg_jax.metric_writer import MetricWriter
+from medseg_jax.models import Model
+from medseg_jax.prepare import describe, prepare
 from medseg_jax.progress import Progress, format_seconds
 from medseg_jax.state import TrainState, abstract_state, create_state
 from medseg_jax.step import create_train_step
 from medseg_jax.stop_signal import stop_on_signal
-
-
-class Stopped(Exception):
-  """A signal ended the run between two steps, after saving.
-
-  Attributes:
-    signal: its number.
-  """
-
-  def __init__(self, message: str, signal: int):
-    super().__init__(message)
-    self.signal = signal
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
@@ -55,43 +45,68 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   sources = experiment.open_sources(config)
   config = experiment.resolve(config, sources['train'])
   mesh, model = experiment.mesh_of(config), experiment.model_of(config)
-  sharding.check_batch_size(config.batch_size, mesh)
-  tx, _ = experiment.optimizer_of(config)
-  train_step = step_of(config, model)
-  print(describe(config, sources, mesh), flush=True)
-  cache = prepare(config, sources)
-
-  shape = experiment.state_shape(config, model, tx, mesh)
-  checkpoints = Checkpoints(
-    workdir / 'checkpoints', keep=config.checkpoint_keep
-  )
-  if checkpoints.step(LATEST) is None:
-    state = create_state(key=jax.random.key(config.seed), **shape)
-  else:
-    state = checkpoints.restore(LATEST, abstract_state(**shape))
-    print(f'going on from step {int(state.step)} of {workdir}', flush=True)
-  experiment.write_config(config, workdir)
-  predict_fn = experiment.compile_predict(config, model, mesh)
-  with MetricWriter(workdir, resume_step=int(state.step)) as writer:
-    if int(state.step) < config.num_steps:
-      state = train(
-        state,
-        compile_step(train_step, state, config, mesh),
-        cache,
-        config=config,
-        mesh=mesh,
-        checkpoints=checkpoints,
-        writer=writer,
-        validate=functools.partial(
-          validate, predict_fn, sources.get('val'), config, mesh, writer
-        ),
-      )
-  return evaluate_held_out(state, sources, predict_fn, config, workdir)
-
-
-def step_of(config: ConfigDict, model: nn.Module) -> Callable:
-  """Returns the train step of a resolved config, not yet compiled."""
+  experiment.check_shapes(config, sources['train'], mesh)
   tx, schedule = experiment.optimizer_of(config)
+  train_step = step_of(config, model, tx, schedule)
+  arguments = experiment.state_arguments(config, model, tx, mesh)
+  with contextlib.closing(
+    Checkpoints(
+      workdir / 'checkpoints', keep=config.checkpoint_keep, writes=True
+    )
+  ) as checkpoints:
+    resuming = checkpoints.step(LATEST) is not None
+    if resuming:
+      experiment.check_same_meaning(config, workdir)
+    print(describe(config, sources), flush=True)
+    cache = prepare(config, sources)
+    if not resuming:
+      state = create_state(key=jax.random.key(config.seed), **arguments)
+    else:
+      state = checkpoints.restore(LATEST, abstract_state(**arguments))
+      print(f'going on from step {int(state.step)} of {workdir}', flush=True)
+    experiment.write_config(config, workdir)
+    predict_fn = experiment.compile_predict(config, model, mesh)
+    with MetricWriter(workdir, resume_step=int(state.step)) as writer:
+      if int(state.step) < config.num_steps:
+        state = train(
+          state,
+          compile_step(train_step, state, config, mesh),
+          cache,
+          config=config,
+          mesh=mesh,
+          checkpoints=checkpoints,
+          writer=writer,
+          validate=functools.partial(
+            validate, predict_fn, sources.get('val'), config, mesh, writer
+          ),
+        )
+    if 'test' not in sources and 'val' not in sources:
+      print('no split is held out, so nothing is evaluated')
+      return {}
+    split, which = evaluate.held_out(sources), LATEST
+    if split == 'test' and checkpoints.step(BEST) is not None:
+      # The validation split chose it. A checkpoint chosen on the very cases
+      # that it is then evaluated on would look better than it is.
+      which = BEST
+      state = checkpoints.restore(BEST, abstract_state(**arguments))
+  return evaluate.report_split(
+    functools.partial(predict_fn, state.eval_variables),
+    sources[split],
+    config=config,
+    workdir=workdir,
+    split=split,
+    step=int(state.step),
+    checkpoint=which,
+  )
+
+
+def step_of(
+  config: ConfigDict,
+  model: Model,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+) -> Callable:
+  """Returns the train step of a resolved config, not yet compiled."""
   with experiment.blame('loss'):
     loss_fn = create_loss(config.loss)
   with experiment.blame('augment'):
@@ -105,55 +120,6 @@ def step_of(config: ConfigDict, model: nn.Module) -> Callable:
     seed=config.seed,
     ema_decay=config.ema_decay,
   )
-
-
-def describe(
-  config: ConfigDict, sources: dict[str, Source], mesh: Mesh
-) -> str:
-  """Returns what was inferred and what will run, for a person to check."""
-  cases = ', '.join(f'{len(s)} {split}' for split, s in sources.items())
-  classes = ', '.join(
-    f'{name} ({value})'
-    for name, value in zip(
-      config.data.classes, config.data.label_values, strict=True
-    )
-  )
-  patch = 'x'.join(map(str, config.patch_size))
-  return (
-    f'data      {config.data.source} {config.data.path}: {cases} cases, '
-    f'{config.data.channels} channels\n'
-    f'classes   {classes}\n'
-    f'training  {config.num_steps} steps of {config.batch_size} patches of '
-    f'{patch}, {config.dtype}, on {mesh.size} x '
-    f'{jax.devices()[0].device_kind}'
-  )
-
-
-def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
-  """Returns the training cache, after reading every held-out case once.
-
-  A broken file ends the run here, not after the training.
-  """
-  preprocessing = experiment.preprocessing_of(config)
-  for split, source in sources.items():
-    if split != 'train':
-      for i in track(f'check {split}', range(len(source))):
-        preprocess_image(source[i], preprocessing)
-  return caches.prepare(
-    sources['train'],
-    preprocessing,
-    root=config.data.cache_dir,
-    title=pathlib.Path(config.data.path).name or config.data.source,
-    track=functools.partial(track, 'preprocess train'),
-  )
-
-
-def track(desc: str, items: range) -> Iterable[int]:
-  """Yields `items` and shows how far they are."""
-  with Progress(len(items), unit='case', desc=desc) as progress:
-    for item in items:
-      yield item
-      progress.advance()
 
 
 def compile_step(
@@ -215,7 +181,8 @@ def train(
     patch_size=tuple(config.patch_size),
     mesh=mesh,
   )
-  pending: list[dict[str, jax.Array]] = []  # metrics not read yet
+  unread: list[dict[str, jax.Array]] = []  # metrics still on the device
+  metrics: list[dict[str, np.ndarray]] = []  # those since the last log line
   busy = waited = 0.0  # seconds in steps, and of these waiting for data
   with (
     stop_on_signal() as stop,
@@ -224,12 +191,22 @@ def train(
     Progress(num_steps, first_step, desc='train') as progress,
   ):
     for step in itertools.count(first_step):
-      begin = time.perf_counter()
       last = step == num_steps or bool(stop)
-      if pending and (last or _due(step, config.log_every)):
-        metrics = jax.device_get(pending)
+      log, evaluation, save = (
+        step > first_step and (step == num_steps or _due(step, every))
+        for every in (
+          config.log_every, config.eval_every, config.checkpoint_every
+        )
+      )
+      if unread and (last or log or evaluation or save):
+        # Read before anything is evaluated or saved: after a loss that was
+        # not finite the state is not that of this step.
+        begin = time.perf_counter()
+        metrics += jax.device_get(unread)
         busy += time.perf_counter() - begin
+        unread = []
         _check_finite(metrics, step, state, config, cache, checkpoints, mesh)
+      if log:
         values = {
           'loss': float(np.mean([m['loss'] for m in metrics])),
           'grad_norm': float(np.mean([m['grad_norm'] for m in metrics])),
@@ -237,38 +214,35 @@ def train(
           'images_per_s': len(metrics) * config.batch_size / busy,
           'data_wait_frac': waited / busy,
         }
-        # A line at a step where a signal came would set this run's file apart
-        # from that of a run that nobody interrupted.
-        if not stop:
-          writer.scalars(step, 'train', values)
+        writer.scalars(step, 'train', values)
         progress.stats(loss=values['loss'], images_per_s=values['images_per_s'])
-        pending, busy, waited = [], 0.0, 0.0
-      if step > first_step and (
-        step == num_steps or _due(step, config.eval_every)
-      ):
+        metrics, busy, waited = [], 0.0, 0.0
+      if stop:  # before all else: who sent the signal may not wait for long
+        checkpoints.save(LATEST, step, state, {})
+      if evaluation:
         dice = validate(state, step)
         if dice is not None:
           progress.write(f'step {step}/{num_steps}  val Dice {dice:.4f}')
           if dice > best:
             best = dice
             checkpoints.save(BEST, step, state, {'dice': dice})
-      if last or (step > first_step and _due(step, config.checkpoint_every)):
+      if last or save:
         checkpoints.save(LATEST, step, state, {})
       if last:
         break
       begin = time.perf_counter()
       batch = next(batches)
       waited += time.perf_counter() - begin
-      state, metrics = train_step(state, batch)
-      pending.append(metrics)
+      state, newest = train_step(state, batch)
+      unread.append(newest)
       # Keeps the host at most two steps ahead: nothing is read here, but
       # batches do not pile up on the device, and slow data shows as a wait.
-      if len(pending) > 2:
-        jax.block_until_ready(pending[-3])
+      if len(unread) > 2:
+        jax.block_until_ready(unread[-3])
       busy += time.perf_counter() - begin
       progress.advance()
-  checkpoints.wait()
-  if stop and step < num_steps:
+    checkpoints.wait()
+  if stop:
     raise Stopped(
       f'{stop.signal.name} at step {step}: saved; the same command goes on '
       'from there',
@@ -327,7 +301,7 @@ def validate(
   if source is None:
     return None
   predict = functools.partial(predict_fn, state.eval_variables)
-  settings = evaluate.settings_of(config, mesh)
+  settings = experiment.prediction_settings(config, mesh)
   with jax.transfer_guard('allow'):
     cases = evaluate.read(source, range(len(source)))
     records = evaluate.evaluate_cases(
@@ -338,38 +312,3 @@ def validate(
   writer.scalars(step, 'val', summary['mean'])
   writer.image(step, 'val', 'first_case', picture)
   return evaluate.mean_dice(summary)
-
-
-def evaluate_held_out(
-  state: TrainState,
-  sources: dict[str, Source],
-  predict_fn: Callable,
-  config: ConfigDict,
-  workdir: pathlib.Path,
-) -> dict:
-  """Evaluates the held-out split, honestly, and returns the summary.
-
-  By the best checkpoint where the validation split chose it and the test
-  split is evaluated. By the last weights otherwise: a checkpoint chosen on
-  the very cases that it is then evaluated on looks better than it is.
-  """
-  if 'test' not in sources and 'val' not in sources:
-    print('no split is held out, so nothing is evaluated')
-    return {}
-  split = evaluate.held_out(sources)
-  if split == 'test' and 'val' in sources:
-    found = experiment.load_predictor(config, workdir, BEST)
-    predict, step, which = found.predict_fn, found.step, found.which
-  else:
-    variables = state.eval_variables
-    predict = functools.partial(predict_fn, variables)
-    step, which = int(state.step), LATEST
-  return evaluate.report_split(
-    predict,
-    sources[split],
-    config=config,
-    workdir=workdir,
-    split=split,
-    step=step,
-    checkpoint=which,
-  )

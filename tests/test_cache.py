@@ -117,8 +117,28 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_extreme_intensities_stay_finite(tmp_path):
-  image = np.array([[[0.0], [1e30]]], np.float32)
-  case = Case('hot', image, np.zeros((1, 2)), (1.0, 1.0))
-  got = cache.prepare(Fixed((case,)), SCALE, root=tmp_path)
-  assert np.isfinite(got.images[0]).all()
+def test_held_out_cases_are_read_once_and_again_when_they_change(tmp_path):
+  seen = []
+
+  def spy(items):
+    for item in items:
+      seen.append(item)
+      yield item
+
+  cache.check(source(), SCALE, root=tmp_path, track=spy)
+  cache.check(source(), SCALE, root=tmp_path, track=spy)
+  assert seen == [0, 1, 2]
+  cache.check(source('two'), SCALE, root=tmp_path, track=spy)
+  assert seen == [0, 1, 2] * 2
+
+
+def test_a_bad_held_out_case_is_told_every_time(tmp_path):
+  bad = source().cases[0]._replace(image=np.full((4, 6, 1), np.nan))
+  for _ in range(2):
+    with pytest.raises(InputError, match='case_0: 24 of 24'):
+      cache.check(Fixed((bad,)), SCALE, root=tmp_path)
+
+
+def test_what_was_only_checked_can_still_be_prepared(tmp_path):
+  cache.check(source(), SCALE, root=tmp_path)
+  assert len(cache.prepare(source(), SCALE, root=tmp_path).names) == 3

@@ -6,6 +6,8 @@ import pytest
 from conftest import ROOT
 from small import load
 
+from medseg_jax.models import create_model
+
 NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('[!_]*.py'))
 GOLDEN = ROOT / 'tests' / 'golden'
 
@@ -38,6 +40,20 @@ def test_the_stable_keys_are_there():
     for part in key.split('.'):
       assert part in section, key
       section = section[part]
+
+
+def test_fields_of_a_stage_take_one_number_or_one_each():
+  config = load('unet')
+  for key, value in [
+    ('features', (8, 16, 24, 32)), ('convs_per_stage', (1, 2, 2, 2)),
+    ('kernel_sizes', (3, 3, (1, 3), 3)), ('strides', (1, 2, (1, 2), 2)),
+  ]:
+    config.model[key] = value
+  fields = config.model.to_dict()
+  model = create_model(fields.pop('name'), 3, **fields)
+  assert model.divisor(2) == (4, 8)
+  config.data.fold = 'all'
+  assert config.data.fold == 'all'
 
 
 if __name__ == '__main__':

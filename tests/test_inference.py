@@ -105,6 +105,7 @@ def test_cases_keep_order_and_grid_whatever_the_batch(batch_size):
       affine,
       cases,
       preprocessing=Preprocessing('zscore'),
+      channels=1,
       patch_size=(16, 16),
       overlap=0.5,
       batch_size=batch_size,
@@ -124,8 +125,33 @@ def test_a_resized_image_is_labelled_on_its_own_grid():
     lambda x: jnp.concatenate([0.5 - x, x - 0.5], -1),
     [Case('half', image, None, (1.0, 1.0))],
     preprocessing=Preprocessing('scale', resize=(16, 16)),
+    channels=1,
     patch_size=(16, 16),
     overlap=0.5,
     batch_size=2,
   )
   np.testing.assert_array_equal(pred, image[..., 0] > 0)
+
+
+def test_a_grey_image_serves_a_colour_model_and_not_the_reverse():
+  def run(image_channels, model_channels):
+    def count(tiles):
+      assert tiles.shape[-1] == model_channels
+      return tiles[..., :2]
+
+    image = np.zeros((16, 16, image_channels), np.uint8)
+    return list(
+      predict_cases(
+        count,
+        [Case('a case', image, None, (1.0, 1.0))],
+        preprocessing=Preprocessing('scale'),
+        channels=model_channels,
+        patch_size=(16, 16),
+        overlap=0.5,
+        batch_size=1,
+      )
+    )
+
+  assert len(run(1, 3)) == 1
+  with pytest.raises(ValueError, match='a case has 3 channels; .* on 1'):
+    run(3, 1)

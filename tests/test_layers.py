@@ -7,21 +7,21 @@ from conftest import ROOT
 PACKAGE = ROOT / 'medseg_jax'
 
 # Each part of the package, and the parts below it that it may import.
-INFRASTRUCTURE = {
-  'errors', 'sharding', 'checkpoint', 'metric_writer', 'progress',
-  'stop_signal',
+BASE = {'errors', 'files'}
+INFRASTRUCTURE = BASE | {
+  'sharding', 'checkpoint', 'metric_writer', 'progress', 'stop_signal',
 }
 LEAVES = {'models', 'losses', 'metrics', 'surface', 'augment', 'optim'}
 OUTPUT = {'panels', 'report'}
 COMPOSITION = {
   'step', 'state', 'input_pipeline', 'inference', 'segment', 'experiment',
 }
-PROGRAMS = {'train', 'evaluate', 'predict', 'benchmark'}
+PROGRAMS = {'train', 'evaluate', 'predict', 'prepare', 'benchmark'}
 ALLOWED = (
-  {name: {'errors'} for name in INFRASTRUCTURE}
+  {name: BASE for name in INFRASTRUCTURE}
   | {name: set() for name in LEAVES}
-  | {name: {'report', 'errors'} for name in OUTPUT}
-  | {'data': {'errors'}}
+  | {name: BASE for name in OUTPUT}
+  | {'data': BASE}
   | {
     name: INFRASTRUCTURE | LEAVES | OUTPUT | COMPOSITION | {'data'}
     for name in COMPOSITION
@@ -99,6 +99,8 @@ def test_configs_stop_at_the_programs():
 
 def test_orbax_and_linen_stay_in_their_files():
   assert {row[1] for row in outside({'orbax'})} == {'checkpoint.py'}
+  linen = {row[0] for row in outside({'flax'}) if 'linen' in row[2]}
+  assert linen == {'models', 'state'}
 
 
 def test_no_file_is_too_long():

@@ -43,7 +43,9 @@ def read_lines(workdir):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_every_config_trains_and_evaluates(name, data_folder, tmp_path):
+def test_every_config_trains_and_evaluates(
+  name, data_folder, tmp_path, monkeypatch
+):
   workdir = tmp_path / 'run'
   config = shrink(load(name), path=data_folder(name))
   summary = train.run(config, workdir)
@@ -69,10 +71,12 @@ def test_every_config_trains_and_evaluates(name, data_folder, tmp_path):
   assert list(workdir.glob('events.out.tfevents.*'))
   assert (workdir / 'checkpoints' / 'latest').is_dir()
 
-  again = evaluate.run(
-    experiment.read_config(workdir), workdir, checkpoint=summary['checkpoint']
-  )
-  assert again == summary
+  # Exact for any number of devices: eight share a batch, or one has it all.
+  trained = experiment.read_config(workdir)
+  for devices in (8, 1):
+    monkeypatch.setattr(jax, 'device_count', lambda n=devices: n)
+    again = evaluate.run(trained, workdir, checkpoint=summary['checkpoint'])
+    assert again == summary
 
 
 def test_volumes_go_through_the_same_loop(tmp_path):
@@ -121,6 +125,12 @@ def test_benchmark_measures_the_pipeline_too(tmp_path, monkeypatch, capsys):
   assert result['end_to_end_images_per_s'] > 0
   assert 0 <= result['data_wait_frac'] <= 1
   assert result['images_per_s'] == pytest.approx(8e3 / result['step_ms'])
+  config = shrink(load('unet'))
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  one = benchmark.run(config, tmp_path)
+  assert result['flops_per_step'] == pytest.approx(
+    one['flops_per_step'], rel=0.2
+  )
   assert result['mfu'] == pytest.approx(
     result['tflops_per_s'] / result['peak_tflops_per_s']
   )

@@ -12,6 +12,7 @@ from PIL import Image
 from small import load, shrink
 
 from medseg_jax import main, train
+from medseg_jax.errors import InputError
 
 TINY = [
   '--config=configs/unet.py', '--config.model.depth=2',
@@ -156,6 +157,24 @@ UNET = '--config=configs/unet.py'
       ['config.loss', 'sigmoid'],
     ),
     ([UNET, '--config.mesh.data=3'], ['config.mesh', '3 x 1', '8 devices']),
+    ([UNET, '--config.patch_size=16,'], ['config.patch_size', '(16,)', '2']),
+    (
+      [UNET, '--config.inference.patch_size=(8,8,8)'],
+      ['config.inference.patch_size', '(8, 8, 8)', '2 axes'],
+    ),
+    ([UNET, '--config.seed=-1'], ['config.seed', '-1', '0 or more']),
+    (
+      [UNET, '--config.batch_size=0', '--config.num_epochs=1'],
+      ['config.batch_size', '0'],
+    ),
+    (
+      [UNET, '--config.data.phantom.num_train=0'],
+      ['no case to train on', 'phantom'],
+    ),
+    (
+      [UNET, '--config.data.normalize=standard'],
+      ['config.data.normalize', 'zscore'],
+    ),
     (['--mode=evaluate', '--workdir=/none'], ['config.json', '/none']),
     (['--mode=predict', '--workdir=/none'], ['config.json', '/none']),
   ],
@@ -170,13 +189,28 @@ def test_wrong_flags_and_keys(args, words, complaint, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, complaint):
   config = shrink(load('unet'), num_steps=2)
   train.run(config, tmp_path)
-  before = sorted(p for p in tmp_path.rglob('*') if 'checkpoints' in str(p))
-  line = complaint(
-    *TINY, '--config.model.features=6', f'--workdir={tmp_path}'
-  )
-  assert 'another model' in line and str(tmp_path) in line
-  after = sorted(p for p in tmp_path.rglob('*') if 'checkpoints' in str(p))
-  assert after == before
+
+  def files():
+    return {
+      path: path.read_bytes()
+      for path in tmp_path.rglob('*')
+      if path.is_file() and 'cache' not in str(path)
+    }
+
+  before = files()
+  for key, value in [
+    ('config.model.features', '6'), ('config.model.activation', 'gelu'),
+    ('config.data.normalize', 'scale'),
+  ]:
+    line = complaint(*TINY, f'--{key}={value}', f'--workdir={tmp_path}')
+    for words in (f'{key} is {value}', 'another model', str(tmp_path)):
+      assert words in line
+    assert files() == before
+  # The config may be missing; then the shapes of the weights tell.
+  (tmp_path / 'config.json').unlink()
+  config.model.features = 6
+  with pytest.raises(InputError, match='another model: .* has shape'):
+    train.run(config, tmp_path)
 
 
 def test_predict_overwrites_nothing(tmp_path, complaint):
@@ -192,9 +226,13 @@ def test_predict_overwrites_nothing(tmp_path, complaint):
   assert 'scan.png' in complaint(*args, f'--input={tmp_path}/in')
   assert (tmp_path / 'out' / 'scan.png').read_text() == 'precious'
   assert '--input' in complaint(*args)
-  Image.new('RGB', (20, 20)).save(tmp_path / 'in' / 'scan.png')
   (tmp_path / 'out' / 'scan.png').unlink()
+  # One bad image, and nothing is written.
+  Image.new('RGB', (20, 20), 'red').save(tmp_path / 'in' / 'z.png')
   assert '3 channels' in complaint(*args, f'--input={tmp_path}/in')
+  (tmp_path / 'in' / 'z.png').write_bytes(b'no picture')
+  assert 'z.png' in complaint(*args, f'--input={tmp_path}/in')
+  assert not list((tmp_path / 'out').iterdir())
 
 
 def test_the_command_itself_exits_with_1_and_one_line():

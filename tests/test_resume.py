@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from small import load, shrink
 
 from medseg_jax import train
+from medseg_jax.checkpoint import LATEST, Checkpoints
 from medseg_jax.errors import InputError
 
 # Runs a small configuration in a process of its own, which can be killed.
@@ -24,6 +25,7 @@ import jax
 jax.config.update('jax_platforms', 'cpu')
 from small import load, shrink
 from medseg_jax import train
+from medseg_jax.checkpoint import LATEST, Checkpoints
 config = shrink(load('unet'), num_steps={num_steps})
 config.data.cache_dir = {cache!r}
 {extra}
@@ -110,18 +112,20 @@ def test_a_loss_that_is_not_finite_saves_and_names_step_and_cases(tmp_path):
   config = shrink(load('unet'), num_steps=40)
   config.optimizer.name = 'sgd'
   config.optimizer.learning_rate = 1e30
-  config.log_every = 4
-  config.checkpoint_every = 0
-  config.eval_every = 0
+  config.log_every = 20  # later than the first checkpoint is due
+  config.checkpoint_every = 6
+  config.eval_every = 8
   with pytest.raises(InputError) as caught:
     train.run(config, tmp_path)
   words = str(caught.value)
   assert 'the loss is not finite at step' in words and 'train_' in words
   step = int(words.split('step ')[1].split(',')[0])
-  assert 0 < step <= 8
-  # What is saved is the state before that step, whole and finite.
+  assert 0 < step < 6
+  # What is saved is the state before that step, and it can go on from there.
   assert latest(tmp_path) == step
-  assert all(np.isfinite(np.asarray(a)).all() for a in arrays(tmp_path)[:1])
+  config.optimizer.learning_rate = 0.0
+  config.num_steps = step + 3
+  assert train.run(config, tmp_path)['step'] == step + 3
 
 
 def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
@@ -151,3 +155,21 @@ config.checkpoint_every = 0
   assert latest(workdir) == 4
   for a, b in zip(arrays(workdir), before, strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_looking_at_a_training_does_not_disturb_its_saving(tmp_path):
+  folder = tmp_path / 'checkpoints'
+  writer = Checkpoints(folder, writes=True)
+  writer.save(LATEST, 1, {'a': jax.numpy.zeros(3)}, {})
+  writer.wait()
+  half = folder / 'latest' / '2.orbax-checkpoint-tmp'
+  half.mkdir()
+  reader = Checkpoints(folder)
+  assert reader.step(LATEST) == 1
+  reader.close()
+  assert half.exists()
+  writer.close()
+  # The next training does clear what an earlier one was killed over.
+  again = Checkpoints(folder, writes=True)
+  assert again.step(LATEST) == 1 and not half.exists()
+  again.close()

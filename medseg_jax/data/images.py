@@ -6,6 +6,7 @@ animation the first frame counts. Samples keep their depth: Pillow alone would
 cut 16-bit colour to 8 bits.
 """
 
+import io
 import itertools
 import os
 import pathlib
@@ -16,6 +17,7 @@ import tifffile
 from PIL import Image, UnidentifiedImageError
 
 from medseg_jax.errors import InputError
+from medseg_jax.files import write_atomically
 
 # By name, since Pillow's own list has PDF, video and other surprises.
 IMAGE_SUFFIXES = (
@@ -204,12 +206,9 @@ def write_mask(
     raise ValueError(f'label must be 0 to {last}, got {low} to {high}')
   dtype = np.uint16 if max(label_values) > 255 else np.uint8
   values = np.asarray(label_values, dtype)[np.asarray(label)]
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    Image.fromarray(values).save(temporary, format='PNG')
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  png = io.BytesIO()
+  Image.fromarray(values).save(png, format='PNG')
+  write_atomically(path, png.getvalue())
 
 
 def _decode(path: pathlib.Path) -> _Pixels:

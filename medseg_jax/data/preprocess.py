@@ -16,7 +16,7 @@ class Preprocessing(NamedTuple):
 
   Attributes:
     normalize: 'scale' divides integer images by the largest value of their
-      type (x / 255 for 8 bits) and leaves float images alone; 'zscore'
+      type (x / 255 for 8 bits) and takes floats from 0 to 1; 'zscore'
       subtracts each channel's mean over the image and divides by its standard
       deviation; 'window' maps `window` to 0 .. 1 and clips.
     window: lower and upper intensity, in the units of the file (HU for CT).
@@ -63,7 +63,7 @@ def preprocess_image(case: Case, preprocessing: Preprocessing) -> np.ndarray:
       f'{case.name}: {count} of {image.size} image values are NaN or infinite; '
       'only finite values are allowed'
     )
-  image = _standardise(image, p)
+  image = _standardise(case, p)
   if p.resize:
     if len(p.resize) != image.ndim - 1:
       raise InputError(
@@ -81,10 +81,17 @@ def preprocess_label(case: Case, preprocessing: Preprocessing) -> np.ndarray:
   return case.label
 
 
-def _standardise(image: np.ndarray, p: Preprocessing) -> np.ndarray:
+def _standardise(case: Case, p: Preprocessing) -> np.ndarray:
+  image = case.image
   if p.normalize == 'scale':
     if image.dtype.kind in 'ui':
       return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+    if image.min() < 0 or image.max() > 1:
+      raise InputError(
+        f'{case.name}: intensities from {image.min():g} to {image.max():g}; '
+        "config.data.normalize='scale' takes integers, or floats from 0 to 1; "
+        'zscore and window take any'
+      )
     return image.astype(np.float32)
   image = image.astype(np.float32)
   if p.normalize == 'window':

@@ -18,6 +18,7 @@ from flax import linen as nn
 from medseg_jax.models.encoder_decoder import EncoderDecoder
 from medseg_jax.models.unet import UNet
 
+Model = nn.Module  # what create_model returns, for those who annotate
 MODELS = {'unet': UNet, 'encoder_decoder': EncoderDecoder}
 
 
