@@ -17,6 +17,8 @@ def get_config():
   config.patch_size = (256, 256)
   config.ema_decay = 0.99
   config.model.depth = 5
+  # Cross-entropy weighs every pixel alike and misses thin membranes.
+  config.loss.cross_entropy = 0.3
   config.data.source = 'folder'
   config.data.path = '../shared/data/em'
   # The masks are 0 on membranes and 255 in cells.
@@ -26,13 +28,11 @@ def get_config():
   config.data.fold_order = 'block'
   config.augment.flip_prob = 0.5
   config.augment.rot90_prob = 0.5
-  config.augment.warp_prob = 0.8
+  config.augment.warp_prob = 0.5
   config.augment.rotation_degrees = 45.0
   config.augment.elastic_std = 4.0
   config.augment.elastic_spacing = 32.0
-  config.augment.scale_range = (0.8, 1.25)
-  config.augment.contrast_range = (0.75, 1.3)
-  config.augment.gamma_prob = 0.3
+  config.augment.gamma_prob = 0.2
   config.optimizer.name = 'adamw'
   config.optimizer.weight_decay = 1e-4
   config.inference.patch_size = (512, 512)
