@@ -22,8 +22,8 @@ def test_a_tiny_unet_learns_phantoms(tmp_path):
   config.model.features = 12
   config.num_steps = 500
   config.patch_size = (64, 64)
-  config.optimizer.learning_rate = 3e-3
   config.augment.warp_prob = 0.0
+  config.data.phantom.num_train = 2000
   config.data.phantom.num_val = 0
   config.data.phantom.num_test = 32
   summary = train.run(config, tmp_path)
