@@ -27,7 +27,10 @@ def get_config():
   config.augment.warp_prob = 0.5
   config.augment.rotation_degrees = 45.0
   config.augment.gamma_prob = 0.2
+  config.augment.brightness_std = 0.1
+  config.augment.noise_std = 0.1
   config.optimizer.name = 'adamw'
+  config.optimizer.learning_rate = 2e-3
   config.optimizer.weight_decay = 1e-4
   config.inference.patch_size = (320, 320)
   config.inference.batch_size = 2

@@ -33,7 +33,10 @@ def get_config():
   config.augment.elastic_std = 4.0
   config.augment.elastic_spacing = 32.0
   config.augment.gamma_prob = 0.2
+  config.augment.brightness_std = 0.1
+  config.augment.noise_std = 0.1
   config.optimizer.name = 'adamw'
+  config.optimizer.learning_rate = 2e-3
   config.optimizer.weight_decay = 1e-4
   config.inference.patch_size = (512, 512)
   config.inference.batch_size = 1

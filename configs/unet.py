@@ -14,7 +14,7 @@ def _any(value):
 def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0  # of the weights, the order of the data, the augmentation
-  config.num_steps = 600
+  config.num_steps = 500
   config.num_epochs = 0  # passes over the data, in place of num_steps
   config.batch_size = 8  # over all devices
   config.patch_size = (128, 128)  # 2 or 3 numbers, in pixels
@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
 
   config.optimizer = ConfigDict()
   config.optimizer.name = 'adam'  # 'sgd', 'adam', 'adamw'
-  config.optimizer.learning_rate = 2e-3  # the schedule's peak
+  config.optimizer.learning_rate = 4e-3  # the schedule's peak
   config.optimizer.momentum = 0.9  # of 'sgd'
   config.optimizer.nesterov = True  # of 'sgd'
   config.optimizer.weight_decay = 0.0
@@ -77,7 +77,8 @@ def get_config() -> ConfigDict:
   config.data.classes = ()  # names, background first; () to infer
   config.data.label_values = ()  # value of each class on disk; () to infer
   config.data.roi = ''  # folder beside images/ with regions to evaluate in
-  config.data.normalize = 'zscore'  # 'scale' (x / 255), 'zscore', 'window'
+  # 'scale' (x / 255), 'zscore', 'window'; '' for what fits the source.
+  config.data.normalize = ''
   config.data.window = ()  # lowest and highest intensity, for 'window'
   config.data.resize = ()  # size in pixels; () for native size and patches
   # Validation where the data has no val folder: one fold of several.
@@ -106,13 +107,13 @@ def get_config() -> ConfigDict:
   config.augment.elastic_std = 0.0  # of the displacement, in pixels
   config.augment.elastic_spacing = 16.0  # of its control points, in pixels
   config.augment.brightness_prob = 0.2
-  config.augment.brightness_std = 0.1  # in units of the standardised image
+  config.augment.brightness_std = 0.05  # in units of the standardised image
   config.augment.contrast_prob = 0.2
   config.augment.contrast_range = (0.85, 1.15)  # factor about the mean
   config.augment.gamma_prob = 0.0
   config.augment.gamma_range = (0.8, 1.25)  # exponent
   config.augment.noise_prob = 0.2
-  config.augment.noise_std = 0.1  # largest, in units of the image
+  config.augment.noise_std = 0.05  # largest, in units of the image
   config.augment.blur_prob = 0.0
   config.augment.blur_sigma = (0.5, 1.0)  # in pixels
 
@@ -123,7 +124,7 @@ def get_config() -> ConfigDict:
   config.inference.mirror = False  # average over mirrorings of every axis
 
   config.log_every = 50  # steps
-  config.eval_every = 200  # on the validation split; 0 for only at the end
-  config.checkpoint_every = 200
+  config.eval_every = 250  # on the validation split; 0 for only at the end
+  config.checkpoint_every = 250
   config.checkpoint_keep = 2
   return config

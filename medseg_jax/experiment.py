@@ -30,6 +30,7 @@ from medseg_jax.state import abstract_state
 from medseg_jax.step import create_predict
 
 SOURCES = ('phantom', 'folder', 'tfds')
+SOFT_TISSUE = (-160.0, 240.0)  # HU, the usual window on the abdomen
 _MEANING_OF_DATA = (
   'classes', 'label_values', 'channels', 'normalize', 'window', 'resize'
 )
@@ -108,6 +109,12 @@ def resolve(config: ConfigDict, source: Source) -> ConfigDict:
   config.data.classes = tuple(source.classes)
   config.data.label_values = tuple(int(v) for v in source.label_values)
   config.data.channels = int(source.channels)
+  if not config.data.normalize:
+    # Phantoms are in Hounsfield units: over a z-score, air and bone would
+    # press the organs into a sliver of the range.
+    config.data.normalize = 'zscore'
+    if config.data.source == 'phantom':
+      config.data.normalize, config.data.window = 'window', SOFT_TISSUE
   if config.num_epochs:
     examples = config.num_epochs * len(source)
     config.num_steps = -(-examples // max(config.batch_size, 1))
