@@ -12,13 +12,13 @@ from configs import unet
 
 def get_config():
   config = unet.get_config()
-  config.num_steps = 1000
+  config.num_steps = 800
   config.batch_size = 4
   config.patch_size = (256, 256)
   config.ema_decay = 0.99
   config.model.depth = 5
-  # Cross-entropy weighs every pixel alike and misses thin membranes.
-  config.loss.cross_entropy = 0.3
+  # Cross-entropy weighs every pixel alike, which misses thin membranes.
+  config.loss.cross_entropy = 0.7
   config.data.source = 'folder'
   config.data.path = '../shared/data/em'
   # The masks are 0 on membranes and 255 in cells.
@@ -41,6 +41,6 @@ def get_config():
   config.inference.patch_size = (512, 512)
   config.inference.batch_size = 1
   config.inference.mirror = True
-  config.eval_every = 250
-  config.checkpoint_every = 500
+  config.eval_every = 200
+  config.checkpoint_every = 400
   return config
