@@ -60,6 +60,9 @@ def create_batches(
   types = (tf.as_dtype(cache.images[0].dtype), tf.int16)
   options = tf.data.Options()
   options.deterministic = True
+  # Nothing here is left to tune, and ending the data set would wait for the
+  # tuner, which sleeps up to a minute at a time.
+  options.autotune.enabled = False
   options.threading.private_threadpool_size = 2
   steps = tf.data.Dataset.range(first_step, num_steps)
   batches = (
