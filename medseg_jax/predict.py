@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from medseg_jax import experiment, segment
 from medseg_jax.data.case import Case
 from medseg_jax.data.images import list_images, read_image, write_mask
+from medseg_jax.data.preprocess import preprocess_image
 from medseg_jax.errors import InputError
 from medseg_jax.panels import panel, save_png
 from medseg_jax.progress import Progress
@@ -32,7 +33,7 @@ def run(
   """
   paths = list_images(input_dir)
   targets = [output_dir / f'{path.stem}.png' for path in paths]
-  _check(paths, targets, config.data.channels)
+  _check(paths, targets, config)
   output_dir.mkdir(parents=True, exist_ok=True)
   predictor = experiment.load_predictor(config, workdir, checkpoint)
   settings = experiment.prediction_settings(config, experiment.mesh_of(config))
@@ -60,16 +61,18 @@ def run(
 
 
 def _check(
-  paths: list[pathlib.Path], targets: list[pathlib.Path], channels: int
+  paths: list[pathlib.Path], targets: list[pathlib.Path], config: ConfigDict
 ) -> None:
   """Reads every image once, so that a bad one ends nothing half done."""
+  preprocessing = experiment.preprocessing_of(config)
   for path, target in zip(paths, targets, strict=True):
     if target.exists():
       raise InputError(
         f'{target} is there already and is not overwritten; name another '
         '--output or move it away'
       )
-    segment.match_channels(_read(path), channels)
+    case = segment.match_channels(_read(path), config.data.channels)
+    preprocess_image(case, preprocessing)
 
 
 def _read(path: pathlib.Path) -> Case:
