@@ -6,7 +6,8 @@
 DIR holds {train,test}/{images,labels} of colour images; the default is DRIVE.
 They are resized to 256x256 and divided by 255. A network of 740,225 parameters
 without skip connections learns the foreground in 10 epochs with Adam and is
-evaluated on the test folder.
+evaluated on the test folder. On DRIVE it learns no vessels in so few steps:
+Dice 0.000 after 6 min 34 s on two CPU cores (2026-11-22).
 """
 
 from ml_collections import ConfigDict
