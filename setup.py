@@ -27,6 +27,7 @@ setup(
     'jax>=0.10',
     'matplotlib',
     'ml-collections>=1.0',
+    'nibabel>=5.2',
     'numpy>=2.0',
     'optax',
     'orbax-checkpoint>=0.12',

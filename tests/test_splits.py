@@ -4,8 +4,10 @@ The expected folds were printed by scikit-learn 1.9:
 KFold(k, shuffle=True, random_state=12345).split(range(n)).
 """
 
+import json
+
 import pytest
-from data_cases import assert_all_in
+from data_cases import assert_all_in, assert_one_line
 
 from medseg_jax.data import splits
 from medseg_jax.errors import InputError
@@ -72,3 +74,79 @@ def test_wrong_folds_are_errors(options, parts):
   with pytest.raises(InputError) as error:
     splits.split_names(list('abcdef'), where='DATA', **options)
   assert_all_in(str(error.value), *parts)
+
+
+def test_all_folds_are_written_and_read(tmp_path):
+  cases = [f'case_{i}' for i in range(7)]
+  folds = splits.all_folds(cases[::-1], num_folds=3)
+  assert len(folds) == 3
+  for i, fold in enumerate(folds):
+    train, val = splits.split_names(cases, fold=i, num_folds=3)
+    assert fold == {'train': train, 'val': val}
+  assert sorted(name for fold in folds for name in fold['val']) == cases
+  path = tmp_path / 'new' / 'splits.json'
+  splits.write_splits(path, folds)
+  assert json.loads(path.read_text()) == folds
+  assert splits.read_splits(path, cases) == folds
+  block = splits.all_folds(cases, num_folds=7, fold_order='block')
+  assert [fold['val'] for fold in block] == [[name] for name in cases]
+
+
+def test_all_folds_refuses_what_split_names_refuses():
+  for num_folds, part in ((1, 'data.num_folds: 1'), (0, '0;'), (4, '4 folds')):
+    with pytest.raises(InputError) as error:
+      splits.all_folds(['a', 'b', 'c'], num_folds=num_folds)
+    assert_one_line(error, part)
+
+
+def test_a_file_may_hold_a_single_fold():
+  assert splits.fold_index('0', 1) == 0
+  for fold in (1, 'all', -1):
+    with pytest.raises(InputError) as error:
+      splits.fold_index(fold, 1)
+    assert_one_line(error, f'data.fold: {fold!r}; allowed are 0 and')
+
+
+def test_a_file_of_splits_may_leave_cases_out(tmp_path):
+  path = tmp_path / 'splits_final.json'
+  path.write_text('[{"train": ["b", "a"], "val": ["d"], "note": 1}]')
+  folds = splits.read_splits(path, ['a', 'b', 'c', 'd'])
+  assert folds == [{'train': ['b', 'a'], 'val': ['d']}]
+
+
+@pytest.mark.parametrize(
+  ('text', 'parts'),
+  [
+    ('[{"train": ', ['not JSON', 'line 1', 'allowed is a list']),
+    ('', ['not JSON']),
+    ('{"train": ["a"], "val": ["b"]}', ['no list of folds']),
+    ('[]', ['no list of folds']),
+    ('[["a"], ["b"]]', ['fold 0', "no list 'train'"]),
+    ('[{"train": ["a"]}]', ['fold 0', "no list 'val'"]),
+    ('[{"train": [1], "val": ["b"]}]', ["no list 'train'"]),
+    (
+      '[{"train": ["a"], "val": ["b"]}, {"train": ["a"], "val": ["x", "y"]}]',
+      ['fold 1', "2 names under 'val'", "'x'", '3 cases', "such as 'a'"],
+    ),
+    ('[{"train": ["a", "b"], "val": ["b"]}]', ["case 'b' occurs twice"]),
+    ('[{"train": ["a", "a"], "val": ["b"]}]', ["case 'a' occurs twice"]),
+    ('[{"train": ["a"], "val": []}]', ["'val' is empty", "data.fold='all'"]),
+    ('[{"train": [], "val": ["a"]}]', ["'train' is empty"]),
+  ],
+)
+def test_wrong_files_of_splits_are_errors(tmp_path, text, parts):
+  path = tmp_path / 'splits.json'
+  path.write_text(text)
+  with pytest.raises(InputError) as error:
+    splits.read_splits(path, ['a', 'b', 'c'])
+  assert_one_line(error, path, *parts)
+
+
+def test_splits_that_are_not_there_or_no_text(tmp_path):
+  with pytest.raises(InputError) as error:
+    splits.read_splits(tmp_path / 'none.json', ['a'])
+  assert_one_line(error, 'none.json: cannot be read')
+  (tmp_path / 'binary.json').write_bytes(b'\xff\xfe\x80')
+  with pytest.raises(InputError) as error:
+    splits.read_splits(tmp_path / 'binary.json', ['a'])
+  assert_one_line(error, 'binary.json: not JSON')

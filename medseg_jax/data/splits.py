@@ -1,15 +1,25 @@
-"""Cases of one set to training and validation: K folds of the sorted names."""
+"""Cases of one set to training and validation: K folds of the sorted names.
 
+Or those of a file in the form of nnU-Net's `splits_final.json`.
+"""
+
+import json
+import os
+import pathlib
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from medseg_jax.errors import InputError
+from medseg_jax.files import write_atomically
 
 # The seed that published folds of the Medical Segmentation Decathlon use.
 FOLD_SEED = 12345
 FOLD_ORDERS = ('shuffled', 'block')
+
+# A fold: the names of its cases under 'train' and 'val'.
+Fold = dict[str, list[str]]
 
 
 def split_names(
@@ -48,7 +58,11 @@ def split_names(
     names.sort(key=_natural)
   if fold == 'all':
     return names, []
-  index = _fold_index(fold, num_folds)
+  if num_folds < 2:
+    raise InputError(
+      f"data.num_folds: {num_folds}; allowed are 2 or more, or data.fold='all'"
+    )
+  index = fold_index(fold, num_folds)
   if len(names) < num_folds:
     raise InputError(
       f'{where}: {len(names)} case{"s" * (len(names) != 1)} cannot make '
@@ -65,16 +79,104 @@ def split_names(
   )
 
 
-def _fold_index(fold: int | str, num_folds: int) -> int:
-  if num_folds < 2:
-    raise InputError(
-      f"data.num_folds: {num_folds}; allowed are 2 or more, or data.fold='all'"
+def all_folds(
+  names: Sequence[str],
+  *,
+  num_folds: int = 5,
+  fold_order: str = 'shuffled',
+  where: str = 'data',
+) -> list[Fold]:
+  """Returns every fold of `split_names`, in the form of `write_splits`.
+
+  Raises:
+    InputError: see `split_names`.
+  """
+  folds = []
+  for fold in range(max(num_folds, 1)):  # split_names refuses fewer than two
+    train, val = split_names(
+      names, fold=fold, num_folds=num_folds, fold_order=fold_order, where=where
     )
+    folds.append({'train': train, 'val': val})
+  return folds
+
+
+def write_splits(path: str | os.PathLike, folds: Sequence[Fold]) -> None:
+  """Writes folds as JSON: a list with one `{"train": [], "val": []}` each.
+
+  This is the form of nnU-Net's `splits_final.json`.
+  """
+  write_atomically(path, (json.dumps(list(folds), indent=1) + '\n').encode())
+
+
+def read_splits(path: str | os.PathLike, names: Sequence[str]) -> list[Fold]:
+  """Returns the folds that a file of `write_splits` or nnU-Net holds.
+
+  A case may be left out of a fold.
+
+  Args:
+    path: the file.
+    names: the names of the cases that there are.
+
+  Raises:
+    InputError: the file is missing or not of this form, names a case that is
+      not there, the same case twice in a fold, or none for a part.
+  """
+  path = pathlib.Path(path)
+  form = 'a list with one {"train": [names], "val": [names]} for each fold'
+  try:
+    folds = json.loads(path.read_text(encoding='utf-8-sig'))
+  except OSError as error:
+    raise InputError(
+      f'{path}: cannot be read ({error.strerror}); it must be {form}'
+    ) from error
+  except ValueError as error:  # no JSON, or no text at all
+    raise InputError(
+      f'{path}: not JSON ({error}); allowed is {form}'
+    ) from error
+  if not isinstance(folds, list) or not folds:
+    raise InputError(f'{path}: found no list of folds; allowed is {form}')
+  known = set(names)
+  for index, fold in enumerate(folds):
+    where = f'{path}, fold {index}'
+    seen = set()
+    for part in ('train', 'val'):
+      cases = fold.get(part) if isinstance(fold, dict) else None
+      if not isinstance(cases, list) or not all(
+        isinstance(name, str) for name in cases
+      ):
+        raise InputError(f'{where}: no list {part!r}; allowed is {form}')
+      if not cases:
+        raise InputError(
+          f'{where}: {part!r} is empty; allowed is at least one case (to train '
+          "on every case, give data.fold='all')"
+        )
+      unknown = [name for name in cases if name not in known]
+      if unknown:
+        raise InputError(
+          f'{where}: {len(unknown)} names under {part!r} are of no case, the '
+          f'first is {unknown[0]!r}; allowed are the names of the '
+          f'{len(known)} cases, such as {min(known, default="none")!r}'
+        )
+      for name in cases:
+        if name in seen:
+          raise InputError(
+            f'{where}: case {name!r} occurs twice; allowed is once, in either '
+            "'train' or 'val'"
+          )
+        seen.add(name)
+  return [{part: fold[part] for part in ('train', 'val')} for fold in folds]
+
+
+def fold_index(fold: int | str, num_folds: int) -> int:
+  """Returns the number that `fold`, an integer or its text, stands for.
+
+  Raises:
+    InputError: there is no such fold; `'all'` is none either.
+  """
   text = str(fold).strip()
   if not text.isdecimal() or int(text) >= num_folds:
-    raise InputError(
-      f"data.fold: {fold!r}; allowed are 0 to {num_folds - 1} and 'all'"
-    )
+    last = f' to {num_folds - 1}' * (num_folds > 1)  # a file may hold one
+    raise InputError(f"data.fold: {fold!r}; allowed are 0{last} and 'all'")
   return int(text)
 
 

@@ -1,0 +1,362 @@
+"""Which NIfTI files of a folder belong together: images, channels and labels.
+
+A case is one file, `CASE.nii.gz`, or one for each channel, `CASE_0000.nii.gz`,
+`CASE_0001.nii.gz`, ... The label, in a folder of its own, is `CASE.nii.gz` or
+that with one of the suffixes that masks usually have. Where both readings are
+possible (`scan_0001.nii.gz` may be a case with a number) the label's name
+decides, and without labels, whether there is a `_0000`. Hidden files are left
+out: macOS leaves a `._CASE.nii.gz` beside each file that it copies.
+"""
+
+import collections
+import os
+import pathlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from medseg_jax.data import nifti
+from medseg_jax.data.dataset_json import Entry
+from medseg_jax.data.folder import MASK_FOLDERS, MASK_SUFFIXES
+from medseg_jax.data.images import list_folder, name_some
+from medseg_jax.errors import InputError
+
+_LAYOUTS = (
+  'imagesTr with labelsTr, images with labels or masks, or the latter in train '
+  'and test'
+)
+_CHANNEL = re.compile(r'(.+)_([0-9]{4})')
+
+
+class VolumeFiles(NamedTuple):
+  """The files of one case: one image or one for each channel, in order."""
+
+  name: str
+  images: tuple[pathlib.Path, ...]
+  label: pathlib.Path | None = None
+
+
+class Layout(NamedTuple):
+  """The cases of one split, and what is wrong with its files.
+
+  Attributes:
+    files: the cases that are complete, by name.
+    problems: a line for each error, such as an image without its label.
+    oddities: a line for each thing that is only strange.
+  """
+
+  files: tuple[VolumeFiles, ...]
+  problems: tuple[str, ...] = ()
+  oddities: tuple[str, ...] = ()
+
+
+def find_layouts(
+  root: pathlib.Path, training: Sequence[Entry] | None
+) -> dict[str, Layout]:
+  """Returns the layout of `train` and, where it has labels, of `test`.
+
+  Args:
+    root: the data set's folder.
+    training: the training files that its `dataset.json` lists, or None.
+
+  Raises:
+    InputError: no such folder, none of the layouts, or no files.
+  """
+  folders = _find_folders(root, training is not None)
+  layouts = {split: match_folder(*pair) for split, pair in folders.items()}
+  if training is not None:
+    layouts['train'] = _match_listed(root, training)
+  return layouts
+
+
+def match_folder(
+  image_folder: pathlib.Path, label_folder: pathlib.Path
+) -> Layout:
+  """Returns the cases of a folder of images and one of labels.
+
+  Raises:
+    InputError: no such folder, or no NIfTI file in one of them.
+  """
+  problems = []
+  images = _by_stem(image_folder, problems)
+  groups = _group(images)
+  files, used = {}, set()
+  for label_stem, label in _by_stem(label_folder, problems).items():
+    names = [label_stem] + [
+      label_stem[: -len(suffix)]
+      for suffix in MASK_SUFFIXES
+      if label_stem.lower().endswith(suffix)
+    ]
+    single = next((name for name in names if name in images), None)
+    name = single or next((name for name in names if name in groups), None)
+    if name is None:
+      problems.append(f'{label}: a label without its image in {image_folder}')
+    elif name in files:
+      problems.append(
+        f'{label}: the second label of the case {name}, after '
+        f'{files[name].label.name}; allowed is one'
+      )
+    elif single is None and (
+      problem := _missing_channel(image_folder, name, groups[name])
+    ):
+      problems.append(problem)
+      used.update(groups[name].values())
+    else:
+      stems = [name] if single else list(groups[name].values())
+      used.update(stems)
+      paths = tuple(images[stem] for stem in stems)
+      files[name] = VolumeFiles(name, paths, label)
+  rest = {stem: path for stem, path in images.items() if stem not in used}
+  rest_groups = _group(rest)
+  for name, group in rest_groups.items():
+    if name in files:
+      problems += [_same_name(rest.pop(s), files[name]) for s in group.values()]
+    elif 0 in group:  # one line for all its channels
+      for stem in list(group.values())[1:]:
+        del rest[stem]
+  problems += [
+    f'{path}: no label in {label_folder}; allowed is one with the name of the '
+    f'case, or that and one of {", ".join(MASK_SUFFIXES)}'
+    for path in rest.values()
+  ]
+  return Layout(tuple(files[name] for name in sorted(files)), tuple(problems))
+
+
+def list_cases(
+  path: str | os.PathLike, channels: int
+) -> tuple[VolumeFiles, ...]:
+  """Returns the cases to predict, by name: of a folder, or the one of a file.
+
+  Reads the headers, to see the number of channels.
+
+  Args:
+    path: a folder of NIfTI files, or one file; of a case with a file for each
+      channel any of them.
+    channels: the number of image channels that a case must have.
+
+  Raises:
+    InputError: nothing there, a case with another number of channels, or two
+      cases with one name.
+  """
+  path = pathlib.Path(path)
+  folder = path.parent if path.is_file() else path
+  if path.is_file():
+    stems = _files_beside(path)
+    # A file that is complete is a case of its own, whatever lies beside it.
+    if nifti.read_header(path).channels == channels:
+      stems = {_name(path): path}
+  else:
+    problems = []
+    stems = _by_stem(folder, problems)
+    if problems:
+      raise InputError(problems[0])
+  cases = {}
+  groups = {k: group for k, group in _group(stems).items() if 0 in group}
+  for name, group in groups.items():
+    problem = _missing_channel(folder, name, group, channels)
+    if problem:
+      raise InputError(problem)
+    if len(group) > channels:
+      raise InputError(
+        f'{folder}: case {name} has {len(group)} channel files; allowed is the '
+        f'number of channels of the training, {_numbered(name, channels)} '
+        '(numbers of cases must not begin with _0000)'
+      )
+    cases[name] = VolumeFiles(name, tuple(stems[s] for s in group.values()))
+  grouped = {stem for group in groups.values() for stem in group.values()}
+  for stem, file in stems.items():
+    if stem in cases:
+      raise InputError(_same_name(file, cases[stem]))
+    if stem not in grouped:
+      cases[stem] = VolumeFiles(stem, (file,))
+  for case in cases.values():
+    found = sum(nifti.read_header(file).channels for file in case.images)
+    if found != channels:
+      match = _CHANNEL.fullmatch(case.name)
+      files = _numbered(match[1] if match else case.name, channels)
+      raise InputError(
+        f'{case.images[0]}: {found} channel{"s" * (found != 1)}; allowed is '
+        f'the number of channels of the training, {channels}'
+        + f', in one file or in {files}' * (channels > 1)
+      )
+  return tuple(cases[name] for name in sorted(cases))
+
+
+def is_group(case: VolumeFiles) -> bool:
+  """Returns whether the case has a file for each channel."""
+  return _name(case.images[0]) != case.name
+
+
+def _find_folders(
+  root: pathlib.Path, listed: bool
+) -> dict[str, tuple[pathlib.Path, pathlib.Path]]:
+  """Returns the folders of images and labels, of `train` unless `listed`."""
+  there = {path.name for path in list_folder(root) if path.is_dir()}
+  folders = {} if listed else {'train': _train_folders(root, there)}
+  test = root / 'imagesTs', root / 'labelsTs'
+  if 'test' in there and _label_folder(root / 'test', required=False):
+    test = root / 'test/images', root / 'test' / _label_folder(root / 'test')
+  # Without labels they are for prediction.
+  if all(folder.is_dir() and list_folder(folder) for folder in test):
+    folders['test'] = test
+  return folders
+
+
+def _train_folders(
+  root: pathlib.Path, there: set[str]
+) -> tuple[pathlib.Path, pathlib.Path]:
+  if 'imagesTr' in there:
+    if 'labelsTr' not in there:
+      raise InputError(
+        f'{root}: imagesTr without labelsTr; found {name_some(sorted(there))}'
+      )
+    return root / 'imagesTr', root / 'labelsTr'
+  if 'images' in there and 'train' in there:
+    raise InputError(f'{root}: both images and train; allowed is one of them')
+  if 'val' in there:
+    raise InputError(
+      f'{root}: a folder val; allowed are train and test: of volumes the folds '
+      'of train are held out (for a split of your own put all cases into train '
+      'and name those of val in splits.json)'
+    )
+  if not there & {'images', 'train'}:
+    names = [path.name for path in list_folder(root)]
+    raise InputError(
+      f'{root}: no folder of volumes; found {name_some(names)}; allowed is '
+      f'{_LAYOUTS}'
+    )
+  folder = root if 'images' in there else root / 'train'
+  return folder / 'images', folder / _label_folder(folder)
+
+
+def _label_folder(folder: pathlib.Path, required: bool = True) -> str:
+  inside = [path.name for path in list_folder(folder)]
+  found = [name for name in MASK_FOLDERS if name in inside]
+  if len(found) == 2:
+    raise InputError(
+      f'{folder}: both labels and masks; allowed is one of them'
+    )
+  if not found and required:
+    raise InputError(
+      f'{folder}: no labels; found {name_some(inside)}; allowed is a folder '
+      'labels or masks beside images'
+    )
+  return found[0] if found else ''
+
+
+def _match_listed(root: pathlib.Path, training: Sequence[Entry]) -> Layout:
+  """Returns the cases that `dataset.json` lists."""
+  where = root / 'dataset.json'
+  problems, oddities = [], []
+  files, listed = {}, set()
+  folders = {(root / entry.image).parent for entry in training}
+  stems = {
+    folder: _by_stem(folder, problems) if folder.is_dir() else {}
+    for folder in sorted(folders)
+  }
+  groups = {folder: _group(found) for folder, found in stems.items()}
+  for entry in training:
+    image, label = root / entry.image, root / entry.label
+    name = _name(image)
+    paths = (image,)
+    if not image.is_file():  # nnU-Net lists CASE.nii.gz for CASE_0000.nii.gz
+      group = groups[image.parent].get(name, {})
+      paths = tuple(stems[image.parent][stem] for stem in group.values())
+    missing = [entry.image] * (not paths) + [entry.label] * (
+      not label.is_file()
+    )
+    problems += [
+      f'{where}: lists {file}, which is not there; allowed are files below '
+      f'{root}'
+      for file in missing
+    ]
+    listed.update(paths)
+    if name in files:
+      problems.append(_same_name(image, files[name]))
+    elif not missing:
+      files[name] = VolumeFiles(name, paths, label)
+  for folder, found in stems.items():
+    extra = [path.name for path in found.values() if path not in listed]
+    if extra:
+      oddities.append(
+        f'{folder}: {len(extra)} files that {where} does not list are left '
+        f'out ({name_some(extra)})'
+      )
+  cases = tuple(files[name] for name in sorted(files))
+  return Layout(cases, tuple(problems), tuple(oddities))
+
+
+def _by_stem(
+  folder: pathlib.Path, problems: list[str]
+) -> dict[str, pathlib.Path]:
+  """Returns the NIfTI files of a folder by stem; repeats add to `problems`."""
+  entries = list_folder(folder)
+  paths = [p for p in entries if nifti.stem(p) != p.name and p.is_file()]
+  if not paths:
+    raise InputError(
+      f'{folder}: no NIfTI files; found {name_some(p.name for p in entries)}; '
+      f'allowed are {" ".join(nifti.SUFFIXES)}'
+    )
+  stems = {}
+  for path in paths:
+    name = _name(path)
+    if name in stems:
+      problems.append(_same_name(path, VolumeFiles(name, (stems[name],))))
+    else:
+      stems[name] = path
+  return stems
+
+
+def _files_beside(path: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the file and the other channels of its case, by stem."""
+  match = _CHANNEL.fullmatch(_name(path))
+  stems = {_name(path): path}
+  for other in list_folder(path.parent) if match else []:
+    parts = _CHANNEL.fullmatch(_name(other))
+    if parts and parts[1] == match[1] and nifti.stem(other) != other.name:
+      stems[_name(other)] = other
+  return stems
+
+
+def _missing_channel(
+  folder: pathlib.Path, name: str, group: dict[int, str], channels: int = 0
+) -> str:
+  """Returns a line if not all of `channels` are there (0: up to the last)."""
+  for number in range(channels or max(group) + 1):
+    if number not in group:
+      return (
+        f'{folder}: case {name} has no file {name}_{number:04d}; allowed are '
+        f'files of all its channels, {_numbered(name, channels)}'
+      )
+  return ''
+
+
+def _group(stems: Iterable[str]) -> dict[str, dict[int, str]]:
+  """Returns the stems `NAME_0000`, ... by NAME and number, in order."""
+  groups = collections.defaultdict(dict)
+  for stem in sorted(stems):
+    match = _CHANNEL.fullmatch(stem)
+    if match:
+      groups[match[1]][int(match[2])] = stem
+  return groups
+
+
+def _name(path: pathlib.Path) -> str:
+  # macOS writes accents as separate characters; the same name must match.
+  return unicodedata.normalize('NFC', nifti.stem(path))
+
+
+def _same_name(path: pathlib.Path, other: VolumeFiles) -> str:
+  return (
+    f'{path}: the name of the case, {other.name}, is also that of '
+    f'{other.images[0]}; allowed is one case of each name'
+  )
+
+
+def _numbered(name: str, channels: int) -> str:
+  """Returns the names of the files of a case; all of them for 0."""
+  if channels == 1:
+    return f'{name}_0000'
+  last = f'to {name}_{channels - 1:04d}' if channels else 'and so on'
+  return f'{name}_0000 {last}'
