@@ -5,8 +5,10 @@ The first colours are those of Okabe and Ito (2008), which people with any
 kind of colour vision can tell apart.
 """
 
+import bisect
 import colorsys
 import io
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -44,10 +46,14 @@ def panel(
 ) -> np.ndarray:
   """Returns image, truth and prediction side by side, uint8 `[h, w, 3]`.
 
-  A volume gives three rows, its planes through the centre of the largest
-  foreground class. A 2-D image of three channels is shown in colour, of others
-  the first channel in grey; intensities other than uint8 are stretched between
-  their percentiles 0.5 and 99.5. The legend names the classes that occur.
+  A volume, whose axes run to superior, posterior and left, gives three rows:
+  an axial, a coronal and a sagittal plane as radiologists look at them,
+  anterior or superior up and the patient's right on the left. Of the truth
+  (where that is empty, of the prediction) each shows as many foreground classes
+  as one plane can, and of these as many voxels. A 2-D image of three channels
+  is shown in colour, of others the first channel in grey; intensities other
+  than uint8 are stretched between their percentiles 0.5 and 99.5. The legend
+  names the classes that occur.
 
   Args:
     image: `[*S, C]`, two or three spatial axes, any dtype and range.
@@ -67,23 +73,23 @@ def panel(
   image = image if image.shape[-1] == 3 and pred.ndim == 2 else image[..., :1]
   low, high = _window(image)
   masks = [pred] if label is None else [label, pred]
-  captions = ['image', *['truth', 'prediction'][-len(masks) :]]
   colors = class_colors(len(classes))
   sides = _shown_sides(pred.shape, spacing)
   rows = []
-  for axes, at in _planes(masks[0], pred):
+  for caption, axes, at in _planes(masks[0], pred):
     size = tuple(sides[axis] for axis in axes)
     base = _resize_image(_to_rgb(image[at], low, high), size)
     tiles = [base]
     tiles += [_overlay(base, _resize_label(m[at], size), colors) for m in masks]
-    rows.append(tiles)
+    captions = [caption, *['truth', 'prediction'][-len(masks) :]]
+    rows.append(list(zip(captions, tiles, strict=True)))
   present = sum(_foreground_counts(mask, len(classes)) for mask in masks)
   entries = [
     (_legend_text(name, dice), colors[i])
     for i, name in enumerate(classes)
     if present[i]
   ]
-  return _compose(rows, captions, title, entries)
+  return _compose(rows, title, entries)
 
 
 def save_png(path: str | os.PathLike, array: np.ndarray) -> None:
@@ -156,25 +162,30 @@ def _to_rgb(image: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _planes(truth: np.ndarray, pred: np.ndarray) -> list[tuple]:
-  """Returns (axes shown, index of the plane): one in 2-D, three in 3-D."""
+  """Returns (caption, axes shown, index): one plane in 2-D, three in 3-D."""
   if pred.ndim == 2:
-    return [((0, 1), (slice(None), slice(None)))]
-  center = _center(truth if (truth > 0).any() else pred)
+    return [('image', (0, 1), (slice(None), slice(None)))]
+  mask = truth if (truth > 0).any() else pred
   planes = []
-  for axis in range(3):
-    at = tuple(center[a] if a == axis else slice(None) for a in range(3))
-    planes.append((tuple(a for a in range(3) if a != axis), at))
+  for axis, name in enumerate(('axial', 'coronal', 'sagittal')):
+    place = _fullest_plane(mask, axis)
+    # The first axis runs to superior, which belongs on top.
+    at = [slice(None, None, -1), slice(None), slice(None)]
+    at[axis] = place
+    axes = tuple(a for a in range(3) if a != axis)
+    planes.append((f'{name} {place + 1}/{mask.shape[axis]}', axes, tuple(at)))
   return planes
 
 
-def _center(mask: np.ndarray) -> tuple[int, ...]:
-  """Returns the voxel of the largest foreground class nearest its centroid."""
-  counts = _foreground_counts(mask, 1)
-  if not counts.any():
-    return tuple(n // 2 for n in mask.shape)
-  voxels = np.argwhere(mask == counts.argmax())
-  distance = ((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1)
-  return tuple(int(i) for i in voxels[distance.argmin()])
+def _fullest_plane(mask: np.ndarray, axis: int) -> int:
+  """Returns the plane of the most classes, the middle one of equal ones."""
+  contents = []
+  for i in range(mask.shape[axis]):
+    counts = _foreground_counts(mask.take(i, axis), 1)
+    contents.append((np.count_nonzero(counts), int(counts.sum())))
+  best = max(contents)
+  equal = [i for i, content in enumerate(contents) if content == best]
+  return equal[len(equal) // 2]
 
 
 def _foreground_counts(mask: np.ndarray, min_length: int) -> np.ndarray:
@@ -248,38 +259,36 @@ def _legend_text(name: str, dice: Mapping[str, float] | None) -> str:
 
 
 def _compose(
-  rows: Sequence[Sequence[np.ndarray]],
-  captions: Sequence[str],
+  rows: Sequence[Sequence[tuple[str, np.ndarray]]],
   title: str,
   entries: Sequence[tuple[str, np.ndarray]],
 ) -> np.ndarray:
-  """Returns the tiles on one sheet, with heading, captions and legend."""
-  columns = len(captions)
-  tile_width = max(_MIN_COLUMN, *(row[0].shape[1] for row in rows))
+  """Returns captioned tiles on one sheet, with heading and legend."""
+  columns = len(rows[0])
+  tile_width = max(_MIN_COLUMN, *(row[0][1].shape[1] for row in rows))
   text_size = 15 if tile_width < 400 else 20
   font = ImageFont.load_default(size=text_size)
   line = text_size + 8
   width = columns * tile_width + (columns + 1) * _GAP
+  room = width - 2 * _GAP - text_size - 6
+  entries = [(_shorten(text, font, room), color) for text, color in entries]
   spots, legend_lines = _legend_spots(entries, font, width, line)
-  heading = 2 if title else 1
-  row_heights = [row[0].shape[0] for row in rows]
-  height = (
-    (heading + legend_lines) * line + sum(row_heights) + _GAP * len(rows) + _GAP
-  )
+  lines = len(rows) + legend_lines + (1 if title else 0)
+  heights = [row[0][1].shape[0] + _GAP for row in rows]
+  height = lines * line + sum(heights) + _GAP
   sheet = Image.new('RGB', (width, height), _PAPER)
   draw = ImageDraw.Draw(sheet)
+  top = 0
   if title:
     text = _shorten(title, font, width - 2 * _GAP)
     draw.text((_GAP, 3), text, _INK, font)
-  top = heading * line
-  for i, caption in enumerate(captions):
-    left = _GAP + i * (tile_width + _GAP)
-    draw.text((left, top - line + 3), caption, _FAINT_INK, font)
-  for row, row_height in zip(rows, row_heights, strict=True):
-    for i, tile in enumerate(row):
+    top = line
+  for row, row_height in zip(rows, heights, strict=True):
+    for i, (caption, tile) in enumerate(row):
       left = _GAP + i * (tile_width + _GAP) + (tile_width - tile.shape[1]) // 2
-      sheet.paste(Image.fromarray(tile), (left, top))
-    top += row_height + _GAP
+      draw.text((left, top + 3), caption, _FAINT_INK, font)
+      sheet.paste(Image.fromarray(tile), (left, top + line))
+    top += line + row_height
   for (text, color), (x, y) in zip(entries, spots, strict=True):
     box = (x, top + y + 5, x + text_size, top + y + 5 + text_size)
     draw.rectangle(box, tuple(color.tolist()))
@@ -288,23 +297,33 @@ def _compose(
 
 
 def _legend_spots(entries, font, width: int, line: int):
-  """Returns the (x, y) of every legend entry and the number of lines."""
-  spots, x, y = [], _GAP, 0
-  for text, _ in entries:
-    needed = math.ceil(font.getlength(text)) + 2 * line
-    if x > _GAP and x + needed > width:
-      x, y = _GAP, y + line
-    spots.append((x, y))
-    x += needed
-  return spots, y // line + 1 if entries else 0
+  """Returns the (x, y) of every legend entry and the number of lines.
+
+  One line where they fit on it, else columns of equal width.
+  """
+  needed = [math.ceil(font.getlength(text)) + 2 * line for text, _ in entries]
+  if sum(needed) + _GAP <= width:
+    ends = itertools.accumulate(needed, initial=_GAP)
+    return [(x, 0) for x in ends][: len(entries)], min(len(entries), 1)
+  columns = max(1, (width - _GAP) // max(needed))
+  pitch = (width - _GAP) // columns
+  spots = [
+    (_GAP + i % columns * pitch, i // columns * line)
+    for i in range(len(entries))
+  ]
+  return spots, math.ceil(len(entries) / columns)
 
 
 def _shorten(text: str, font, width: int) -> str:
   """Returns the text, with its middle cut out where it is too wide."""
   if font.getlength(text) <= width:
     return text
-  for keep in range(len(text) // 2, 0, -1):
-    short = f'{text[:keep]}...{text[-keep:]}'
-    if font.getlength(short) <= width:
-      return short
-  return ''
+
+  def short(keep):
+    return f'{text[:keep]}...{text[-keep:]}'
+
+  keeps = range(1, len(text) // 2 + 1)
+  fitting = bisect.bisect_right(
+    keeps, width, key=lambda keep: font.getlength(short(keep))
+  )
+  return short(fitting) if fitting else ''

@@ -5,11 +5,19 @@ A record is what one case scored:
   {'case': name,
    'pixel_accuracy': float,
    'classes': {class_name: {'dice', 'iou', 'precision', 'recall': float,
-                            'tp', 'fp', 'fn': int}},
+                            'tp', 'fp', 'fn': int, ...}},
    'roi': {'pixel_accuracy', 'classes'}}
 
 `classes` names every class, the background first. NaN stands for undefined.
-`roi`, the same numbers inside a region of interest only, may be left out.
+`roi`, the same numbers inside a region of interest only, may be left out. A
+class may have more numbers, lengths in mm; each group is there as a whole or
+not at all, and for some classes (the foreground) only:
+
+  'volume_ml', 'volume_ml_label': float, volume of prediction and label
+  'hausdorff_95', 'average_surface_distance', 'surface_dice': float, see
+    `surface`; the two distances are inf where one of the masks is empty
+  'lesions_found', 'lesions_missed', 'lesions_false': int, 'lesion_f1': float,
+    see `lesions`
 """
 
 import csv
@@ -18,12 +26,22 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from medseg_jax.files import write_atomically
 
 METRICS = ('dice', 'iou', 'precision', 'recall')
 COUNTS = ('tp', 'fp', 'fn')
+VOLUMES = ('volume_ml', 'volume_ml_label')
+SURFACES = ('hausdorff_95', 'average_surface_distance', 'surface_dice')
+LESION_COUNTS = ('lesions_found', 'lesions_missed', 'lesions_false')
+LESION_METRICS = ('lesion_f1',)
+SCORES = (*METRICS, *SURFACES, *LESION_METRICS)
+
+_RESAMPLES = 10_000
+_TABLE_WIDTH = 80
 
 
 def summarize(
@@ -39,6 +57,20 @@ def summarize(
   counts those for Dice. `dice_pooled` is the Dice of all voxels of all cases
   taken together. `mean` is the mean of the class values over the foreground
   classes that have one, and `pixel_accuracy` the mean over cases.
+
+  A distance is inf where one mask is empty. It is left out of the means, and
+  `n_infinite` says in how many cases: read the distances beside it, as a class
+  that is missed altogether does not worsen them. Lesions are counted over all
+  cases together. Groups that no record has are not in the summary.
+
+  `<metric>_ci95` is the 95 % bootstrap interval [low, high] of the value
+  beside it: the percentiles 2.5 and 97.5 of that value over 10,000 drawings of
+  as many cases as there are, with replacement (Efron and Tibshirani 1993, "An
+  introduction to the bootstrap", 13.3). All classes share the drawings, so
+  that the interval of `mean` respects that they come from the same cases. It
+  tells how much the choice of cases matters, not that of the training run, and
+  is None where fewer than two cases are defined. The drawings are the same
+  each time.
 
   Args:
     records: one a case, see the module's docstring.
@@ -71,7 +103,10 @@ def write_report(
 
 
 def table(summary: Mapping) -> str:
-  """Returns the summary as aligned columns for a terminal."""
+  """Returns the summary as aligned columns for a terminal.
+
+  Of volumes it has the main numbers only, in at most 80 columns.
+  """
   blocks = [_region_table(summary)]
   if 'roi' in summary:
     blocks = [
@@ -106,16 +141,26 @@ def _summarize_region(
   regions: Sequence[Mapping], classes: Sequence[str]
 ) -> dict:
   """Returns {'classes', 'mean'} over cases, or over their regions."""
-  values = {
-    name: _summarize_class([region['classes'][name] for region in regions])
-    for name in classes
+  rows = {
+    name: [region['classes'][name] for region in regions] for name in classes
   }
+  values = {name: _summarize_class(rows[name]) for name in classes}
   foreground = [values[name] for name in classes[1:]]
   mean = {
-    metric: _mean(_column(foreground, metric))
+    metric: _mean(value.get(metric) for value in foreground)
     for metric in (*METRICS, 'dice_pooled')
   }
+  for metric in SCORES[len(METRICS) :]:
+    if any(metric in value for value in foreground):
+      mean[metric] = _mean(value.get(metric) for value in foreground)
   mean['pixel_accuracy'] = _mean(_column(regions, 'pixel_accuracy'))
+  metrics = [metric for metric in SCORES if metric in mean]
+  per_class, overall = _intervals(_stacked(rows, metrics))
+  for m, metric in enumerate(metrics):
+    mean[f'{metric}_ci95'] = overall[m]
+    for c, name in enumerate(classes):
+      if metric in values[name]:
+        values[name][f'{metric}_ci95'] = per_class[m][c]
   return {'classes': values, 'mean': mean}
 
 
@@ -126,7 +171,89 @@ def _summarize_class(cases: Sequence[Mapping]) -> dict:
   tp, fp, fn = (sum(int(n) for n in _column(cases, c)) for c in COUNTS)
   voxels = 2 * tp + fp + fn
   value['dice_pooled'] = 2 * tp / voxels if voxels else None
+  present = _present(cases)
+  for metric in (*VOLUMES, *SURFACES, *LESION_METRICS):
+    if metric in present:
+      value[metric] = _mean(case.get(metric) for case in cases)
+  if SURFACES[0] in present:
+    value['n_infinite'] = sum(
+      math.isinf(case.get(SURFACES[0]) or 0) for case in cases
+    )
+  for count in LESION_COUNTS:
+    if count in present:
+      value[count] = sum(int(case.get(count, 0)) for case in cases)
   return value
+
+
+def _present(rows: Iterable[Mapping]) -> set[str]:
+  return set().union(*rows)
+
+
+def _stacked(
+  rows: Mapping[str, Sequence[Mapping]], metrics: Sequence[str]
+) -> np.ndarray:
+  """Returns float64 [cases, metrics, classes], NaN for what has no mean."""
+  values = [
+    [[case.get(metric, math.nan) for case in cases] for cases in rows.values()]
+    for metric in metrics
+  ]
+  values = np.array(values, np.float64).transpose(2, 0, 1)
+  return np.where(np.isfinite(values), values, math.nan)
+
+
+def _intervals(values: np.ndarray) -> tuple[list, list]:
+  """Returns the intervals of the class means and of the foreground means.
+
+  Args:
+    values: [cases, metrics, classes], NaN where undefined, background first.
+
+  Returns:
+    [metrics][classes] and [metrics] of [low, high] or None.
+  """
+  num_cases, *shape = values.shape
+  defined = np.isfinite(values)
+  flat = (num_cases, math.prod(shape))
+  filled = np.where(defined, values, 0.0).reshape(flat)
+  numbers = defined.reshape(flat).astype(np.float64)
+  means = [
+    _ratio(draws @ filled, draws @ numbers) for draws in _drawings(num_cases)
+  ]
+  means = np.concatenate(means).reshape(-1, *shape)
+  known = np.isfinite(means[..., 1:])
+  overall = _ratio(
+    np.where(known, means[..., 1:], 0.0).sum(axis=-1), known.sum(axis=-1)
+  )
+  enough = defined.sum(axis=0) > 1
+  enough_overall = defined[..., 1:].any(axis=-1).sum(axis=0) > 1
+  per_class = [
+    [_interval(means[:, m, c], enough[m, c]) for c in range(shape[1])]
+    for m in range(shape[0])
+  ]
+  return per_class, [
+    _interval(overall[:, m], enough_overall[m]) for m in range(shape[0])
+  ]
+
+
+def _ratio(total: np.ndarray, number: np.ndarray) -> np.ndarray:
+  return np.where(number > 0, total / np.maximum(number, 1), math.nan)
+
+
+def _drawings(num_cases: int) -> Iterator[np.ndarray]:
+  """Yields how often each resample has each case, float64 [some, cases]."""
+  rng = np.random.default_rng(0)
+  block = 1000  # Resamples at once, which bounds the memory.
+  for _ in range(_RESAMPLES // block):
+    drawn = rng.integers(max(num_cases, 1), size=(block, num_cases))
+    drawn += num_cases * np.arange(block)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=block * num_cases)
+    yield counts.reshape(block, num_cases).astype(np.float64)
+
+
+def _interval(means: np.ndarray, enough: bool) -> list[float] | None:
+  if not enough:
+    return None
+  means = means[np.isfinite(means)]  # A drawing may have no defined case.
+  return [float(value) for value in np.percentile(means, (2.5, 97.5))]
 
 
 def _column(rows: Iterable[Mapping], key: str) -> list:
@@ -145,10 +272,18 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _csv_text(records: Sequence[Mapping]) -> str:
   """Returns a row per case, region ('image', 'roi') and class."""
+  present = _present(
+    row for record in records for row in record['classes'].values()
+  )
+  more = [
+    key
+    for key in (*VOLUMES, *SURFACES, *LESION_COUNTS, *LESION_METRICS)
+    if key in present
+  ]
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(
-    ('case', 'class', 'region', *METRICS, 'pixel_accuracy', *COUNTS)
+    ('case', 'class', 'region', *METRICS, 'pixel_accuracy', *COUNTS, *more)
   )
   for record in records:
     regions = {'image': record}
@@ -162,32 +297,76 @@ def _csv_text(records: Sequence[Mapping]) -> str:
           record['case'],
           name,
           region,
-          *(float(x) if _defined(x) else '' for x in scores),
+          *(_cell(x, float) for x in scores),
           *(int(numbers[count]) for count in COUNTS),
+          *(
+            _cell(numbers.get(key), int if key in LESION_COUNTS else float)
+            for key in more
+          ),
         ))
   return text.getvalue()
 
 
+def _cell(value: float | None, kind: type) -> float | int | str:
+  return kind(value) if _defined(value) else ''
+
+
 def _region_table(region: Mapping) -> str:
   """Returns the table of one region: classes, their mean, pixel accuracy."""
-  rows = [('class', *METRICS, 'cases')]
-  for name, value in region['classes'].items():
-    scores = (_score(value[metric]) for metric in METRICS)
-    rows.append((name, *scores, str(value['n_valid'])))
   mean = region['mean']
-  rows.append(
-    ('foreground mean', *(_score(mean[metric]) for metric in METRICS), '')
-  )
+  columns = {metric: (metric, _score) for metric in METRICS}
+  if 'hausdorff_95' in mean:
+    columns = {
+      'dice': ('dice', _score),
+      'dice_ci95': ('95 % interval', _interval_text),
+      'iou': ('iou', _score),
+      'hausdorff_95': ('HD95 mm', _length),
+      'surface_dice': ('surface dice', _score),
+    }
+  if 'lesion_f1' in mean:
+    # IoU orders cases as Dice does: the first to make room.
+    columns.pop('iou')
+    columns['lesion_f1'] = ('lesion F1', _score)
+  rows = [('class', *(head for head, _ in columns.values()), 'cases')]
+  for name, value in [*region['classes'].items(), ('foreground mean', mean)]:
+    cells = [text(value.get(key)) for key, (_, text) in columns.items()]
+    rows.append((name, *cells, str(value.get('n_valid', ''))))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  if 'hausdorff_95' in mean:
+    room = _TABLE_WIDTH - sum(width + 2 for width in widths[1:])
+    widths[0] = min(widths[0], room)
   lines = [
     '  '.join(
-      cell.rjust(width) if i else cell.ljust(width)
+      cell.rjust(width) if i else _shorten(cell, width).ljust(width)
       for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     ).rstrip()
     for row in rows
   ]
   lines.append(f'pixel accuracy  {_score(mean["pixel_accuracy"])}')
+  infinite = sum(
+    value.get('n_infinite', 0) for value in region['classes'].values()
+  )
+  if infinite:
+    lines.append(
+      f'HD95 leaves out pairs of masks of which one is empty: {infinite}'
+    )
   return '\n'.join(lines)
+
+
+def _shorten(name: str, width: int) -> str:
+  """Returns the name, with its middle cut out where it is too long."""
+  if len(name) <= width:
+    return name
+  tail = (width - 2) // 2
+  return f'{name[: width - 2 - tail]}..{name[-tail:]}'
+
+
+def _interval_text(interval: Sequence[float] | None) -> str:
+  return '-' if interval is None else '{:.3f}-{:.3f}'.format(*interval)
+
+
+def _length(value: float | None) -> str:
+  return '-' if value is None else f'{value:.2f}'
 
 
 def _score(value: float | None) -> str:

@@ -166,29 +166,67 @@ def test_long_legend_wraps_within_the_sheet():
   assert (sheet[:, -1] == sheet[0, -1]).all()  # Nothing is cut off.
 
 
-def test_volume_shows_the_planes_through_the_largest_class():
+def _rows(sheet, sizes, column=0):
+  """Cuts a volume's tiles out of its sheet; each has a line for captions."""
+  pitch = max(w for _, w in sizes) + GAP
+  top, tiles = 0, []
+  for h, w in sizes:
+    left = GAP + column * pitch + (pitch - GAP - w) // 2
+    top += 23
+    tiles.append(sheet[top : top + h, left : left + w])
+    top += h + GAP
+  return tiles, top
+
+
+def test_volume_shows_three_planes_the_way_up_radiologists_look_at_them():
   shape = (20, 32, 16)
-  image = np.zeros((*shape, 1), np.uint8)
+  image = np.random.default_rng(0).integers(0, 256, (*shape, 1), np.uint8)
   label = np.zeros(shape, int)
-  label[2:7, 20:27, 4:9] = 2  # Centre (4, 23, 6).
-  label[15, 5, 12] = 1
-  image[4, :, :] = 50
-  image[:, 23, :] = 100
-  image[:, :, 6] = 150
+  label[2:7, 20:27, 4:9] = 2  # The middle planes are 4, 23 and 6.
+  sheet = panels.panel(image, label, label * 0, CLASSES)
+  # Axial as it is; the others with the first axis, to superior, upwards.
+  planes = [image[4], image[::-1, 23], image[::-1, :, 6]]
+  sizes = [(32 * 8, 16 * 8), (20 * 8, 16 * 8), (20 * 8, 32 * 8)]
+  tiles, top = _rows(sheet, sizes)
+  for tile, plane in zip(tiles, planes, strict=True):
+    np.testing.assert_array_equal(tile[::8, ::8, 0], plane[..., 0])
+    np.testing.assert_array_equal(tile[7::8, 7::8, 0], plane[..., 0])
+  assert _has(sheet[top:], panels.class_colors(3)[2])
+  truths, _ = _rows(sheet, sizes, column=1)
+  marks = [label[4], label[::-1, 23], label[::-1, :, 6]]
+  for tile, plain, mark in zip(truths, tiles, marks, strict=True):
+    painted = (tile != plain).any(axis=-1)
+    blocks = painted.reshape(mark.shape[0], 8, mark.shape[1], 8)
+    np.testing.assert_array_equal(blocks.mean(axis=(1, 3)) > 0.5, mark > 0)
+
+
+def test_a_volumes_planes_show_as_many_classes_as_they_can():
+  label = np.zeros((12, 12, 12), int)
+  label[1:9, 1:9, 1:9] = 1
+  label[2, 3, 4] = 2  # A small lesion in a large organ.
+  image = np.zeros((12, 12, 12, 1), np.uint8)
   sheet = panels.panel(image, label, label, CLASSES)
-  rows = [(32, 16), (20, 16), (20, 32)]
-  planes = [image[4], image[:, 23], image[:, :, 6]]
-  top = 23
-  for (h, w), plane in zip(rows, planes, strict=True):
-    left = GAP + (256 - 8 * w) // 2
-    tile = sheet[top : top + 8 * h, left : left + 8 * w, 0]
-    np.testing.assert_array_equal(tile[::8, ::8], plane[..., 0])
-    top += 8 * h + GAP
-  legend = sheet[top:]
-  colors = panels.class_colors(3)
-  assert _has(legend, colors[1]) and _has(legend, colors[2])
-  # Class 1 is in none of the planes.
-  assert not _has(sheet[:top], colors[1])
+  truths, _ = _rows(sheet, 3 * [(264, 264)], column=1)
+  lesion = panels.class_colors(3)[2]
+  # Rows and columns of the lesion; two of the planes are turned upside down.
+  for tile, (row, column) in zip(
+    truths, [(3, 4), (11 - 2, 4), (11 - 2, 3)], strict=True
+  ):
+    where = np.argwhere((tile == lesion).all(axis=-1))
+    assert (where.min(axis=0) // 22).tolist() == [row, column]
+    assert (where.max(axis=0) // 22).tolist() == [row, column]
+
+
+def test_planes_are_chosen_by_the_prediction_where_nothing_is_labelled():
+  image = np.zeros((8, 8, 8, 1), np.uint8)
+  label = np.zeros((8, 8, 8), int)
+  pred = label.copy()
+  pred[6, 1, 2] = 1
+  sheet = panels.panel(image, label, pred, CLASSES)
+  guesses, _ = _rows(sheet, 3 * [(256, 256)], column=2)
+  assert all(_has(tile, panels.class_colors(2)[1]) for tile in guesses)
+  only = panels.panel(image, None, pred, CLASSES)
+  assert only.shape[1] == 2 * 256 + 3 * GAP
 
 
 def test_spacing_gives_a_volume_its_true_proportions():
@@ -199,8 +237,8 @@ def test_spacing_gives_a_volume_its_true_proportions():
     image, label, label, CLASSES, spacing=np.array([5.0, 1.0, 1.0])
   )
   # The planes are 64x64 and twice 10x64, enlarged 4 times.
-  assert even.shape[0] == 23 + 256 + 2 * 40 + 4 * GAP
-  assert thick.shape[0] == 23 + 256 + 2 * 200 + 4 * GAP
+  assert even.shape[0] == 3 * 23 + 256 + 2 * 40 + 4 * GAP
+  assert thick.shape[0] == 3 * 23 + 256 + 2 * 200 + 4 * GAP
 
 
 def test_volume_without_foreground_shows_its_middle():
@@ -208,7 +246,28 @@ def test_volume_without_foreground_shows_its_middle():
   image[4, 4, 4] = 200
   label = np.zeros((9, 9, 9), int)
   sheet = panels.panel(image, label, label, CLASSES)
-  assert (sheet == 200).all(axis=-1).sum() == 9 * 29**2
+  tiles, _ = _rows(sheet, 3 * [(261, 261)])
+  assert [(tile == 200).all(axis=-1).sum() for tile in tiles] == 3 * [29**2]
+
+
+def test_legend_of_many_classes_is_in_columns_within_the_sheet():
+  names = [f'vertebra_or_muscle_{i}' * (1 + i % 2) for i in range(62)]
+  classes = ['background', *names]
+  label = np.arange(16**3).reshape(16, 16, 16) % 63
+  image = np.zeros((16, 16, 16, 1), np.uint8)
+  bare = panels.panel(image, label * 0, label * 0, classes)
+  sheet = panels.panel(image, label, label, classes, dice={names[0]: 0.9})
+  legend = sheet[bare.shape[0] :]
+  colors = panels.class_colors(63)[1:]
+  lefts = {
+    np.argwhere((legend == color).all(axis=-1))[0, 1] for color in colors
+  }
+  assert len(lefts) == 2 and legend.shape[0] == 31 * 23
+  margin = sheet[:, -GAP:]
+  assert (margin == margin[0, 0]).all()  # Nothing is cut off.
+  huge = panels.panel(image, label, label, ['background', *62 * ['x' * 999]])
+  assert huge.shape[1] == sheet.shape[1]
+  assert (huge[:, -GAP:] == margin[0, 0]).all()
 
 
 def test_colours_are_distinct_for_many_classes():

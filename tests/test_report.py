@@ -6,38 +6,15 @@ import math
 
 import numpy as np
 import pytest
+from report_cases import NAN, case_record, class_numbers
 
 from medseg_jax import report
 
-NAN = float('nan')
-
-
-def _numbers(tp, fp, fn):
-  """The scores of one class from their definitions, NaN for 0 / 0."""
-
-  def ratio(a, b):
-    return a / b if b else NAN
-
-  return {
-    'dice': ratio(2 * tp, 2 * tp + fp + fn),
-    'iou': ratio(tp, tp + fp + fn),
-    'precision': ratio(tp, tp + fp),
-    'recall': ratio(tp, tp + fn),
-    'tp': tp,
-    'fp': fp,
-    'fn': fn,
-  }
-
-
-def _record(name, pixel_accuracy, **classes):
-  return {
-    'case': name,
-    'pixel_accuracy': pixel_accuracy,
-    'classes': {c: _numbers(*counts) for c, counts in classes.items()},
-  }
-
-
 CLASSES = ('background', 'organ', 'tumour, left', 'never')
+
+
+def _without_intervals(values):
+  return {k: v for k, v in values.items() if not k.endswith('_ci95')}
 
 
 def _records():
@@ -46,7 +23,7 @@ def _records():
       'case': name,
       'pixel_accuracy': accuracy,
       'classes': dict(
-        zip(CLASSES, (_numbers(*c) for c in counts), strict=True)
+        zip(CLASSES, (class_numbers(*c) for c in counts), strict=True)
       ),
     }
     for name, accuracy, counts in (
@@ -65,7 +42,7 @@ def test_class_value_is_the_mean_over_the_cases_that_define_it():
   organ = summary['classes']['organ']
   # Dice 6/8, 2/6, 0/2; IoU 3/5, 1/5, 0/2; precision 3/4, 1/4, undefined;
   # recall 3/4, 1/2, 0/2; pooled tp 4, fp 4, fn 4.
-  assert organ == pytest.approx({
+  assert _without_intervals(organ) == pytest.approx({
     'dice': (3 / 4 + 1 / 3 + 0) / 3,
     'iou': (3 / 5 + 1 / 5 + 0) / 3,
     'precision': 1 / 2,
@@ -75,7 +52,7 @@ def test_class_value_is_the_mean_over_the_cases_that_define_it():
   })
   # Dice 2/6, undefined, 0/4; recall 1/4, undefined, undefined.
   tumour = summary['classes']['tumour, left']
-  assert tumour == pytest.approx({
+  assert _without_intervals(tumour) == pytest.approx({
     'dice': 1 / 6,
     'iou': 1 / 10,
     'precision': 1 / 4,
@@ -97,9 +74,10 @@ def test_absent_class_is_none_and_left_out_of_the_foreground_mean():
     'recall': None,
     'n_valid': 0,
     'dice_pooled': None,
+    **{f'{metric}_ci95': None for metric in report.METRICS},
   }
   # Two classes count; neither the background nor the class never seen.
-  assert summary['mean'] == pytest.approx({
+  assert _without_intervals(summary['mean']) == pytest.approx({
     'dice': (13 / 36 + 1 / 6) / 2,
     'iou': (4 / 15 + 1 / 10) / 2,
     'precision': (1 / 2 + 1 / 4) / 2,
@@ -113,22 +91,22 @@ def test_no_cases_and_no_foreground_give_none():
   empty = report.summarize([], CLASSES, split='val', step=0)
   assert empty['num_cases'] == 0
   assert set(empty['mean'].values()) == {None}
-  records = [_record('a', 1.0, background=(4, 0, 0))]
+  records = [case_record('a', 1.0, background=(4, 0, 0))]
   alone = report.summarize(records, ('background',), split='val', step=0)
   assert alone['mean']['dice'] is None
   assert alone['mean']['pixel_accuracy'] == 1.0
 
 
 def _with_roi():
-  record = _record('a', 0.5, background=(1, 1, 1), organ=(1, 1, 1))
+  record = case_record('a', 0.5, background=(1, 1, 1), organ=(1, 1, 1))
   record['roi'] = {
     'pixel_accuracy': 0.75,
     'classes': {
-      'background': _numbers(2, 0, 1),
-      'organ': _numbers(1, 1, 0),
+      'background': class_numbers(2, 0, 1),
+      'organ': class_numbers(1, 1, 0),
     },
   }
-  other = _record('b', 0.5, background=(1, 1, 1), organ=(1, 1, 1))
+  other = case_record('b', 0.5, background=(1, 1, 1), organ=(1, 1, 1))
   return [record, other]
 
 
@@ -291,3 +269,11 @@ def test_values_are_plain_numbers_also_for_numpy_input():
   summary = report.summarize(records, CLASSES, split='val', step=np.int32(3))
   assert json.loads(json.dumps(summary, allow_nan=False)) == summary
   assert math.isclose(summary['mean']['dice'], 19 / 72, rel_tol=1e-6)
+
+
+def test_intervals_inside_the_region_of_interest_are_over_its_cases():
+  summary = report.summarize(
+    _with_roi(), ('background', 'organ'), split='val', step=1
+  )
+  assert summary['mean']['dice_ci95'] == [0.5, 0.5]
+  assert summary['roi']['mean']['dice_ci95'] is None  # One case has a region.
