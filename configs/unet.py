@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
   config.num_steps = 500
   config.num_epochs = 0  # passes over the data, in place of num_steps
   config.batch_size = 8  # over all devices
-  config.patch_size = (128, 128)  # 2 or 3 numbers, in pixels
+  config.patch_size = (128, 128)  # 2 or 3 numbers, in voxels
   config.dtype = 'float32'  # of the network's inside; or 'bfloat16'
   config.ema_decay = 0.0  # of the weights' moving average; 0 for none
 
@@ -41,10 +41,12 @@ def get_config() -> ConfigDict:
   config.model.down = 'max_pool'  # or 'stride'
   config.model.up = 'transpose'  # 'transpose', 'nearest', 'linear'
   config.model.residual = False
+  config.model.residual_blocks = _any(0)  # in the encoder; 0 for plain ones
   config.model.attention = False
   config.model.deep_supervision = False
+  config.model.remat = False  # less memory, a third more time
 
-  # Name -> weight in the sum; see medseg_jax/losses.py for the formulas.
+  # Name -> weight in the sum; see medseg_jax/losses/formulas.py.
   config.loss = ConfigDict()
   config.loss.cross_entropy = 1.0
   config.loss.dice_loss = 1.0
@@ -59,6 +61,9 @@ def get_config() -> ConfigDict:
   config.loss.sigmoid_tversky_loss = 0.0
   config.loss.sigmoid_generalized_dice_loss = 0.0
   config.loss.sigmoid_focal_loss = 0.0
+  config.overlap = ConfigDict()  # how the losses of the Dice family count
+  config.overlap.include_background = True
+  config.overlap.batch = _any(None)  # sums over the whole batch; None: planned
 
   config.optimizer = ConfigDict()
   config.optimizer.name = 'adam'  # 'sgd', 'adam', 'adamw'
@@ -73,7 +78,7 @@ def get_config() -> ConfigDict:
   config.schedule.power = 0.9  # of 'poly'
 
   config.data = ConfigDict()
-  config.data.source = 'phantom'  # 'phantom', 'folder', 'tfds'
+  config.data.source = 'phantom'  # 'phantom', 'folder', 'volumes', 'tfds'
   config.data.path = ''  # the folder, or the name of the TFDS data set
   config.data.classes = ()  # names, background first; () to infer
   config.data.label_values = ()  # value of each class on disk; () to infer
@@ -87,6 +92,18 @@ def get_config() -> ConfigDict:
   config.data.num_folds = 5
   config.data.fold_order = 'shuffled'  # or 'block', for neighbouring slices
   config.data.cache_dir = ''  # '' for the user's cache folder
+  # Share of each batch that is centred on a foreground voxel.
+  config.data.foreground_share = 0.0
+  # The next six are filled in from the data set and its plan: (name, classes)
+  # of overlapping regions and the order in which they are written, the order of
+  # the axes, whether to cut off empty margins, the spacing in mm, and (scheme,
+  # low, high, mean, std) of each channel.
+  config.data.regions = ()
+  config.data.region_order = ()
+  config.data.axes = ()
+  config.data.crop = False
+  config.data.spacing = ()
+  config.data.intensities = ()
   config.data.phantom = ConfigDict()
   config.data.phantom.shape = ()  # in pixels; () for the patch size
   config.data.phantom.seed = 0
@@ -98,31 +115,57 @@ def get_config() -> ConfigDict:
   config.data.tfds.image_key = 'image'
   config.data.tfds.mask_key = ''  # '' to infer
 
+  # For volumes: what is left open above and below (0, (), None) is planned from
+  # the data by the rules of nnU-Net; see medseg_jax/planner.
+  config.plan = ConfigDict()
+  config.plan.configuration = ''  # '3d_fullres', '3d_lowres', '2d'; '' for 3-D
+  # 'plain', or 'residual_m', 'residual_l', 'residual_xl'.
+  config.plan.preset = 'plain'
+  config.plan.memory_gb = 0.0  # of the GPU planned for; 0 for the preset's own
+
   # *_prob: probability for each example, 0 .. 1.
   config.augment = ConfigDict()
   config.augment.flip_prob = 0.0  # of each axis
   config.augment.rot90_prob = 0.0  # turns by 90, 180 or 270 degrees
   config.augment.warp_prob = 0.3  # rotation, scaling, elastic as one warp
-  config.augment.rotation_degrees = 10.0  # largest angle to either side
+  config.augment.rotation_prob = 1.0  # share of the warps that rotate
+  config.augment.rotation_degrees = _any(10.0)  # largest angle to either side
+  # Rotation and scale in the plane of the last two axes; None: planned.
+  config.augment.in_plane = _any(None)
+  config.augment.scale_prob = 1.0  # share of the warps that scale
   config.augment.scale_range = (0.9, 1.1)  # zoom factor
   config.augment.elastic_std = 0.0  # of the displacement, in pixels
   config.augment.elastic_spacing = 16.0  # of its control points, in pixels
   config.augment.brightness_prob = 0.2
   config.augment.brightness_std = 0.05  # in units of the standardised image
+  config.augment.brightness_range = (1.0, 1.0)  # factor of the channel
   config.augment.contrast_prob = 0.2
   config.augment.contrast_range = (0.85, 1.15)  # factor about the mean
+  config.augment.contrast_clip = False  # to the range that the channel had
   config.augment.gamma_prob = 0.0
   config.augment.gamma_range = (0.8, 1.25)  # exponent
+  config.augment.gamma_invert_prob = 0.0  # on the negative of the image
+  config.augment.gamma_keep_stats = False  # restore mean and deviation
   config.augment.noise_prob = 0.2
   config.augment.noise_std = 0.05  # largest, in units of the image
   config.augment.blur_prob = 0.0
   config.augment.blur_sigma = (0.5, 1.0)  # in pixels
+  config.augment.blur_channel_prob = 1.0
+  config.augment.low_resolution_prob = 0.0  # sampled down, and up again
+  config.augment.low_resolution_zoom = (0.5, 1.0)
+  config.augment.low_resolution_channel_prob = 1.0
 
   config.inference = ConfigDict()
   config.inference.patch_size = ()  # of the tiles; () for the patch size
   config.inference.overlap = 0.5  # of neighbouring tiles, 0 .. < 1
   config.inference.batch_size = 0  # tiles at once; 0 for the batch size
   config.inference.mirror = False  # average over mirrorings of every axis
+  config.inference.probabilities = False  # write those, too (volumes)
+
+  # Of volumes, also mm and ml; see medseg_jax/report.py.
+  config.evaluation = ConfigDict()
+  config.evaluation.surface_tolerance = 1.0  # mm, of surface Dice
+  config.evaluation.lesions = False  # count components found and missed
 
   config.log_every = 50  # steps
   config.eval_every = 250  # on the validation split; 0 for only at the end

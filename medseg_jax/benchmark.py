@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment, segment, sharding, train
+from medseg_jax import experiment, predictor, segment, sharding, train
 from medseg_jax.files import write_atomically
 from medseg_jax.input_pipeline import create_batches
 from medseg_jax.prepare import prepare
@@ -30,8 +30,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   end, with the data pipeline; prediction on whole held-out images. Medians.
   What a backend cannot tell, or what needs a missing TensorFlow, is None.
   """
-  sources = experiment.open_sources(config)
-  config = experiment.resolve(config, sources['train'])
+  config, sources = experiment.open_run(config, workdir)
   mesh, model = experiment.mesh_of(config), experiment.model_of(config)
   experiment.check_shapes(config, sources['train'], mesh)
   tx, schedule = experiment.optimizer_of(config)
@@ -47,7 +46,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   state, step_s = _time_steps(compiled, state, _fixed_batch(config, mesh))
   peak_memory = _peak_memory()
   state, end_to_end, wait = _time_loop(compiled, state, sources, config, mesh)
-  predict_fn = experiment.compile_predict(config, model, mesh)
+  predict_fn = predictor.compile_predict(
+    config, model, mesh, state.eval_variables
+  )
   inference_rate = _inference_rate(
     functools.partial(predict_fn, state.eval_variables), sources, config, mesh
   )
@@ -83,7 +84,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
 def _fixed_batch(config: ConfigDict, mesh) -> dict[str, jax.Array]:
   """Returns a random batch on the devices, of the config's shape."""
   rng = np.random.default_rng(config.seed)
-  shape = (config.batch_size, *config.patch_size)
+  patches = experiment.patch_settings(config)
+  shape = (patches['batch_size'], *patches['read_size'])
   layout = sharding.patches(mesh)
   image = rng.standard_normal((*shape, config.data.channels))
   label = rng.integers(0, len(config.data.classes), shape)
@@ -116,9 +118,8 @@ def _time_loop(compiled, state, sources, config, mesh):
     seed=config.seed,
     first_step=0,
     num_steps=1_000_000,
-    batch_size=config.batch_size,
-    patch_size=tuple(config.patch_size),
     mesh=mesh,
+    **experiment.patch_settings(config),
   )
   state, metrics = compiled(state, next(batches))
   jax.block_until_ready(metrics)
@@ -140,7 +141,7 @@ def _inference_rate(predict_fn, sources, config, mesh) -> float:
   """Returns whole images predicted a second, preprocessing included."""
   source = sources.get('test') or sources.get('val') or sources['train']
   case = source[0]
-  settings = experiment.prediction_settings(config, mesh)
+  settings = predictor.prediction_settings(config, mesh)
   count = settings['batch_size']
 
   def once():

@@ -1,5 +1,6 @@
 """Evaluates a checkpoint over whole images: `--mode=evaluate`."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment, metrics, report, segment
+from medseg_jax import experiment, predictor, report, scores, segment
 from medseg_jax.data.case import Case, Source
 from medseg_jax.errors import InputError
 from medseg_jax.panels import panel, save_png
@@ -30,24 +31,24 @@ def run(
     split: 'train', 'val' or 'test'; '' for the held-out split.
     checkpoint: 'best' or 'latest'.
   """
-  sources = experiment.open_sources(config)
+  sources = experiment.open_sources(config, workdir)
   split = split or held_out(sources)
   if split not in sources:
     raise InputError(
       f'--split is {split!r}; the data has ' + ', '.join(sources)
     )
-  predictor = experiment.load_predictor(config, workdir, checkpoint)
-  if split == 'val' and predictor.which == 'best':
+  model = predictor.load_predictor(config, workdir, checkpoint)
+  if split == 'val' and model.which == 'best':
     print('note      the best weights were chosen on this split: its numbers '
           'are too good for new images')
   return report_split(
-    predictor.predict_fn,
+    model.predict_fn,
     sources[split],
     config=config,
     workdir=workdir,
     split=split,
-    step=predictor.step,
-    checkpoint=predictor.which,
+    step=model.step,
+    checkpoint=model.which,
   )
 
 
@@ -73,17 +74,17 @@ def report_split(
   checkpoint: str,
 ) -> dict:
   """Evaluates, writes summary, cases and panels, prints the table."""
-  settings = experiment.prediction_settings(
-    config, experiment.mesh_of(config)
-  )
+  mesh = experiment.mesh_of(config)
+  settings = predictor.prediction_settings(config, mesh)
+  settings['probabilities'] = False
   with Progress(len(source), unit='case', desc=f'evaluate {split}') as progress:
     records = evaluate_cases(
       predict_fn,
       read(source, range(len(source)), progress),
-      classes=source.classes,
-      **settings,
+      config=config,
+      settings=settings,
     )
-  summary = report.summarize(records, source.classes, split=split, step=step)
+  summary = summarize(records, config, split=split, step=step)
   summary['checkpoint'] = checkpoint
   folder = workdir / 'evaluation' / split
   report.write_report(folder, summary, records)
@@ -98,6 +99,14 @@ def report_split(
   print(f'report    {folder}/summary.json, {folder}/cases.csv')
   print('pictures  ' + ', '.join(map(str, paths[: len(chosen)])), flush=True)
   return summary
+
+
+def summarize(
+  records: Sequence[dict], config: ConfigDict, *, split: str, step: int
+) -> dict:
+  """Returns the summary of the classes or regions that were scored."""
+  names = scores.scored_names(config.data.classes, config.data.regions)
+  return report.summarize(records, names, split=split, step=step)
 
 
 def read(
@@ -124,15 +133,15 @@ def panels(
   """
   cases = read(source, indices)
   predicted = segment.predict_cases(predict_fn, cases, **settings)
-  for index, (case, pred) in zip(indices, predicted, strict=True):
-    scores = records[index]['classes']
+  for index, (case, pred, _) in zip(indices, predicted, strict=True):
+    scored = records[index]['classes']
     yield panel(
       case.image,
       case.label,
       pred,
       source.classes,
       title=case.name,
-      dice={name: scores[name]['dice'] for name in source.classes[1:]},
+      dice={name: values['dice'] for name, values in scored.items()},
       spacing=case.spacing,
     )
 
@@ -141,52 +150,39 @@ def evaluate_cases(
   predict_fn: Callable[[jax.Array], jax.Array],
   cases: Iterable[Case],
   *,
-  classes: tuple[str, ...],
-  **settings: Any,
+  config: ConfigDict,
+  settings: dict[str, Any],
+  thorough: bool = True,
 ) -> list[dict]:
   """Returns one record a case, as `report.summarize` takes them.
 
   Counts are taken case by case on the case's own grid, so that neither the
   number of devices nor a last partial batch can change a digit.
+
+  Args:
+    predict_fn: see `segment.predict_cases`.
+    cases: with labels.
+    config: resolved.
+    settings: see `predictor.prediction_settings`.
+    thorough: of volumes also the distances between surfaces, and lesions
+      where the config asks for them.
   """
+  data = config.data
+  scoring = dict(classes=tuple(data.classes), regions=tuple(data.regions))
+  if thorough and data.source == 'volumes':
+    scoring['surface_tolerance'] = config.evaluation.surface_tolerance
+    scoring['lesions'] = config.evaluation.lesions
   records = []
-  for case, pred in segment.predict_cases(predict_fn, cases, **settings):
-    record = {
-      'case': case.name, **_scores(pred, case.label, classes, where=None)
-    }
+  predicted = segment.predict_cases(predict_fn, cases, **settings)
+  for case, pred, _ in predicted:
+    score = functools.partial(
+      scores.score_case, pred, case.label, spacing=case.spacing, **scoring
+    )
+    record = {'case': case.name, **score()}
     if case.roi is not None:
-      record['roi'] = _scores(pred, case.label, classes, where=case.roi)
+      record['roi'] = score(where=case.roi)
     records.append(record)
   return records
-
-
-def _scores(pred, label, classes, where) -> dict:
-  # Flat and filled up to a power of two, so that images of many sizes share a
-  # few compiled programs.
-  count = 1 << (pred.size - 1).bit_length()
-  kept = np.ones(pred.shape, bool) if where is None else where
-  pred, label, where = (
-    np.pad(np.ravel(x), (0, count - x.size))[None] for x in (pred, label, kept)
-  )
-  counts = metrics.confusion(pred, label, len(classes), where=where)
-  scores = {
-    'dice': metrics.dice_score(counts),
-    'iou': metrics.iou(counts),
-    'precision': metrics.precision(counts),
-    'recall': metrics.recall(counts),
-    'tp': counts.tp,
-    'fp': counts.fp,
-    'fn': counts.fn,
-  }
-  scores = jax.device_get(scores)
-  accuracy = metrics.pixel_accuracy(pred, label, where=where)
-  return {
-    'pixel_accuracy': float(jax.device_get(accuracy)[0]),
-    'classes': {
-      name: {key: value[0, c].item() for key, value in scores.items()}
-      for c, name in enumerate(classes)
-    },
-  }
 
 
 def mean_dice(summary: dict) -> float:

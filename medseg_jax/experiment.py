@@ -5,34 +5,31 @@ plain function of the config or of a section of it.
 """
 
 import contextlib
-import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import sharding
-from medseg_jax.checkpoint import BEST, LATEST, Checkpoints
+from medseg_jax import augment, planning, sharding
+from medseg_jax.data import splits
 from medseg_jax.data.case import Source
-from medseg_jax.data.preprocess import Preprocessing, check
+from medseg_jax.data.preprocess import Channel, Preprocessing, check
 from medseg_jax.errors import InputError
 from medseg_jax.files import write_atomically
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model, create_model
 from medseg_jax.models.blocks import check_divisible
 from medseg_jax.optim import create_optimizer, create_schedule
-from medseg_jax.state import abstract_state
-from medseg_jax.step import create_predict
 
-SOURCES = ('phantom', 'folder', 'tfds')
+SOURCES = ('phantom', 'folder', 'volumes', 'tfds')
 SOFT_TISSUE = (-160.0, 240.0)  # HU, the usual window on the abdomen
 _MEANING_OF_DATA = (
-  'classes', 'label_values', 'channels', 'normalize', 'window', 'resize'
+  'classes', 'label_values', 'channels', 'normalize', 'window', 'resize',
+  'regions', 'region_order', 'axes', 'crop', 'spacing', 'intensities',
 )
 
 
@@ -47,9 +44,24 @@ def blame(key: str) -> Iterator[None]:
     raise InputError(f'config.{key}: {error}') from error
 
 
-def open_sources(config: ConfigDict) -> dict[str, Source]:
+def open_run(
+  config: ConfigDict, workdir: pathlib.Path
+) -> tuple[ConfigDict, dict[str, Source]]:
+  """Returns the config with what data and plan tell, and the sources."""
+  if config.data.source != 'volumes':
+    sources = open_sources(config, workdir)
+    return resolve(config, sources['train']), sources
+  every_case = open_volumes(config, strict=False)['train']
+  plan = planning.obtain(config, every_case, workdir)
+  sources = open_sources(config, workdir)
+  return resolve(config, sources['train'], plan), sources
+
+
+def open_sources(
+  config: ConfigDict, workdir: pathlib.Path
+) -> dict[str, Source]:
   """Returns the sources by split: train, and what there is of val and test."""
-  sources = _open_sources(config)
+  sources = _open_sources(config, workdir)
   if 'train' not in sources:
     raise InputError(
       f'config.data: no case to train on in {config.data.source} '
@@ -58,7 +70,9 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
   return sources
 
 
-def _open_sources(config: ConfigDict) -> dict[str, Source]:
+def _open_sources(
+  config: ConfigDict, workdir: pathlib.Path
+) -> dict[str, Source]:
   data = config.data
   folds = dict(
     fold=data.fold, num_folds=data.num_folds, fold_order=data.fold_order
@@ -80,6 +94,13 @@ def _open_sources(config: ConfigDict) -> dict[str, Source]:
     from medseg_jax.data.folder import open_folder
 
     return open_folder(data.path, roi=data.roi, **naming, **folds)
+  if data.source == 'volumes':
+    sources = open_volumes(config)
+    train, val = _fold(sources['train'], config, workdir / 'splits.json')
+    sources['train'] = train
+    if val is not None:
+      sources['val'] = val
+    return sources
   if data.source == 'tfds':
     from medseg_jax.data.tfds_source import open_tfds
 
@@ -96,6 +117,47 @@ def _open_sources(config: ConfigDict) -> dict[str, Source]:
   )
 
 
+def open_volumes(
+  config: ConfigDict, *, strict: bool = True
+) -> dict[str, Source]:
+  """Returns all cases with labels as 'train', and 'test' where there is one.
+
+  Unless `strict`, problems with the files are left for the survey to list.
+  """
+  from medseg_jax.data import volumes
+
+  data = config.data
+  return volumes.open_volumes(
+    data.path,
+    classes=_classes(data),
+    label_values=tuple(data.label_values),
+    strict=strict,
+  )
+
+
+def _fold(source: Source, config: ConfigDict, path: pathlib.Path):
+  """Returns the cases that train and those that validate (None for none).
+
+  Obeys the folds of splits.json, which a user may have replaced, and writes
+  them where there is no such file.
+  """
+  data = config.data
+  if data.fold == 'all':
+    return source, None
+  if path.exists():
+    folds = splits.read_splits(path, source.names)
+  else:
+    folds = splits.all_folds(
+      source.names,
+      num_folds=data.num_folds,
+      fold_order=data.fold_order,
+      where=data.path,
+    )
+    splits.write_splits(path, folds)
+  fold = folds[splits.fold_index(data.fold, len(folds))]
+  return source.subset(fold['train']), source.subset(fold['val'])
+
+
 def _classes(data: ConfigDict) -> tuple[str, ...]:
   names = tuple(data.classes)
   if len(names) == 1 and ',' in names[0]:  # from the command line: a,b,c
@@ -103,9 +165,22 @@ def _classes(data: ConfigDict) -> tuple[str, ...]:
   return names
 
 
-def resolve(config: ConfigDict, source: Source) -> ConfigDict:
-  """Returns the config with what the data tells filled in."""
+def resolve(
+  config: ConfigDict, source: Source, plan: dict[str, Any] | None = None
+) -> ConfigDict:
+  """Returns the config with what the data and its plan tell filled in."""
   config = ConfigDict(config.to_dict())
+  if plan is not None:
+    config.data.regions = _tuples(source.regions)
+    config.data.region_order = tuple(source.region_order)
+    planning.apply(config, plan)
+  if config.data.regions and not uses_sigmoid(config.loss):
+    # Overlapping regions have no softmax: its losses change to their twins.
+    for name in [n for n in config.loss if not n.startswith('sigmoid_')]:
+      config.loss[f'sigmoid_{name}'] = config.loss[name]
+      config.loss[name] = 0.0
+  config.augment.in_plane = bool(config.augment.in_plane)
+  config.overlap.batch = bool(config.overlap.batch)
   config.data.classes = tuple(source.classes)
   config.data.label_values = tuple(int(v) for v in source.label_values)
   config.data.channels = int(source.channels)
@@ -143,7 +218,7 @@ def _tuples(value: Any) -> Any:
   """JSON has lists where the config had tuples."""
   if isinstance(value, dict):
     return {key: _tuples(item) for key, item in value.items()}
-  if isinstance(value, list):
+  if isinstance(value, list | tuple):
     return tuple(_tuples(item) for item in value)
   return value
 
@@ -154,6 +229,10 @@ def preprocessing_of(config: ConfigDict) -> Preprocessing:
     normalize=data.normalize,
     window=tuple(data.window),
     resize=tuple(data.resize),
+    channels=tuple(Channel(*channel) for channel in data.intensities),
+    axes=tuple(data.axes),
+    crop=data.crop,
+    spacing=tuple(data.spacing),
   )
   check(settings)
   return settings
@@ -167,7 +246,9 @@ def model_of(config: ConfigDict) -> Model:
   """Returns the model of a resolved config, its patch sizes checked."""
   num_classes = len(config.data.classes)
   with blame('loss'):
-    if uses_sigmoid(config.loss):
+    if config.data.regions:
+      num_classes = len(config.data.regions)
+    elif uses_sigmoid(config.loss):
       num_classes -= 1
   fields = config.model.to_dict()
   with blame('model'):
@@ -197,12 +278,14 @@ def check_shapes(config: ConfigDict, source: Source, mesh: Mesh) -> None:
       f'config.patch_size is {tuple(config.patch_size)}; it has 2 or 3 numbers'
     )
   rank = source[0].image.ndim - 1
+  # Volumes may be learnt in slices.
+  ranks = {rank, 2} if config.data.source == 'volumes' else {rank}
   for key, size in [
     ('patch_size', config.patch_size),
     ('inference.patch_size', tile_size(config)),
     ('data.resize', config.data.resize or (1,) * rank),
   ]:
-    if len(size) != rank:
+    if len(size) not in ranks:
       raise InputError(
         f'config.{key} is {tuple(size)}, but the images have {rank} axes; '
         f'{rank} numbers are needed'
@@ -236,6 +319,23 @@ def check_same_meaning(config: ConfigDict, workdir: pathlib.Path) -> None:
       )
 
 
+def augment_fields(config: ConfigDict) -> dict[str, Any]:
+  """Returns the arguments of `augment.create_augment`."""
+  return dict(patch_size=tuple(config.patch_size), **config.augment)
+
+
+def patch_settings(config: ConfigDict) -> dict[str, Any]:
+  """Returns what of the config says which patches are read."""
+  with blame('augment'):
+    read_size = augment.read_size(tuple(config.patch_size), **config.augment)
+  return dict(
+    batch_size=config.batch_size,
+    patch_size=tuple(config.patch_size),
+    read_size=read_size,
+    foreground_share=config.data.foreground_share,
+  )
+
+
 def optimizer_of(
   config: ConfigDict,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -264,74 +364,4 @@ def state_arguments(
     mesh=mesh,
     image_shape=(1, *config.patch_size, config.data.channels),
     ema=config.ema_decay > 0,
-  )
-
-
-class Predictor(NamedTuple):
-  """A trained model, ready to predict.
-
-  Attributes:
-    predict_fn: `[N, *tile, C] -> [N, *tile, num_classes]`, compiled once.
-    step: of the checkpoint.
-    which: 'best' or 'latest'.
-  """
-
-  predict_fn: Callable[[jax.Array], jax.Array]
-  step: int
-  which: str
-
-
-def load_predictor(
-  config: ConfigDict, workdir: pathlib.Path, which: str
-) -> Predictor:
-  """Returns the model of the workdir's checkpoint.
-
-  Where nothing was held out to choose a best checkpoint by (`data.fold=all`),
-  'best' is the latest.
-  """
-  mesh, model = mesh_of(config), model_of(config)
-  tx, _ = optimizer_of(config)
-  with contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints:
-    if which == BEST and checkpoints.step(BEST) is None:
-      which = LATEST
-    state = checkpoints.restore(
-      which, abstract_state(**state_arguments(config, model, tx, mesh))
-    )
-  predict_fn = functools.partial(
-    compile_predict(config, model, mesh), state.eval_variables
-  )
-  return Predictor(predict_fn, int(state.step), which)
-
-
-def compile_predict(config: ConfigDict, model: Model, mesh: Mesh):
-  """Returns `(variables, image [N, *tile, C]) -> logits`, jitted on `mesh`."""
-  predict = create_predict(
-    model=model,
-    sigmoid=uses_sigmoid(config.loss),
-    mirror=config.inference.mirror,
-  )
-  layout = sharding.examples(mesh)
-  jitted = jax.jit(
-    predict,
-    in_shardings=(sharding.replicated(mesh), layout),
-    out_shardings=sharding.replicated(mesh),
-  )
-
-  def predict_on_mesh(variables, image):
-    with jax.set_mesh(mesh):
-      return jitted(variables, jax.device_put(image, layout))
-
-  return predict_on_mesh
-
-
-def prediction_settings(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-  """Returns the arguments of `segment.predict_cases` below the config."""
-  size = config.inference.batch_size or config.batch_size
-  share = mesh.shape['data']
-  return dict(
-    preprocessing=preprocessing_of(config),
-    channels=config.data.channels,
-    patch_size=tile_size(config),
-    overlap=config.inference.overlap,
-    batch_size=-(-size // share) * share,
   )

@@ -22,22 +22,26 @@ def create_batches(
   batch_size: int,
   patch_size: tuple[int, ...],
   mesh: Mesh,
+  read_size: tuple[int, ...] | None = None,
+  foreground_share: float = 0.0,
   on_devices: int = 2,
 ) -> Iterator[dict[str, jax.Array]]:
   """Yields the batches of the steps `first_step .. num_steps - 1`.
 
   Args:
-    cache: of the training split.
+    cache: of the training split; with locations for a foreground share.
     seed: of the order and of the patch positions.
     first_step: where a resumed run goes on.
     num_steps: end of the run.
     batch_size: global, over all processes.
-    patch_size: spatial.
+    patch_size: spatial; two numbers for slices of volumes.
     mesh: what the batches are spread over.
+    read_size: of what is read around each patch; `patch_size` by default.
+    foreground_share: of each batch, centred on foreground.
     on_devices: batches that are sent ahead of the step that uses them.
 
   Yields:
-    `{'image': [B, *patch, C] float16, 'label': [B, *patch] int16}`.
+    `{'image': [B, *read, C] float16, 'label': [B, *read] int16}`.
   """
   import tensorflow as tf  # late: seconds to import, and only training needs it
 
@@ -53,9 +57,13 @@ def create_batches(
       batch_size=batch_size,
       shapes=cache.shapes,
       patch_size=patch_size,
+      voxels=cache.voxels,
+      foreground_share=foreground_share,
     )
     chosen = sampling.Patches(chosen.cases[mine], chosen.starts[mine])
-    return sampling.read_batch(cache.images, cache.labels, chosen, patch_size)
+    return sampling.read_batch(
+      cache.images, cache.labels, chosen, patch_size, read_size
+    )
 
   types = (tf.as_dtype(cache.images[0].dtype), tf.int16)
   options = tf.data.Options()

@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 import traceback
 
 from absl import app, flags
@@ -14,7 +15,8 @@ from ml_collections import ConfigDict, config_flags
 
 from medseg_jax.errors import InputError, Stopped
 
-MODES = ('train', 'evaluate', 'predict', 'prepare', 'benchmark')
+_STARTED = time.perf_counter()
+MODES = ('train', 'evaluate', 'predict', 'plan', 'prepare', 'benchmark')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'Config file, such as configs/unet.py; its keys can be set '
@@ -32,8 +34,12 @@ _CHECKPOINT = flags.DEFINE_enum(
   'checkpoint', 'best', ['best', 'latest'],
   'Which weights --mode=evaluate and --mode=predict use.'
 )
-_INPUT = flags.DEFINE_string('input', None, 'Images for --mode=predict.')
-_OUTPUT = flags.DEFINE_string('output', None, 'Masks from --mode=predict.')
+_INPUT = flags.DEFINE_string(
+  'input', None, 'Folder of images for --mode=predict, or one NIfTI file.'
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder of the masks that --mode=predict writes.'
+)
 flags.DEFINE_bool('debug', False, 'Print tracebacks of errors.')
 
 
@@ -74,6 +80,7 @@ def _run() -> None:
     benchmark,
     evaluate,
     experiment,
+    plan,
     predict,
     prepare,
     train,
@@ -82,8 +89,10 @@ def _run() -> None:
   mode = _MODE.value
   if mode == 'train':
     train.run(config, workdir)
+  elif mode == 'plan':
+    plan.run(config, workdir)
   elif mode == 'prepare':
-    prepare.run(config)
+    prepare.run(config, workdir)
   elif mode == 'benchmark':
     benchmark.run(config, workdir)
   else:
@@ -99,9 +108,10 @@ def _run() -> None:
       predict.run(
         config,
         workdir,
-        input_dir=pathlib.Path(_needed('input', _INPUT.value)),
+        input_path=pathlib.Path(_needed('input', _INPUT.value)),
         output_dir=pathlib.Path(_needed('output', _OUTPUT.value)),
         checkpoint=_CHECKPOINT.value,
+        started=_STARTED,
       )
 
 

@@ -1,80 +1,185 @@
 """Segments new images with a trained model: `--mode=predict`."""
 
 import pathlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment, segment
+from medseg_jax import predictor, segment
+from medseg_jax.data import images, nifti
 from medseg_jax.data.case import Case
-from medseg_jax.data.images import list_images, read_image, write_mask
-from medseg_jax.data.preprocess import preprocess_image
+from medseg_jax.data.volumes import list_cases
 from medseg_jax.errors import InputError
+from medseg_jax.experiment import mesh_of
 from medseg_jax.panels import panel, save_png
-from medseg_jax.progress import Progress
+from medseg_jax.progress import Progress, format_seconds
 
 NUM_PANELS = 3  # pictures of the first cases, to look at
+
+
+class Job(NamedTuple):
+  """One image to segment.
+
+  Attributes:
+    read: returns the image as a case without a label.
+    write: `(path, class indices)`, on the image's own grid.
+    write_probs: `(path, probabilities [*S, K])`, None where there is no
+      format for them.
+    target: the mask to write.
+  """
+
+  read: Callable[[], Case]
+  write: Callable[[pathlib.Path, np.ndarray], None]
+  write_probs: Callable[[pathlib.Path, np.ndarray], None] | None
+  target: pathlib.Path
 
 
 def run(
   config: ConfigDict,
   workdir: pathlib.Path,
   *,
-  input_dir: pathlib.Path,
+  input_path: pathlib.Path,
   output_dir: pathlib.Path,
   checkpoint: str = 'best',
+  started: float | None = None,
 ) -> None:
-  """Writes a mask for every image of `input_dir`, at the image's own size.
+  """Writes a mask for every image of `input_path`, on the image's own grid.
 
-  A mask is a PNG of the image's stem that holds the label values of the
-  training masks. Masks that are there already are never overwritten.
+  A mask has its image's stem and holds the label values of the training masks:
+  a PNG, or for volumes a NIfTI with the image's geometry. Masks that are there
+  already are never overwritten.
+
+  Args:
+    config: resolved, as written by training.
+    workdir: of the training.
+    input_path: a folder of images, or of NIfTI files, or one NIfTI file.
+    output_dir: made where it does not exist.
+    checkpoint: 'best' or 'latest'.
+    started: `time.perf_counter()` when the program began.
 
   Raises:
     InputError: nothing to read, nowhere to write, or a mask is there already.
   """
-  paths = list_images(input_dir)
-  targets = [output_dir / f'{path.stem}.png' for path in paths]
-  _check(paths, targets, config)
+  took = {}
+  clock = time.perf_counter()
+
+  def lap(name):
+    nonlocal clock
+    now = time.perf_counter()
+    took[name] = took.get(name, 0.0) + now - clock
+    clock = now
+
+  if started is not None:
+    took['start'] = clock - started
+  if config.data.source == 'volumes':
+    jobs = _volume_jobs(config, input_path, output_dir)
+  else:
+    jobs = _image_jobs(config, input_path, output_dir)
+  lap('look at the input')
   output_dir.mkdir(parents=True, exist_ok=True)
-  predictor = experiment.load_predictor(config, workdir, checkpoint)
-  settings = experiment.prediction_settings(config, experiment.mesh_of(config))
+  model = predictor.load_predictor(config, workdir, checkpoint)
+  took |= model.seconds
+  clock = time.perf_counter()
+  settings = predictor.prediction_settings(config, mesh_of(config))
   classes = tuple(config.data.classes)
-  label_values = tuple(config.data.label_values)
-  with Progress(len(paths), unit='case', desc='predict') as progress:
+  with Progress(len(jobs), unit='case', desc='predict') as progress:
     predicted = segment.predict_cases(
-      predictor.predict_fn, map(_read, paths), **settings
+      model.predict_fn, (job.read() for job in jobs), **settings
     )
-    for i, (case, pred) in enumerate(predicted):
-      write_mask(targets[i], pred, label_values)
+    for i, job in enumerate(jobs):
+      case, pred, probs = next(predicted)
+      lap('predict')
+      job.write(job.target, pred)
+      if probs is not None:
+        job.write_probs(_probs_path(job.target), probs)
       if i < NUM_PANELS:
-        picture = panel(case.image, None, pred, classes, title=case.name)
+        picture = panel(
+          case.image, None, pred, classes, title=case.name,
+          spacing=case.spacing,
+        )
         save_png(workdir / 'panels' / f'predict_{case.name}.png', picture)
+      lap('write')
       progress.advance()
+      del case, pred, probs  # before the next one: they may be gigabytes
   values = ', '.join(
     f'{value} {name}'
-    for value, name in zip(label_values, classes, strict=True)
+    for value, name in zip(config.data.label_values, classes, strict=True)
   )
   print(
-    f'{len(paths)} masks in {output_dir} ({predictor.which} weights, step '
-    f'{predictor.step}); values: {values}'
+    f'{len(jobs)} masks in {output_dir} ({model.which} weights, step '
+    f'{model.step}); values: {values}'
   )
-  print(f'pictures  {workdir}/panels/predict_*.png', flush=True)
+  print(f'pictures  {workdir}/panels/predict_*.png')
+  print(
+    'time      '
+    + ', '.join(f'{k} {format_seconds(v)}' for k, v in took.items()),
+    flush=True,
+  )
 
 
-def _check(
-  paths: list[pathlib.Path], targets: list[pathlib.Path], config: ConfigDict
-) -> None:
-  """Reads every image once, so that a bad one ends nothing half done."""
-  preprocessing = experiment.preprocessing_of(config)
-  for path, target in zip(paths, targets, strict=True):
-    if target.exists():
-      raise InputError(
-        f'{target} is there already and is not overwritten; name another '
-        '--output or move it away'
+def _image_jobs(
+  config: ConfigDict, folder: pathlib.Path, output_dir: pathlib.Path
+) -> list[Job]:
+  if config.inference.probabilities:
+    raise InputError(
+      'config.inference.probabilities is True; allowed is False for images, as '
+      'PNG holds no probabilities'
+    )
+  label_values = tuple(config.data.label_values)
+  jobs = []
+  for path in images.list_images(folder):
+    def read(path=path):
+      image = images.read_image(path)
+      return Case(path.stem, image, None, (1.0,) * (image.ndim - 1))
+
+    def write(target, pred):
+      images.write_mask(target, pred, label_values)
+
+    target = output_dir / f'{path.stem}.png'
+    _check_free(target)
+    # Read once before anything is written: images are small, and a bad one
+    # should not leave half of the work.
+    segment.match_channels(read(), config.data.channels)
+    jobs.append(Job(read, write, None, target))
+  return jobs
+
+
+def _volume_jobs(
+  config: ConfigDict, path: pathlib.Path, output_dir: pathlib.Path
+) -> list[Job]:
+  label_values = np.asarray(config.data.label_values)
+  jobs = []
+  for files in list_cases(path, config.data.channels):
+    def read(files=files):
+      volume = nifti.read_channels(files.images)
+      return Case(
+        files.name, volume.array, None, volume.spacing, volume.affine
       )
-    case = segment.match_channels(_read(path), config.data.channels)
-    preprocess_image(case, preprocessing)
+
+    def write(target, pred, like=files.images[0]):
+      nifti.write_label(target, label_values[pred], like)
+
+    def write_probs(target, probs, like=files.images[0]):
+      nifti.write_volume(target, probs, like)
+
+    target = output_dir / f'{files.name}.nii.gz'
+    _check_free(target)
+    if config.inference.probabilities:
+      _check_free(_probs_path(target))
+    jobs.append(Job(read, write, write_probs, target))
+  return jobs
 
 
-def _read(path: pathlib.Path) -> Case:
-  image = read_image(path)
-  return Case(path.stem, image, None, (1.0,) * (image.ndim - 1))
+def _probs_path(target: pathlib.Path) -> pathlib.Path:
+  return target.with_name(f'{nifti.stem(target)}_probabilities.nii.gz')
+
+
+def _check_free(target: pathlib.Path) -> None:
+  if target.exists():
+    raise InputError(
+      f'{target} is there already and is not overwritten; name another '
+      '--output or move it away'
+    )

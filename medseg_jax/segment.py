@@ -1,19 +1,49 @@
 """From cases to masks on their own grid: what evaluation and prediction share.
 """
 
+import collections
+import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from medseg_jax import inference
 from medseg_jax.data.case import Case
-from medseg_jax.data.preprocess import (
-  Preprocessing,
-  preprocess_image,
-  resize_linear,
-)
+from medseg_jax.data.preprocess import Preprocessing, preprocess
+from medseg_jax.data.resample import resample_linear_slabs
 from medseg_jax.errors import InputError
+
+# While an image of more values is predicted, the next case is not read yet:
+# two such would need too much memory.
+LARGE_IMAGE = 2**27
+HALF_MAX = float(np.finfo(np.float16).max)
+
+
+class Prediction(NamedTuple):
+  """What the network says of a case, on the case's own grid.
+
+  Attributes:
+    case: as read.
+    label: `[*S]` int32 class indices.
+    probs: `[*S, K]` float16 where asked for, else None.
+  """
+
+  case: Case
+  label: np.ndarray
+  probs: np.ndarray | None
+
+
+def argmax(logits: np.ndarray) -> np.ndarray:
+  """Returns the class of the largest logit, `[*S, K] -> [*S]`."""
+  return logits.argmax(-1)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+  """Returns the probabilities of exclusive classes, `[*S, K] -> [*S, K]`."""
+  powers = np.exp(logits - logits.max(-1, keepdims=True))
+  return powers / powers.sum(-1, keepdims=True)
 
 
 def predict_cases(
@@ -25,39 +55,56 @@ def predict_cases(
   patch_size: tuple[int, ...],
   overlap: float,
   batch_size: int,
-) -> Iterator[tuple[Case, np.ndarray]]:
-  """Yields each case with its predicted label, `[*S]` on the case's own grid.
+  decode: Callable[[np.ndarray], np.ndarray] = argmax,
+  probabilities: bool = False,
+  activate: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Iterator[Prediction]:
+  """Yields each case's prediction, in order.
 
-  Images that fit into one tile share a batch; larger ones are tiled; smaller
-  ones are filled up with 0, like the patches of training. Where
-  the preprocessing resized the image, the logits are brought back linearly
-  before the largest one is chosen.
+  Images larger than a tile are tiled, smaller ones filled up with 0 like the
+  patches of training; tiles of several small cases share a batch. Where the
+  preprocessing changed the grid, the logits are brought back linearly before
+  they are decoded, slab by slab: they never exist as a whole. What the
+  preprocessing cropped away is background.
+
+  The next case is read and preprocessed by another thread meanwhile, unless it
+  would need too much memory.
 
   Args:
-    predict_fn: `[N, *patch_size, C] -> [N, *patch_size, num_classes]`.
-    cases: read one after the other, `batch_size` of them held at a time.
+    predict_fn: `[N, *patch_size, C] -> [N, *patch_size, K]`.
+    cases: read one after the other.
     preprocessing: as in training.
     channels: of the training images; a grey image is repeated to as many.
-    patch_size: of the tiles.
+    patch_size: of the tiles; of a 2-D network, two numbers for volumes too.
     overlap: of neighbouring tiles.
     batch_size: N, tiles predicted at once.
+    decode: logits `[..., K]` to class indices `[...]`, both NumPy.
+    probabilities: whether to keep them; `K` half floats a voxel.
+    activate: logits `[..., K]` to probabilities of regions, which overlap and
+      are all 0 outside the crop. None for exclusive classes: softmax, and 1 for
+      class 0 outside.
+
+  Raises:
+    InputError: a case does not suit the preprocessing or the network.
   """
-  waiting = []
-  for case in cases:
-    image = preprocess_image(match_channels(case, channels), preprocessing)
-    if all(np.less_equal(image.shape[:-1], patch_size)):
-      waiting.append((case, image))
-      if len(waiting) == batch_size:
-        yield from _predict_small(predict_fn, waiting, patch_size, batch_size)
-        waiting = []
-      continue
-    yield from _predict_small(predict_fn, waiting, patch_size, batch_size)
-    waiting = []
-    logits = inference.sliding_window(
-      predict_fn, image, patch_size, overlap=overlap, batch_size=batch_size
+  under_way = collections.deque()
+  images = _images(cases, under_way, preprocessing, channels)
+  stream = inference.stream_slabs(
+    predict_fn, images, patch_size, overlap=overlap, batch_size=batch_size
+  )
+  for slab in stream:
+    entered = under_way.popleft()
+    slabs = _of_one_image(slab, stream, entered.size[0])
+    del slab
+    yield _on_own_grid(
+      slabs,
+      *entered,
+      axes=preprocessing.axes,
+      decode=decode,
+      probabilities=probabilities,
+      activate=activate,
     )
-    yield case, _label_on_grid(logits, case)
-  yield from _predict_small(predict_fn, waiting, patch_size, batch_size)
+    del entered  # the case, before the next image is waited for
 
 
 def match_channels(case: Case, channels: int) -> Case:
@@ -76,25 +123,84 @@ def match_channels(case: Case, channels: int) -> Case:
   return case
 
 
-def _predict_small(predict_fn, pairs, patch_size, batch_size):
-  """Yields what fits into one tile each, from one batch."""
-  if not pairs:
-    return
-  padded = [inference.pad_to(image, patch_size) for _, image in pairs]
-  tiles = np.stack([image for image, _ in padded])
-  filler = [(0, batch_size - len(tiles))] + [(0, 0)] * (tiles.ndim - 1)
-  logits = np.asarray(predict_fn(np.pad(tiles, filler)))
-  for i, ((case, image), (_, origin)) in enumerate(
-    zip(pairs, padded, strict=True)
-  ):
-    inside = tuple(
-      slice(o, o + n) for o, n in zip(origin, image.shape[:-1], strict=True)
-    )
-    yield case, _label_on_grid(logits[i][inside], case)
+class _Entered(NamedTuple):
+  """A case whose image is with the network."""
+
+  case: Case
+  box: tuple[slice, ...]
+  size: tuple[int, ...]  # of the image that the network sees
 
 
-def _label_on_grid(logits, case: Case) -> np.ndarray:
+def _images(cases, under_way, preprocessing, channels) -> Iterator[np.ndarray]:
+  """Yields the images for the network, and notes their cases in `under_way`."""
+  cases = iter(cases)
+
+  def prepare():
+    case = next(cases, None)
+    if case is None:
+      return None
+    # The label stays on its own grid, so resampling it would be in vain.
+    bare = match_channels(case, channels)._replace(label=None)
+    prepared = preprocess(bare, preprocessing)
+    return case, prepared.box, _half(prepared.image)
+
+  with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+    ahead = pool.submit(prepare)
+    while (result := ahead.result()) is not None:
+      case, box, *image = result
+      large = image[0].size > LARGE_IMAGE
+      ahead = None if large else pool.submit(prepare)
+      under_way.append(_Entered(case, box, image[0].shape[:-1]))
+      del result, case
+      yield image.pop()  # nor is the image to be held here
+      ahead = ahead or pool.submit(prepare)
+
+
+def _half(image: np.ndarray) -> np.ndarray:
+  """Returns the image in half precision, as training saw it."""
+  half = np.empty(image.shape, np.float16)
+  for plane, values in zip(half, image, strict=True):
+    plane[...] = values.clip(-HALF_MAX, HALF_MAX)
+  return half
+
+
+def _of_one_image(slab, stream, num_planes) -> Iterator[np.ndarray]:
+  """Yields `slab` and the further ones of its image.
+
+  Counts the planes: looking for another image's slab would mean to wait for it.
+  """
+  num_planes -= len(slab)
+  yield slab
+  del slab
+  while num_planes:
+    slab = next(stream)
+    num_planes -= len(slab)
+    yield slab
+
+
+def _on_own_grid(
+  slabs, case, box, size, *, axes, decode, probabilities, activate
+) -> Prediction:
   shape = case.image.shape[:-1]
-  if logits.shape[:-1] != shape:
-    logits = resize_linear(np.asarray(logits), shape)
-  return np.asarray(logits.argmax(-1)).astype(np.int32)
+  axes = axes or tuple(range(len(shape)))
+  # Half of int32 for as long as the sums of the tiles are in memory too.
+  label = np.zeros(shape, np.int16)
+  # Views: what is written to them lands in the case's own axes.
+  into = label[box].transpose(axes)
+  probs = into_probs = None
+  if into.shape != tuple(size):
+    slabs = resample_linear_slabs(slabs, size, into.shape)
+  begin = 0
+  for slab in slabs:
+    planes = slice(begin, begin + len(slab))
+    into[planes] = decode(slab)
+    begin = planes.stop
+    if not probabilities:
+      continue
+    if probs is None:
+      probs = np.zeros((*shape, slab.shape[-1]), np.float16)
+      if activate is None:
+        probs[..., 0] = 1
+      into_probs = probs[box].transpose(*axes, len(shape))
+    into_probs[planes] = (activate or softmax)(slab)
+  return Prediction(case, label.astype(np.int32), probs)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from medseg_jax.models import Model
 from medseg_jax.state import TrainState
@@ -108,23 +109,37 @@ def create_predict(
     mirror: average the logits over all mirrorings of the spatial axes.
   """
 
+  def logits_of(variables, image):
+    return model.apply(variables, image, train=False).astype(jnp.float32)
+
+  def mirrored(variables, image):
+    # A loop, so that the network is compiled once and not for each mirroring.
+    sets = flip_sets(image.ndim - 2)
+    flips = jnp.array([[a in s for a in sets[-1]] for s in sets])
+
+    def add(total, flip):
+      logits = logits_of(variables, _flip_where(image, flip))
+      return total + _flip_where(logits, flip), None
+
+    start = jax.eval_shape(logits_of, variables, image)
+    total, _ = lax.scan(add, jnp.zeros(start.shape, start.dtype), flips)
+    return total / len(sets)
+
   def predict(variables, image):
     image = image.astype(jnp.float32)
-
-    def logits_of(flips):
-      logits = model.apply(variables, jnp.flip(image, flips), train=False)
-      return jnp.flip(logits, flips)
-
-    if mirror:
-      logits = sum(map(logits_of, flip_sets(image.ndim - 2)))
-      logits = logits / 2 ** (image.ndim - 2)
-    else:
-      logits = logits_of(())
+    logits = (mirrored if mirror else logits_of)(variables, image)
     if sigmoid:
       logits = jnp.pad(logits, [(0, 0)] * (image.ndim - 1) + [(1, 0)])
     return logits
 
   return predict
+
+
+def _flip_where(x: jax.Array, flip: jax.Array) -> jax.Array:
+  """Returns `x` `[N, *S, C]` mirrored along the axes where `flip` is true."""
+  for axis in range(1, x.ndim - 1):
+    x = jnp.where(flip[axis - 1], jnp.flip(x, axis), x)
+  return x
 
 
 def flip_sets(rank: int) -> list[tuple[int, ...]]:

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import evaluate, experiment, report, sharding
+from medseg_jax import evaluate, experiment, predictor, sharding
 from medseg_jax.augment import create_augment
 from medseg_jax.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.data import cache as caches
@@ -42,8 +42,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     InputError: the config or the data make no sense, or a loss was not finite.
     Stopped: SIGTERM or Ctrl-C, after saving.
   """
-  sources = experiment.open_sources(config)
-  config = experiment.resolve(config, sources['train'])
+  config, sources = experiment.open_run(config, workdir)
   mesh, model = experiment.mesh_of(config), experiment.model_of(config)
   experiment.check_shapes(config, sources['train'], mesh)
   tx, schedule = experiment.optimizer_of(config)
@@ -65,8 +64,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       state = checkpoints.restore(LATEST, abstract_state(**arguments))
       print(f'going on from step {int(state.step)} of {workdir}', flush=True)
     experiment.write_config(config, workdir)
-    predict_fn = experiment.compile_predict(config, model, mesh)
+    if sources.keys() & {'val', 'test'}:
+      predict_fn = predictor.compile_predict(
+        config, model, mesh, state.eval_variables
+      )
     with MetricWriter(workdir, resume_step=int(state.step)) as writer:
+      validate_fn = None
+      if 'val' in sources:
+        validate_fn = functools.partial(
+          validate, predict_fn, sources['val'], config, mesh, writer
+        )
       if int(state.step) < config.num_steps:
         state = train(
           state,
@@ -76,9 +83,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
           mesh=mesh,
           checkpoints=checkpoints,
           writer=writer,
-          validate=functools.partial(
-            validate, predict_fn, sources.get('val'), config, mesh, writer
-          ),
+          validate=validate_fn,
         )
     if 'test' not in sources and 'val' not in sources:
       print('no split is held out, so nothing is evaluated')
@@ -108,9 +113,13 @@ def step_of(
 ) -> Callable:
   """Returns the train step of a resolved config, not yet compiled."""
   with experiment.blame('loss'):
-    loss_fn = create_loss(config.loss)
+    loss_fn = create_loss(
+      config.loss,
+      regions=tuple(classes for _, classes in config.data.regions),
+      **config.overlap,
+    )
   with experiment.blame('augment'):
-    augment_fn = create_augment(**config.augment)
+    augment_fn = create_augment(**experiment.augment_fields(config))
   return create_train_step(
     model=model,
     tx=tx,
@@ -126,7 +135,8 @@ def compile_step(
   train_step: Callable, state: TrainState, config: ConfigDict, mesh: Mesh
 ) -> Callable:
   """Returns the step compiled for this state and the config's batches."""
-  shape = (config.batch_size, *config.patch_size)
+  patches = experiment.patch_settings(config)
+  shape = (patches['batch_size'], *patches['read_size'])
   layout = sharding.patches(mesh)
   batch = {
     'image': jax.ShapeDtypeStruct(
@@ -154,7 +164,7 @@ def train(
   mesh: Mesh,
   checkpoints: Checkpoints,
   writer: MetricWriter,
-  validate: Callable[[TrainState, int], float | None],
+  validate: Callable[[TrainState, int], float] | None,
 ) -> TrainState:
   """The loop: log the last steps, evaluate, save, next batch, step.
 
@@ -166,7 +176,7 @@ def train(
     mesh: of the state and the batches.
     checkpoints: where to save.
     writer: of metrics.
-    validate: `(state, step) -> mean Dice`, None where nothing is held out.
+    validate: `(state, step) -> mean Dice`; None where nothing is held out.
   """
   first_step, num_steps = int(state.step), config.num_steps
   best = -np.inf
@@ -177,9 +187,8 @@ def train(
     seed=config.seed,
     first_step=first_step,
     num_steps=num_steps,
-    batch_size=config.batch_size,
-    patch_size=tuple(config.patch_size),
     mesh=mesh,
+    **experiment.patch_settings(config),
   )
   unread: list[dict[str, jax.Array]] = []  # metrics still on the device
   metrics: list[dict[str, np.ndarray]] = []  # those since the last log line
@@ -219,13 +228,12 @@ def train(
         metrics, busy, waited = [], 0.0, 0.0
       if stop:  # before all else: who sent the signal may not wait for long
         checkpoints.save(LATEST, step, state, {})
-      if evaluation:
+      if evaluation and validate is not None:
         dice = validate(state, step)
-        if dice is not None:
-          progress.write(f'step {step}/{num_steps}  val Dice {dice:.4f}')
-          if dice > best:
-            best = dice
-            checkpoints.save(BEST, step, state, {'dice': dice})
+        progress.write(f'step {step}/{num_steps}  val Dice {dice:.4f}')
+        if dice > best:
+          best = dice
+          checkpoints.save(BEST, step, state, {'dice': dice})
       if last or save:
         checkpoints.save(LATEST, step, state, {})
       if last:
@@ -275,6 +283,8 @@ def _check_finite(
     batch_size=config.batch_size,
     shapes=cache.shapes,
     patch_size=tuple(config.patch_size),
+    voxels=cache.voxels,
+    foreground_share=config.data.foreground_share,
   )
   names = sorted({cache.names[i] for i in chosen.cases})
   # The state has stood still since that step; saved, it is free to go on.
@@ -290,25 +300,29 @@ def _check_finite(
 
 def validate(
   predict_fn: Callable,
-  source: Source | None,
+  source: Source,
   config: ConfigDict,
   mesh: Mesh,
   writer: MetricWriter,
   state: TrainState,
   step: int,
-) -> float | None:
+) -> float:
   """Returns the mean foreground Dice over `source`, and writes it down."""
-  if source is None:
-    return None
   predict = functools.partial(predict_fn, state.eval_variables)
-  settings = experiment.prediction_settings(config, mesh)
+  settings = predictor.prediction_settings(config, mesh)
+  settings['probabilities'] = False
   with jax.transfer_guard('allow'):
     cases = evaluate.read(source, range(len(source)))
     records = evaluate.evaluate_cases(
-      predict, cases, classes=source.classes, **settings
+      predict, cases, config=config, settings=settings, thorough=False
     )
     [picture] = evaluate.panels(predict, source, [0], records, **settings)
-  summary = report.summarize(records, source.classes, split='val', step=step)
-  writer.scalars(step, 'val', summary['mean'])
+  summary = evaluate.summarize(records, config, split='val', step=step)
+  numbers = {
+    name: value
+    for name, value in summary['mean'].items()
+    if not isinstance(value, list)
+  }
+  writer.scalars(step, 'val', numbers)
   writer.image(step, 'val', 'first_case', picture)
   return evaluate.mean_dice(summary)

@@ -1,12 +1,14 @@
 """Eight fake CPU devices for every test, and small data sets to share."""
 
 import atexit
+import json
 import os
 import pathlib
 import shutil
 import tempfile
 
 import jax
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -69,3 +71,40 @@ def disc_folder(tmp_path):
   write_pairs(tmp_path / 'discs' / 'train', 10)
   write_pairs(tmp_path / 'discs' / 'test', 4)
   return tmp_path / 'discs'
+
+
+def ball(shape: tuple[int, ...], seed: int) -> np.ndarray:
+  """Returns uint8 0, 1 and 2: a ball at a random place, cut in two halves."""
+  rng = np.random.default_rng(seed)
+  grid = np.indices(shape)
+  centre = rng.uniform(0.4, 0.6, 3) * shape
+  inside = sum((grid[i] - centre[i]) ** 2 for i in range(3)) < 6.0**2
+  return inside * np.where(grid[0] < centre[0], 1, 2).astype(np.uint8)
+
+
+def write_volumes(root: pathlib.Path, count: int) -> pathlib.Path:
+  """Writes a data set in the Decathlon's layout, volumes about 20x24x18."""
+  for name in ('imagesTr', 'labelsTr'):
+    (root / name).mkdir(parents=True)
+  affine = np.diag([1.0, 1.0, 1.2, 1.0])
+  for i in range(count):
+    shape = (20 + i % 3, 24, 18 + i % 2)
+    label = ball(shape, seed=i)
+    noise = np.random.default_rng(i).normal(100, 10, shape)
+    image = (noise + 60 * label).astype(np.float32)
+    for folder, array in [('imagesTr', image), ('labelsTr', label)]:
+      path = root / folder / f'case_{i:02d}.nii.gz'
+      nibabel.Nifti1Image(array, affine).to_filename(path)
+  (root / 'dataset.json').write_text(json.dumps({
+    'name': 'Balls',
+    'modality': {'0': 'MRI'},
+    'labels': {'0': 'background', '1': 'left', '2': 'right'},
+    'training': [
+      {
+        'image': f'./imagesTr/case_{i:02d}.nii.gz',
+        'label': f'./labelsTr/case_{i:02d}.nii.gz',
+      }
+      for i in range(count)
+    ],
+  }))
+  return root

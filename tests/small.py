@@ -21,7 +21,7 @@ def shrink(config, *, size=16, num_steps=4, path=None):
   config.batch_size = 8
   config.patch_size = (size,) * len(config.patch_size)
   if config.model.name == 'unet':
-    config.model.depth = 2
+    config.model.depth = config.model.depth and 2  # 0: planned
     config.model.features = 4
   if config.data.resize:
     config.data.resize = config.patch_size

@@ -1,21 +1,33 @@
-"""The cache gives back what went in, and notices every change."""
+"""The cache gives back what went in, goes on where it was, notices change."""
 
+import dataclasses
+import json
 import os
-from typing import NamedTuple
+import pathlib
+import subprocess
+import sys
+import textwrap
+import threading
+import time
 
 import numpy as np
 import pytest
+from data_cases import assert_one_line
 
 from medseg_jax.data import cache
 from medseg_jax.data.case import Case
-from medseg_jax.data.preprocess import Preprocessing
+from medseg_jax.data.preprocess import Channel, Preprocessing
 from medseg_jax.errors import InputError
 
+SCALE = Preprocessing('scale')
 
-class Fixed(NamedTuple):
-  """A source of given cases."""
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+  """A source of given cases, which remembers what was read."""
 
   cases: tuple
+  read: list
   version: str = 'one'
   classes: tuple = ('background', 'organ')
   label_values: tuple = (0, 1)
@@ -29,29 +41,40 @@ class Fixed(NamedTuple):
     return len(self.cases)
 
   def __getitem__(self, index):
+    self.read.append(index)
     return self.cases[index]
 
-  def fingerprint(self):
+  def case_key(self, index):
     return self.version
+
+
+def case(name, image, label):
+  return Case(name, image, label, (1.0,) * label.ndim)
 
 
 def source(version='one', sizes=((4, 6), (5, 3), (7, 7))):
   rng = np.random.default_rng(0)
-  return Fixed(
-    tuple(
-      Case(
-        f'case_{i}',
-        rng.integers(0, 256, (*size, 1)).astype(np.uint8),
-        rng.integers(0, 2, size).astype(np.uint8),
-        (1.0,) * len(size),
-      )
-      for i, size in enumerate(sizes)
-    ),
-    version,
+  cases = (
+    case(
+      f'case_{i}',
+      rng.integers(0, 256, (*size, 1)).astype(np.uint8),
+      rng.integers(0, 2, size).astype(np.uint8),
+    )
+    for i, size in enumerate(sizes)
   )
+  return Fixed(tuple(cases), [], version)
 
 
-SCALE = Preprocessing('scale')
+def one(image=None, label=None):
+  """Returns a source of one case, of 2 x 3 pixels if nothing is said."""
+  image = np.ones((2, 3, 1), np.float32) if image is None else image
+  label = np.zeros(image.shape[:-1], int) if label is None else label
+  return Fixed((case('one', image, label),), [])
+
+
+def folders(root):
+  """Returns the names of all folders of cases below `root`."""
+  return sorted(path.parent.name for path in root.glob('*/*/case.json'))
 
 
 @pytest.mark.parametrize('sizes', [((4, 6), (5, 3)), ((3, 4, 5), (6, 2, 2))])
@@ -60,85 +83,269 @@ def test_cases_of_any_size_and_rank_come_back(tmp_path, sizes):
   got = cache.prepare(data, SCALE, root=tmp_path)
   assert got.names == data.names
   assert got.shapes == sizes
-  for i, case in enumerate(data.cases):
-    np.testing.assert_array_equal(got.labels[i], case.label)
+  assert got.voxels is None
+  assert len(got.images) == len(got.labels) == 2
+  for i, expected in enumerate(data.cases):
+    np.testing.assert_array_equal(got.labels[i], expected.label)
     # Half precision keeps all 256 levels of 8 bits apart.
     np.testing.assert_array_equal(
-      np.round(got.images[i].astype(np.float32) * 255), case.image
+      np.round(got.images[i].astype(np.float32) * 255), expected.image
     )
     assert isinstance(got.images[i], np.memmap)
+    assert got.images[i].dtype == np.float16
+  assert [label.shape for label in got.labels] == list(sizes)
+  with pytest.raises(IndexError):
+    got.images[2]
 
 
-def test_the_second_time_nothing_is_read(tmp_path):
-  seen = []
-
-  def spy(items):
-    for item in items:
-      seen.append(item)
-      yield item
-
-  cache.prepare(source(), SCALE, root=tmp_path, track=spy)
-  cache.prepare(source(), SCALE, root=tmp_path, track=spy)
-  assert seen == [0, 1, 2]
+@pytest.mark.parametrize(
+  ('values', 'dtype'), [((0, 255), 'u1'), ((-1, 2), 'i2'), ((0, 300), 'i2')]
+)
+def test_labels_are_as_small_as_they_can_be(tmp_path, values, dtype):
+  label = np.array([values, values[::-1]], np.int32)
+  data = one(np.ones((2, 2, 1), np.float32), label)
+  got = cache.prepare(data, SCALE, root=tmp_path).labels[0]
+  assert got.dtype == dtype
+  np.testing.assert_array_equal(got, label)
 
 
-def test_new_data_or_new_preprocessing_is_prepared_again(tmp_path):
-  cache.prepare(source('one'), SCALE, root=tmp_path)
-  cache.prepare(source('two'), SCALE, root=tmp_path)
-  cache.prepare(source('two'), Preprocessing('zscore'), root=tmp_path)
-  assert len(list(tmp_path.iterdir())) == 3
+def test_intensities_beyond_half_precision_stay_finite(tmp_path):
+  image = np.array([[-1e9, 0.0, 7e4]], np.float32)[..., None]
+  as_they_are = Preprocessing(channels=(Channel('none'),))
+  got = cache.prepare(one(image), as_they_are, root=tmp_path).images[0]
+  np.testing.assert_array_equal(got[0, :, 0], [-65504.0, 0.0, 65504.0])
 
 
-def test_a_run_that_dies_while_writing_leaves_nothing_behind(tmp_path):
-  def die(items):
-    yield from list(items)[:2]
+def test_rows_are_contiguous_in_whatever_order_the_axes_came(tmp_path):
+  data = source(sizes=((3, 4, 5),))
+  settings = SCALE._replace(axes=(2, 1, 0))
+  got = cache.prepare(data, settings, root=tmp_path)
+  assert got.shapes == ((5, 4, 3),)
+  assert got.images[0].flags.c_contiguous and got.labels[0].flags.c_contiguous
+  np.testing.assert_array_equal(got.labels[0], data.cases[0].label.T)
+
+
+def test_only_what_is_missing_is_read(tmp_path):
+  first, both = source(sizes=((4, 6), (5, 3))), source()
+  done = []
+  settings = dict(root=tmp_path, on_case=lambda: done.append(1))
+  assert cache.missing(first, SCALE, root=tmp_path) == 2
+  cache.prepare(first, SCALE, **settings)
+  assert sorted(first.read) == [0, 1] and len(done) == 2
+  # Another split or fold with the same cases and one more.
+  both = dataclasses.replace(both, cases=(*first.cases, both.cases[2]))
+  assert cache.missing(both, SCALE, root=tmp_path) == 1
+  got = cache.prepare(both, SCALE, **settings)
+  assert both.read == [2] and len(done) == 3
+  assert got.names == both.names
+  np.testing.assert_array_equal(got.labels[2], both.cases[2].label)
+  assert cache.missing(both, SCALE, root=tmp_path) == 0
+  cache.prepare(both, SCALE, **settings)
+  assert both.read == [2] and len(done) == 3
+
+
+def test_new_data_settings_or_locations_are_prepared_again(tmp_path):
+  data = source('one')
+  cache.prepare(data, SCALE, root=tmp_path)
+  new = dataclasses.replace(data, version='two')
+  assert cache.missing(new, SCALE, root=tmp_path) == 3
+  cache.prepare(new, SCALE, root=tmp_path)
+  assert len(folders(tmp_path)) == 6
+  cache.prepare(data, Preprocessing('zscore'), root=tmp_path)
+  assert len(folders(tmp_path)) == 9
+  cache.prepare(data, SCALE, root=tmp_path, with_locations=True)
+  assert len(folders(tmp_path)) == 12
+
+
+def test_any_name_can_be_a_case(tmp_path):
+  names = ['a/b', 'a_b', '..', 'x' * 300, '\udcff', '雪' * 100]
+  label = np.zeros((2, 2), int)
+  cases = tuple(
+    case(name, np.full((2, 2, 1), i, np.uint8), label)
+    for i, name in enumerate(names)
+  )
+  got = cache.prepare(Fixed(cases, []), SCALE, root=tmp_path, title='t/' * 200)
+  for i in range(len(names)):
+    assert round(float(got.images[i][0, 0, 0]) * 255) == i
+  assert len(folders(tmp_path)) == len(names)
+
+
+def test_a_run_that_is_interrupted_goes_on_where_it_was(tmp_path):
+  data = source()
+
+  def stop():
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    cache.prepare(source(), SCALE, root=tmp_path, track=die)
-  assert list(tmp_path.iterdir()) == []
-  assert len(cache.prepare(source(), SCALE, root=tmp_path).names) == 3
+    cache.prepare(data, SCALE, root=tmp_path, workers=1, on_case=stop)
+  done = len(folders(tmp_path))
+  assert 1 <= done < 3 and len(data.read) == done
+  assert not list(tmp_path.glob('*/partial-*'))
+  assert len(cache.prepare(data, SCALE, root=tmp_path).names) == 3
+  assert sorted(data.read) == [0, 1, 2]
+
+
+def test_a_run_that_is_killed_leaves_whole_cases_only(tmp_path):
+  program = """
+    import os, signal, sys
+    import numpy as np
+    from medseg_jax.data import cache
+    from medseg_jax.data.preprocess import Preprocessing
+    from test_cache import source
+    saved = []
+    def save(path, array, write=np.save):
+      saved.append(path)
+      write(path, array)
+      if len(saved) == 4:  # the label of the second case is still to come
+        os.kill(os.getpid(), signal.SIGKILL)
+    np.save = save
+    cache.prepare(source(), Preprocessing('scale'), root=sys.argv[1],
+                  workers=1, with_locations=True)
+  """
+  here = pathlib.Path(__file__).parent
+  paths = [str(here), str(here.parent), os.environ.get('PYTHONPATH', '')]
+  environment = os.environ | {'PYTHONPATH': os.pathsep.join(paths)}
+  run = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(program), str(tmp_path)],
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert run.returncode == -9, run.stderr
+  assert len(folders(tmp_path)) == 1
+  (partial,) = tmp_path.glob('*/partial-*')
+  data = source()
+  settings = dict(root=tmp_path, with_locations=True)
+  assert len(cache.prepare(data, SCALE, **settings).names) == 3
+  assert sorted(data.read) == [1, 2]
+  # It is young: for all we know another run is writing it at this moment.
+  assert partial.exists()
+  os.utime(partial, (time.time() - 7200,) * 2)
+  cache.prepare(dataclasses.replace(data, version='two'), SCALE, **settings)
+  assert not partial.exists()
+
+
+@pytest.mark.parametrize('name', ['image.npy', 'label.npy', 'case.json'])
+def test_a_damaged_case_is_written_again(tmp_path, name):
+  data = source()
+  cache.prepare(data, SCALE, root=tmp_path)
+  (place,) = tmp_path.glob('*/case_1-*')
+  good = (place / name).read_bytes()
+  (place / name).write_bytes(good[: len(good) // 2])
+  assert cache.missing(data, SCALE, root=tmp_path) == 1
+  data.read.clear()
+  got = cache.prepare(data, SCALE, root=tmp_path)
+  assert data.read == [1]
+  assert (place / name).read_bytes() == good
+  np.testing.assert_array_equal(got.labels[1], data.cases[1].label)
+
+
+def test_two_runs_at_once_do_not_disturb_each_other(tmp_path):
+  data = source(sizes=((6, 6),) * 20)
+  results = []
+
+  def run():
+    results.append(cache.prepare(data, SCALE, root=tmp_path, workers=2))
+
+  threads = [threading.Thread(target=run) for _ in range(3)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert len(results) == 3
+  assert len(folders(tmp_path)) == 20
+  assert not list(tmp_path.glob('*/partial-*'))
+  for got in results:
+    for label, expected in zip(got.labels, data.cases, strict=True):
+      np.testing.assert_array_equal(label, expected.label)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
   blocked = tmp_path / 'file'
   blocked.write_text('')
-  with pytest.raises(InputError, match='config.data.cache_dir'):
+  assert cache.missing(source(), SCALE, root=blocked / 'below') == 3
+  with pytest.raises(InputError) as error:
     cache.prepare(source(), SCALE, root=blocked / 'below')
+  assert_one_line(error, blocked, 'config.data.cache_dir')
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  'problem',
+  [
+    OSError(28, 'No space left on device'),
+    OSError('100 requested and 50 written'),  # NumPy's way to say the same
+  ],
+)
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch, problem):
   def full(*args, **kwargs):
-    raise OSError(28, 'No space left on device')
+    raise problem
 
-  monkeypatch.setattr(os, 'replace', full)
-  with pytest.raises(InputError, match='No space left on device'):
+  monkeypatch.setattr(np, 'save', full)
+  with pytest.raises(InputError) as error:
     cache.prepare(source(), SCALE, root=tmp_path)
-  assert list(tmp_path.iterdir()) == []
+  words = problem.strerror or str(problem)
+  assert_one_line(error, tmp_path, words, 'config.data.cache_dir')
+  assert not list(tmp_path.glob('*/*'))
 
 
-def test_held_out_cases_are_read_once_and_again_when_they_change(tmp_path):
-  seen = []
-
-  def spy(items):
-    for item in items:
-      seen.append(item)
-      yield item
-
-  cache.check(source(), SCALE, root=tmp_path, track=spy)
-  cache.check(source(), SCALE, root=tmp_path, track=spy)
-  assert seen == [0, 1, 2]
-  cache.check(source('two'), SCALE, root=tmp_path, track=spy)
-  assert seen == [0, 1, 2] * 2
+def test_a_bad_case_is_told_every_time_and_stops_the_rest(tmp_path):
+  bad = case('bad', np.full((4, 6, 1), np.nan), np.zeros((4, 6), int))
+  good = source(sizes=((4, 6),) * 300).cases
+  for cases in ((bad,), (*good[:3], bad, *good[3:])):
+    data = Fixed(cases, [])
+    with pytest.raises(InputError) as error:
+      cache.prepare(data, SCALE, root=tmp_path, workers=2)
+    assert_one_line(error, 'bad', '24 of 24')
+  assert len(data.read) < 150
 
 
-def test_a_bad_held_out_case_is_told_every_time(tmp_path):
-  bad = source().cases[0]._replace(image=np.full((4, 6, 1), np.nan))
-  for _ in range(2):
-    with pytest.raises(InputError, match='case_0: 24 of 24'):
-      cache.check(Fixed((bad,)), SCALE, root=tmp_path)
+def test_few_files_are_open_at_a_time(tmp_path):
+  data = source(sizes=((2, 2),) * (cache.MAX_OPEN + 30))
+  got = cache.prepare(data, SCALE, root=tmp_path, with_locations=True)
+  open_files = pathlib.Path('/proc/self/fd')
+  if not open_files.is_dir():
+    pytest.skip('this system does not list open files')
+  before = len(list(open_files.iterdir()))
+  assert len(got.shapes) == len(data)
+  assert len(list(open_files.iterdir())) == before
+  for i in range(len(data)):
+    assert got.labels[i].shape == (2, 2)
+  assert len(list(open_files.iterdir())) <= before + cache.MAX_OPEN
+  assert got.labels[0].shape == (2, 2)  # closed in between
 
 
-def test_what_was_only_checked_can_still_be_prepared(tmp_path):
-  cache.check(source(), SCALE, root=tmp_path)
-  assert len(cache.prepare(source(), SCALE, root=tmp_path).names) == 3
+def test_locations_are_those_of_the_classes(tmp_path):
+  label = np.zeros((3, 40, 30), np.int16)
+  label[1, 5:9, 2:4], label[2, 39, 29], label[0, 0, 0] = 1, 3, -1
+  image = np.ones((*label.shape, 1), np.float32)
+  empty = case('empty', image, np.zeros_like(label))
+  data = Fixed((case('full', image, label), empty), [])
+  got = cache.prepare(data, SCALE, root=tmp_path, with_locations=True).voxels
+  assert sorted(got[0]) == [1, 3] and dict(got[1]) == {}
+  for index in (1, 3):
+    np.testing.assert_array_equal(
+      sorted(got[0][index].tolist()), np.argwhere(label == index)
+    )
+
+
+def test_real_volumes_come_back(tmp_path, real_data):
+  nibabel = pytest.importorskip('nibabel')
+  task = real_data / 'hippocampus' / 'Task04_Hippocampus'
+  cases = []
+  for path in sorted((task / 'labelsTr').glob('h*.nii.gz'))[:8]:
+    image = nibabel.load(task / 'imagesTr' / path.name).get_fdata(dtype='f4')
+    label = np.asarray(nibabel.load(path).dataobj).astype(np.int16)
+    cases.append(case(path.name, image[..., None], label))
+  data = Fixed(tuple(cases), [])
+  got = cache.prepare(
+    data, Preprocessing('zscore'), root=tmp_path, with_locations=True
+  )
+  for i, expected in enumerate(cases):
+    np.testing.assert_array_equal(got.labels[i], expected.label)
+    image = np.asarray(got.images[i], np.float64)
+    assert abs(image.mean()) < 1e-3 and abs(image.std() - 1) < 1e-3
+    counts = {c: len(where) for c, where in got.voxels[i].items()}
+    expected_counts = np.bincount(expected.label.ravel())
+    assert counts == {1: expected_counts[1], 2: expected_counts[2]}
+  (entry, *_) = tmp_path.glob('*/*/case.json')
+  assert json.loads(entry.read_text())['name'].startswith('hippocampus_')

@@ -214,22 +214,23 @@ def test_jpeg_and_smooth_masks_snap_and_the_share_is_told(
   )
 
 
-def test_fingerprint_follows_the_files(tmp_path):
-  write_pairs(tmp_path, 'abcdef')
+def test_case_key_follows_the_files_of_the_case(tmp_path):
+  write_pairs(tmp_path, 'abc')
 
-  def fingerprints(**options):
-    sources = folder_lib.open_folder(tmp_path, **options)
-    return [source.fingerprint() for source in sources.values()]
+  def keys(**options):
+    source = folder_lib.open_folder(tmp_path, fold='all', **options)['train']
+    return [source.case_key(i) for i in range(len(source))]
 
-  before = fingerprints()
-  assert before == fingerprints() and before[0] != before[1]
-  assert before != fingerprints(label_values=(255, 0))
-  paths = sorted(tmp_path.glob('*/*.png'))
-  for path in paths:  # Each file belongs to one of the two splits.
+  before = keys()
+  assert before == keys() and len(set(before)) == 3
+  relabelled = keys(label_values=(255, 0))
+  assert not set(before) & set(relabelled)
+  for path in sorted(tmp_path.glob('*/*.png')):
     old = path.stat()
     os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns + 1))
-    after = fingerprints()
-    assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+    after = keys()
+    changed = [a != b for a, b in zip(before, after, strict=True)]
+    assert changed == [path.stem == name for name in 'abc']
     before = after
 
 
@@ -240,7 +241,7 @@ def test_a_mask_that_changes_later_is_checked(tmp_path):
   with pytest.raises(InputError, match='a.png: label values 9 are of no class'):
     source[0]
   (tmp_path / 'labels' / 'a.png').unlink()
-  for read in (lambda: source[0], source.fingerprint):
+  for read in (lambda: source[0], lambda: source.case_key(0)):
     with pytest.raises(InputError, match='a.png: no'):
       read()
 

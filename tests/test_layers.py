@@ -11,12 +11,16 @@ BASE = {'errors', 'files'}
 INFRASTRUCTURE = BASE | {
   'sharding', 'checkpoint', 'metric_writer', 'progress', 'stop_signal',
 }
-LEAVES = {'models', 'losses', 'metrics', 'surface', 'augment', 'optim'}
+LEAVES = {
+  'models', 'losses', 'metrics', 'surface', 'lesions', 'regions', 'augment',
+  'optim', 'planner',
+}
 OUTPUT = {'panels', 'report'}
 COMPOSITION = {
-  'step', 'state', 'input_pipeline', 'inference', 'segment', 'experiment',
+  'step', 'state', 'input_pipeline', 'inference', 'segment', 'scores',
 }
-PROGRAMS = {'train', 'evaluate', 'predict', 'prepare', 'benchmark'}
+CONFIGURED = {'experiment', 'planning', 'predictor'}
+PROGRAMS = {'train', 'evaluate', 'predict', 'plan', 'prepare', 'benchmark'}
 ALLOWED = (
   {name: BASE for name in INFRASTRUCTURE}
   | {name: set() for name in LEAVES}
@@ -27,7 +31,12 @@ ALLOWED = (
     for name in COMPOSITION
   }
   | {
-    name: INFRASTRUCTURE | LEAVES | OUTPUT | COMPOSITION | PROGRAMS | {'data'}
+    name: INFRASTRUCTURE | LEAVES | COMPOSITION | CONFIGURED | {'data'}
+    for name in CONFIGURED
+  }
+  | {
+    name: INFRASTRUCTURE | LEAVES | OUTPUT | COMPOSITION | CONFIGURED
+    | PROGRAMS | {'data'}
     for name in PROGRAMS
   }
   | {'main': {'errors', 'experiment'} | PROGRAMS}
@@ -94,7 +103,7 @@ def test_tensorflow_is_imported_late_and_only_for_data():
 
 def test_configs_stop_at_the_programs():
   for part, name, *_ in outside({'ml_collections'}):
-    assert part in PROGRAMS | {'main', 'experiment'}, name
+    assert part in PROGRAMS | CONFIGURED | {'main'}, name
 
 
 def test_orbax_and_linen_stay_in_their_files():

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, disc, write_pairs
+from conftest import ROOT, disc, write_pairs, write_volumes
 from PIL import Image
 from small import load, shrink
 
@@ -25,6 +25,8 @@ def data_folder(tmp_path):
     if name == 'em':  # one stack, grey; its test images have no labels
       write_pairs(root / 'train', 30)
       (root / 'test' / 'images').mkdir(parents=True)
+    elif name.startswith('auto'):
+      write_volumes(root, 10)
     elif name in ('drive', 'tutorial'):
       for split, count in [('train', 6), ('test', 4)]:
         write_pairs(root / split, count, mode='RGB')
@@ -50,7 +52,7 @@ def test_every_config_trains_and_evaluates(
   config = shrink(load(name), path=data_folder(name))
   summary = train.run(config, workdir)
 
-  split = 'val' if name == 'em' else 'test'
+  split = 'test' if name in ('unet', 'drive', 'tutorial') else 'val'
   assert summary['split'] == split and summary['num_cases'] > 0
   written = workdir / 'evaluation' / split
   assert json.loads((written / 'summary.json').read_text()) == summary
@@ -72,11 +74,17 @@ def test_every_config_trains_and_evaluates(
   assert (workdir / 'checkpoints' / 'latest').is_dir()
 
   # Exact for any number of devices: eight share a batch, or one has it all.
+  # But half precision rounds a batch of another size differently.
   trained = experiment.read_config(workdir)
   for devices in (8, 1):
     monkeypatch.setattr(jax, 'device_count', lambda n=devices: n)
     again = evaluate.run(trained, workdir, checkpoint=summary['checkpoint'])
-    assert again == summary
+    if devices == 8 or trained.dtype == 'float32':
+      assert again == summary
+    else:
+      assert again['mean']['dice'] == pytest.approx(
+        summary['mean']['dice'], rel=0.02
+      )
 
 
 def test_volumes_go_through_the_same_loop(tmp_path):
@@ -107,7 +115,7 @@ def test_predict_writes_a_mask_of_each_images_own_size(disc_folder, tmp_path):
   predict.run(
     experiment.read_config(workdir),
     workdir,
-    input_dir=new,
+    input_path=new,
     output_dir=tmp_path / 'out',
   )
   for stem, (width, height) in sizes.items():

@@ -315,63 +315,6 @@ def test_bad_shapes_raise():
     losses.dice_loss(logits[..., :1], labels, include_background=False)
 
 
-def test_create_loss_is_the_weighted_sum_over_counted_voxels():
-  logits, labels, where = _example('dice_loss', SHAPES[0])
-  labels = np.where(where, labels, -1)
-  loss_fn = losses.create_loss(
-      {'dice_loss': 0.5, 'focal_loss': 0.0, 'cross_entropy': 2})
-  np.testing.assert_allclose(
-      loss_fn(logits, labels),
-      0.5 * losses.dice_loss(logits, labels, where=where)
-      + 2 * losses.cross_entropy(logits, labels, where=where), rtol=1e-6)
-
-
-def test_create_loss_turns_labels_into_foreground_regions():
-  logits, _, where = _example('dice_loss', SHAPES[0])
-  labels = np.random.default_rng(0).integers(0, CLASSES + 1, where.shape)
-  ignored = np.where(where, labels, -1)
-  found = losses.create_loss({'sigmoid_dice_loss': 1})(logits, ignored)
-  regions = np.eye(CLASSES + 1)[labels][..., 1:]
-  np.testing.assert_allclose(
-      found, losses.sigmoid_dice_loss(logits, regions, where=where), rtol=1e-6)
-
-
-def test_deep_supervision_weighs_levels_by_halves():
-  logits, labels, _ = _example('cross_entropy', (8, 6))
-  levels = (logits, logits[:, ::2, ::2], logits[:, ::4, ::3])
-  found = jax.jit(losses.create_loss({'cross_entropy': 1}))(levels, labels)
-  # The voxel nearest to the centre of 2 is the first, of 3 and 4 the second.
-  nearest = (labels, labels[:, ::2, ::2], labels[:, 1::4, 1::3])
-  cross_entropy = jax.jit(losses.cross_entropy)
-  parts = [cross_entropy(x, y) for x, y in zip(levels, nearest, strict=True)]
-  np.testing.assert_allclose(
-      found, (4 * parts[0] + 2 * parts[1] + parts[2]) / 7, rtol=1e-6)
-  for shape in ((2, 3, 6, 3), (2, 16, 6, 3), (2, 8, 3)):
-    with pytest.raises(ValueError, match='do not divide'):
-      losses.create_loss({'cross_entropy': 1})(np.zeros(shape), labels)
-
-
-@pytest.mark.parametrize('weights, message', [
-    ({'dice': 1}, "'dice', did you mean 'dice_loss'"),
-    ({'sigmoid_crossentropy': 0}, "did you mean 'sigmoid_cross_entropy'"),
-    ({'dice_loss': -1, 'cross_entropy': 1}, "'dice_loss'.*found -1"),
-    ({'dice_loss': float('nan')}, 'finite'),
-    ({'dice_loss': '1'}, "found '1'"),
-    ({'dice_loss': 0}, 'no loss has a positive weight'),
-    ({}, 'no loss has a positive weight'),
-    ({'dice_loss': 1, 'sigmoid_dice_loss': 1}, 'all sigmoid or all softmax'),
-])
-def test_bad_weights_raise(weights, message):
-  for fn in (losses.create_loss, losses.uses_sigmoid):
-    with pytest.raises(ValueError, match=message):
-      fn(weights)
-
-
-def test_uses_sigmoid_looks_at_active_losses():
-  assert losses.uses_sigmoid({'sigmoid_dice_loss': 1, 'dice_loss': 0})
-  assert not losses.uses_sigmoid({'sigmoid_dice_loss': 0, 'dice_loss': 1})
-
-
 def _import_seconds(modules):
   """Returns the processor time that a fresh interpreter takes to import."""
   statement = (f'import sys, time, {modules}\n'

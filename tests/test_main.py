@@ -138,7 +138,7 @@ UNET = '--config=configs/unet.py'
     ),
     (
       [UNET, '--config.data.source=volumez'],
-      ['config.data.source', "'volumez'", 'phantom, folder, tfds'],
+      ['config.data.source', "'volumez'", 'phantom, folder, volumes, tfds'],
     ),
     (
       [UNET, '--config.optimizer.name=lion'],

@@ -14,7 +14,7 @@ from jax import lax
 from model_cases import SMALL, image_of, param_shapes, random_variables
 
 from medseg_jax import models
-from medseg_jax.models import blocks
+from medseg_jax.models import blocks, convolution, norms, resampling
 
 
 def conv_ref(x, kernel, strides, padding):
@@ -32,9 +32,10 @@ def conv_ref(x, kernel, strides, padding):
 def test_max_and_mean_pool_equal_flax(shape, stride):
   x = image_of(*shape)
   np.testing.assert_array_equal(
-      blocks.max_pool(x, stride), nn.max_pool(x, stride, stride))
+      resampling.max_pool(x, stride), nn.max_pool(x, stride, stride))
   np.testing.assert_allclose(
-      blocks.mean_pool(x, stride), nn.avg_pool(x, stride, stride), atol=1e-6)
+      resampling.mean_pool(x, stride), nn.avg_pool(x, stride, stride),
+      atol=1e-6)
 
 
 def test_max_pool_gradient_is_flax_s_and_shared_between_ties():
@@ -43,7 +44,7 @@ def test_max_pool_gradient_is_flax_s_and_shared_between_ties():
   @jax.jit
   def gradients(x):
     def ours(x):
-      return (blocks.max_pool(x, (2, 2)) * weights).sum()
+      return (resampling.max_pool(x, (2, 2)) * weights).sum()
 
     def theirs(x):
       return (nn.max_pool(x, (2, 2), (2, 2)) * weights).sum()
@@ -63,17 +64,17 @@ def test_upsampling_equals_resize(method, shape, factors):
   x = image_of(*shape)
   size = [n * f for n, f in zip(shape[1:-1], factors, strict=True)]
   expected = jax.image.resize(x, (shape[0], *size, shape[-1]), method)
-  y = jax.jit(blocks.UPSAMPLE[method], static_argnums=1)(x, factors)
+  y = jax.jit(resampling.UPSAMPLE[method], static_argnums=1)(x, factors)
   np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 def test_space_to_depth_orders_channels_by_voxel():
   x = jnp.stack([jnp.arange(8.0), -jnp.arange(8.0)], -1).reshape(1, 2, 4, 2)
   np.testing.assert_array_equal(
-      blocks.space_to_depth(x, (2, 2))[0, 0],
+      resampling.space_to_depth(x, (2, 2))[0, 0],
       [[0, 0, 1, -1, 4, -4, 5, -5], [2, -2, 3, -3, 6, -6, 7, -7]])
-  np.testing.assert_array_equal(
-      blocks.depth_to_space(blocks.space_to_depth(x, (1, 2)), (1, 2)), x)
+  there = resampling.space_to_depth(x, (1, 2))
+  np.testing.assert_array_equal(resampling.depth_to_space(there, (1, 2)), x)
 
 
 @pytest.mark.parametrize('factors', [(3,), (2, 3), (1, 2, 2)])
@@ -116,10 +117,10 @@ def test_he_normal_counts_what_adds_up_in_an_output(activation, gain):
 
 @pytest.mark.parametrize('kernel, stride', [
     ((3, 3, 3), (1, 1, 1)), ((3, 3, 3), (2, 1, 2)), ((1, 3, 2), (1, 2, 2)),
-    ((5, 1, 3), (3, 1, 1))])
+    ((5, 1, 3), (3, 1, 1)), ((1, 3, 3), (1, 1, 1))])
 def test_3d_convolution_and_gradients_equal_lax(kernel, stride):
   x = image_of(2, 6, 4, 4, 3)
-  module = blocks.conv(5, kernel, stride, use_bias=False)
+  module = convolution.conv(5, kernel, stride, use_bias=False)
   weights = random_variables(module, x)
   padding = [((k - 1) // 2, k // 2) for k in kernel]
   size = [n // s for n, s in zip((6, 4, 4), stride, strict=True)]
@@ -137,9 +138,55 @@ def test_3d_convolution_and_gradients_equal_lax(kernel, stride):
                ours, theirs)
 
 
+@pytest.mark.parametrize('shape, stride', [
+    ((2, 7, 12, 200, 2), (1, 1, 1)),  # several rows of a slice in a product
+    ((1, 60, 42, 44, 2), (3, 1, 1)),  # one slice
+    ((2, 80, 15, 15, 4), (1, 1, 1)),  # several slices
+    ((1, 2, 28, 2400, 1), (1, 2, 2)),  # one row, of every second voxel
+    ((1, 1, 9, 4000, 1), (1, 1, 1)),  # a row is more than a product's share
+])
+def test_kernel_gradient_of_large_slices_equals_lax(shape, stride):
+  x = image_of(*shape)
+  kernel = image_of(3, 3, 3, shape[-1], 3)
+  padding = [(1, 1)] * 3
+  module = convolution.conv(3, (3, 3, 3), stride, use_bias=False)
+
+  def gradient(fn):
+    y, vjp = jax.vjp(fn, kernel)
+    return vjp(image_of(*y.shape, seed=2))[0]
+
+  ours, theirs = jax.jit(lambda: (
+      gradient(lambda k: module.apply({'params': {'kernel': k}}, x)),
+      gradient(lambda k: conv_ref(x, k, stride, padding))))()
+  np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-3)
+
+
+def test_3d_convolution_under_vmap_and_in_bfloat16():
+  x = image_of(3, 4, 4, 4, 2)
+  module = convolution.conv(3, (3, 3, 3), (1, 1, 1), use_bias=False,
+                            dtype='bfloat16')
+  weights = random_variables(module, x)
+
+  @jax.jit
+  def both():
+    def loss(weights, x):
+      return module.apply(weights, x).astype(jnp.float32).sum()
+
+    whole = jax.grad(loss)(weights, x)
+    single = jax.vmap(lambda x: jax.grad(loss)(weights, x[None]))(x)
+    exact = jax.grad(lambda k: conv_ref(
+        x.astype(jnp.bfloat16).astype(jnp.float32), k, (1, 1, 1),
+        'SAME').sum())(weights['params']['kernel'])
+    return whole['params']['kernel'], single['params']['kernel'].sum(0), exact
+
+  whole, single, exact = both()
+  np.testing.assert_allclose(whole, exact, rtol=2e-2, atol=0.1)
+  np.testing.assert_allclose(single, exact, rtol=2e-2, atol=0.1)
+
+
 def test_group_norm_equals_numpy_far_from_zero():
   x = np.asarray(image_of(2, 4, 5, 6)) * np.arange(1, 7) + 1000
-  module = blocks.GroupNorm(3)
+  module = norms.GroupNorm(3)
   scale, bias = np.linspace(1, 2, 6), np.linspace(-1, 1, 6)
   y = jax.jit(module.apply)({'params': {'scale': scale, 'bias': bias}}, x)
   groups = x.astype(np.float64).reshape(2, 20, 3, 2)
@@ -192,7 +239,7 @@ def test_batch_statistics_update_in_training_only():
 
 def test_dropout_drops_whole_channels_in_training_only():
   stage = blocks.Stage(32, 1, (3, 3), (1, 1), norm='instance',
-                       activation='gelu', residual=False, dropout=0.5,
+                       activation='gelu', num_blocks=0, dropout=0.5,
                        dtype='float32')
   x = image_of(2, 4, 4, 1)
   variables = random_variables(stage, x, False)
@@ -210,7 +257,7 @@ def test_dropout_drops_whole_channels_in_training_only():
 
 def test_residual_stage_adds_its_input():
   stage = blocks.Stage(3, 2, (3, 3), (1, 1), norm='instance',
-                       activation='leaky_relu', residual=True, dropout=0.0,
+                       activation='leaky_relu', num_blocks=1, dropout=0.0,
                        dtype='float32')
   x = image_of(1, 4, 4, 3)
   variables = random_variables(stage, x, False)

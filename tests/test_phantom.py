@@ -204,17 +204,22 @@ def test_empty_splits_are_left_out():
   assert list(sources) == ['train', 'test']
 
 
-def test_fingerprint_tells_data_sets_apart():
-  arguments = [
-    (5, (24, 24), 0, 'train'),
-    (6, (24, 24), 0, 'train'),
-    (5, (24, 26), 0, 'train'),
-    (5, (24, 24), 1, 'train'),
-    (5, (24, 24), 0, 'val'),
+def test_case_key_tells_phantoms_apart():
+  sources = [
+    phantom.PhantomSource(*arguments)
+    for arguments in [
+      (3, (24, 24), 0, 'train'),
+      (3, (24, 26), 0, 'train'),
+      (3, (24, 24), 1, 'train'),
+      (3, (24, 24), 0, 'val'),
+    ]
   ]
-  texts = [phantom.PhantomSource(*a).fingerprint() for a in arguments]
-  assert len(set(texts)) == 5
-  assert phantom.PhantomSource(*arguments[0]).fingerprint() == texts[0]
+  keys = [source.case_key(i) for source in sources for i in range(3)]
+  assert len(set(keys)) == 12
+  # The same patient, whatever the number of cases and the way to count.
+  more = phantom.PhantomSource(5, (24, 24), 0, 'train')
+  assert [more.case_key(i) for i in range(3)] == keys[:3]
+  assert sources[0].case_key(-1) == keys[2]
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,43 @@ def test_prediction_averages_over_all_mirrorings():
   ]
 
 
+def test_mirroring_compiles_the_network_once():
+  model = Linear()
+  image = jnp.zeros((1, 4, 6, 4, 3))
+  variables = model.init(jax.random.key(0), image)
+  text = [
+    jax.jit(create_predict(model=model, mirror=mirror)).lower(
+      variables, image
+    ).as_text()
+    for mirror in (False, True)
+  ]
+  assert [t.count('dot_general') for t in text] == [1, 1]
+
+
+def test_mirroring_a_volume_averages_over_eight():
+  class Corner(nn.Module):
+    """Says 1 in the first voxel alone."""
+
+    def __call__(self, image, train=False):
+      return jnp.zeros_like(image).at[:, 0, 0, 0].set(1)
+
+  predict = create_predict(model=Corner(), mirror=True)
+  got = predict({}, np.zeros((1, 3, 4, 5, 1)))
+  expected = np.zeros((3, 4, 5))
+  expected[::2, ::3, ::4] = 1 / 8
+  np.testing.assert_array_equal(got[0, ..., 0], expected)
+
+
+def test_logits_are_single_precision_whatever_the_model_computes_in():
+  class Half(nn.Module):
+    def __call__(self, image, train=False):
+      return image.astype(jnp.bfloat16)
+
+  for mirror in (False, True):
+    predict = create_predict(model=Half(), mirror=mirror)
+    assert predict({}, np.zeros((1, 2, 2, 1))).dtype == jnp.float32
+
+
 def test_a_sigmoid_model_gets_a_background_of_zero():
   class One(nn.Module):
     def __call__(self, image, train=False):

@@ -261,21 +261,24 @@ def test_tensors_of_other_names_and_ranks(data_dir):
   np.testing.assert_array_equal(case.label, case.image[..., 0] > 0)
 
 
-def test_fingerprint_changes_with_the_data_and_its_labels(
+def test_case_key_changes_with_the_data_and_its_labels(
   data_dir, tmp_path, monkeypatch
 ):
-  def fingerprint(folder, **kwargs):
-    return tfds_source.open_tfds('pets', data_dir=folder, **kwargs)[
-      'train'
-    ].fingerprint()
+  def keys(folder, **kwargs):
+    source = tfds_source.open_tfds('pets', data_dir=folder, **kwargs)['train']
+    return {n: source.case_key(i) for i, n in enumerate(source.names)}
 
   monkeypatch.setattr(Pets, 'FIRST', 50)
   prepare(Pets(data_dir=tmp_path))
-  first = fingerprint(data_dir)
-  assert fingerprint(data_dir) == first
-  assert fingerprint(tmp_path) != first
-  assert fingerprint(data_dir, label_values=(2, 1, 3)) != first
-  assert fingerprint(data_dir, num_folds=3) != first
+  first = keys(data_dir)
+  assert keys(data_dir) == first
+  assert len(set(first.values())) == len(first) > 1
+  for other in (keys(tmp_path), keys(data_dir, label_values=(2, 1, 3))):
+    assert not set(other.values()) & set(first.values())
+  # A case is the same in every fold.
+  folds = keys(data_dir, num_folds=3)
+  shared = set(folds) & set(first)
+  assert shared and all(folds[name] == first[name] for name in shared)
 
 
 @pytest.mark.parametrize(

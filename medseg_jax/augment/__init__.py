@@ -3,26 +3,31 @@
 `create_augment(**fields)` gives a pure function `(key, batch) -> batch` that
 belongs inside the jitted train step. `batch['image']` is `[B, *S, C]` float,
 standardised or in 0..1; `batch['label']` is `[B, *S]` int; S has 2 or 3 axes.
-Shapes and dtypes stay as they are, and other entries pass through untouched:
-what holds one value for each voxel would no longer fit the moved image.
+Shapes (but see `patch_size`) and dtypes stay as they are, and other entries
+pass through untouched: what holds one value for each voxel would no longer fit
+the moved image.
 
 Every example has a key of its own, so its result depends neither on its
-neighbours nor on how the batch is sharded. Factors (scale, contrast, gamma) are
-drawn log-uniformly: a factor is as likely as its inverse. Brightness, contrast
-and gamma are drawn for each channel, everything else for the example.
+neighbours nor on how the batch is sharded. Factors (scale, brightness,
+contrast, gamma) are drawn log-uniformly: a factor is as likely as its inverse.
+The values of brightness, contrast, low resolution and gamma are drawn for each
+channel, everything else for the example.
+The transforms and their order are those of nnU-Net (Isensee et al. 2021,
+arXiv:1904.08128); that mirroring comes first rather than last changes nothing.
 Lengths are in voxels: rotation and scale treat the voxels as cubes.
 """
 
 import dataclasses
 import difflib
 import functools
+import operator
 import sys
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from medseg_jax.augment import transforms
+from medseg_jax.augment import extent, transforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +38,9 @@ class Options:
   `*_range` is (lo, hi) with 0 < lo <= hi. The defaults switch everything off.
   """
 
+  # Size of the result: the middle of the batch, which the host reads with the
+  # margin of `read_size`. None keeps the size of the batch.
+  patch_size: tuple[int, ...] | None = None
   # Exact reversal of each spatial axis, drawn for every axis independently.
   flip_prob: float = 0.0
   # Exact rotation by 0, 90, 180 or 270 degrees, all equally likely, in a
@@ -41,31 +49,52 @@ class Options:
   # One linear (label: nearest) interpolation does rotation, scale and elastic
   # deformation together; beyond its edge the image goes on mirrored.
   warp_prob: float = 0.0
-  # Angles are uniform in +- this many degrees, in 3-D one about every axis.
+  # Angles are uniform in +- this many degrees, in 3-D one about every axis. Of
+  # the warps this share rotates.
+  rotation_prob: float = 1.0
   rotation_degrees: float = 0.0
-  # Zoom factor of all axes; above 1 things look larger.
+  # Zoom factor of all axes; above 1 things look larger. Of the warps this share
+  # scales.
+  scale_prob: float = 1.0
   scale_range: tuple[float, float] = (1.0, 1.0)
+  # In 3-D: rotation, scale and low resolution leave the first axis alone, for
+  # voxels much longer along it.
+  in_plane: bool = False
   # Standard deviation of the control points' displacement along each axis, in
   # voxels. Above about a quarter of the spacing the image begins to fold.
   elastic_std: float = 0.0
   # Distance of the control points in voxels, up to rounding.
   elastic_spacing: float = 32.0
-  # Gaussian blur; its sigma is uniform in (lo, hi) voxels, with lo >= 0.
-  blur_prob: float = 0.0
-  blur_sigma: tuple[float, float] = (0.0, 0.0)
-  # Gaussian offset with this standard deviation in image units.
-  brightness_prob: float = 0.0
-  brightness_std: float = 0.0
-  # Factor of the deviation from the channel's mean; nothing is clipped.
-  contrast_prob: float = 0.0
-  contrast_range: tuple[float, float] = (1.0, 1.0)
-  # Exponent on the channel rescaled to 0..1. Minimum and maximum are restored,
-  # mean and standard deviation are not.
-  gamma_prob: float = 0.0
-  gamma_range: tuple[float, float] = (1.0, 1.0)
   # Gaussian noise; its sigma is uniform in 0..noise_std, in image units.
   noise_prob: float = 0.0
   noise_std: float = 0.0
+  # Gaussian blur; its sigma is uniform in (lo, hi) voxels, with lo >= 0. Of the
+  # channels of a blurred example this share is blurred.
+  blur_prob: float = 0.0
+  blur_sigma: tuple[float, float] = (0.0, 0.0)
+  blur_channel_prob: float = 1.0
+  # Factor, then Gaussian offset with this standard deviation in image units.
+  brightness_prob: float = 0.0
+  brightness_std: float = 0.0
+  brightness_range: tuple[float, float] = (1.0, 1.0)
+  # Factor of the deviation from the channel's mean; clipped to the channel's
+  # minimum and maximum only if contrast_clip says so.
+  contrast_prob: float = 0.0
+  contrast_range: tuple[float, float] = (1.0, 1.0)
+  contrast_clip: bool = False
+  # Sampling down to zoom times the size, by the nearest voxel, and up again
+  # linearly; the zoom is uniform in (lo, hi), with 0 < lo <= hi <= 1. Of the
+  # channels of such an example this share is coarsened.
+  low_resolution_prob: float = 0.0
+  low_resolution_zoom: tuple[float, float] = (1.0, 1.0)
+  low_resolution_channel_prob: float = 1.0
+  # Exponent on the channel rescaled to 0..1, once for the negative of the image
+  # (gamma_invert_prob) and once for the image. Minimum and maximum are
+  # restored, or, with gamma_keep_stats, mean and standard deviation.
+  gamma_invert_prob: float = 0.0
+  gamma_prob: float = 0.0
+  gamma_range: tuple[float, float] = (1.0, 1.0)
+  gamma_keep_stats: bool = False
 
 
 def create_augment(**fields):
@@ -75,7 +104,8 @@ def create_augment(**fields):
   nothing: no operation is traced for it. Raises ValueError for an unknown field
   or a value that is not allowed; `augment` does so for arrays that do not fit.
   """
-  active = _active_transforms(_checked_options(fields))
+  options = _checked_options(fields)
+  active = _active_transforms(options)
 
   def augment_example(key, image, label):
     dtype = image.dtype
@@ -91,7 +121,7 @@ def create_augment(**fields):
 
   def augment(key, batch):
     image, label = batch['image'], batch['label']
-    _check_batch(image, label)
+    _check_batch(image, label, options.patch_size)
     if not active:
       return batch
     keys = jax.random.split(key, image.shape[0])
@@ -101,62 +131,138 @@ def create_augment(**fields):
   return augment
 
 
+def read_size(patch_size, **fields):
+  """Returns the size `(int, ...)` to read for no warp to reach outside of it.
+
+  A patch that starts at `start` is read from `start - margin` on, where margin
+  = (read size - patch size) // 2; the difference is even along every axis. An
+  elastic displacement counts with three standard deviations; what reaches
+  farther is mirrored. Equal to patch_size where nothing warps.
+
+  Args:
+    patch_size: size of the result of `create_augment(patch_size=...)`.
+    **fields: the other fields of `create_augment`.
+  """
+  if patch_size is None:
+    raise ValueError('read_size needs a patch_size, found None')
+  o = _checked_options({**fields, 'patch_size': patch_size})
+  if not _warps(o):
+    return o.patch_size
+  return extent.read_size(
+      o.patch_size,
+      rotation_degrees=o.rotation_degrees if o.rotation_prob else 0.0,
+      smallest_scale=o.scale_range[0] if o.scale_prob else 1.0,
+      in_plane=o.in_plane,
+      displacement=3 * o.elastic_std,
+      turns=o.rot90_prob > 0,
+  )
+
+
+def _warps(o):
+  return o.warp_prob > 0 and (
+      o.rotation_prob * o.rotation_degrees > 0
+      or (o.scale_prob > 0 and o.scale_range != (1, 1))
+      or o.elastic_std > 0
+  )
+
+
 def _active_transforms(o):
   """Returns [(number, (key, image, label) -> (image, label))], in order."""
   coords_fn = None
-  if o.warp_prob and (
-      o.rotation_degrees or o.scale_range != (1, 1) or o.elastic_std
-  ):
+  if _warps(o):
     coords_fn = functools.partial(
         transforms.random_coords,
         prob=o.warp_prob,
+        rotation_prob=o.rotation_prob,
         rotation_degrees=o.rotation_degrees,
+        scale_prob=o.scale_prob,
         scale_range=o.scale_range,
+        in_plane=o.in_plane,
         elastic_std=o.elastic_std,
         elastic_spacing=o.elastic_spacing,
     )
-  # (whether it is on, transform, its arguments)
+  gamma = {'gamma_range': o.gamma_range, 'keep_stats': o.gamma_keep_stats}
+  # (number, whether it is on, transform, its arguments). The number decides the
+  # random numbers and never changes, neither with the order nor with what else
+  # is on.
   rows = (
       (
-          o.flip_prob or o.rot90_prob or coords_fn,
+          0,
+          o.flip_prob or o.rot90_prob or coords_fn or o.patch_size,
           transforms.random_spatial,
           {
               'flip_prob': o.flip_prob,
               'rot90_prob': o.rot90_prob,
               'coords_fn': coords_fn,
+              'patch_size': o.patch_size,
           },
       ),
       (
-          o.blur_prob and o.blur_sigma[1],
-          transforms.random_blur,
-          {'prob': o.blur_prob, 'sigma_range': o.blur_sigma},
-      ),
-      (
-          o.brightness_prob and o.brightness_std,
-          transforms.random_brightness,
-          {'prob': o.brightness_prob, 'std': o.brightness_std},
-      ),
-      (
-          o.contrast_prob and o.contrast_range != (1, 1),
-          transforms.random_contrast,
-          {'prob': o.contrast_prob, 'factor_range': o.contrast_range},
-      ),
-      (
-          o.gamma_prob and o.gamma_range != (1, 1),
-          transforms.random_gamma,
-          {'prob': o.gamma_prob, 'gamma_range': o.gamma_range},
-      ),
-      (
+          5,
           o.noise_prob and o.noise_std,
           transforms.random_noise,
           {'prob': o.noise_prob, 'std': o.noise_std},
       ),
+      (
+          1,
+          o.blur_prob and o.blur_sigma[1] and o.blur_channel_prob,
+          transforms.random_blur,
+          {
+              'prob': o.blur_prob,
+              'sigma_range': o.blur_sigma,
+              'channel_prob': o.blur_channel_prob,
+          },
+      ),
+      (
+          2,
+          o.brightness_prob
+          and (o.brightness_std or o.brightness_range != (1, 1)),
+          transforms.random_brightness,
+          {
+              'prob': o.brightness_prob,
+              'std': o.brightness_std,
+              'factor_range': o.brightness_range,
+          },
+      ),
+      (
+          3,
+          o.contrast_prob and o.contrast_range != (1, 1),
+          transforms.random_contrast,
+          {
+              'prob': o.contrast_prob,
+              'factor_range': o.contrast_range,
+              'clip': o.contrast_clip,
+          },
+      ),
+      (
+          6,
+          o.low_resolution_prob
+          and o.low_resolution_zoom != (1, 1)
+          and o.low_resolution_channel_prob,
+          transforms.random_low_resolution,
+          {
+              'prob': o.low_resolution_prob,
+              'zoom_range': o.low_resolution_zoom,
+              'channel_prob': o.low_resolution_channel_prob,
+              'in_plane': o.in_plane,
+          },
+      ),
+      (
+          7,
+          o.gamma_invert_prob and o.gamma_range != (1, 1),
+          transforms.random_gamma,
+          {'prob': o.gamma_invert_prob, 'invert': True, **gamma},
+      ),
+      (
+          4,
+          o.gamma_prob and o.gamma_range != (1, 1),
+          transforms.random_gamma,
+          {'prob': o.gamma_prob, **gamma},
+      ),
   )
-  # Numbered before the choice: to switch one transform on or off leaves the
-  # random numbers of the others as they were.
   return [
       (number, functools.partial(transform_fn, **arguments))
-      for number, (is_on, transform_fn, arguments) in enumerate(rows)
+      for number, is_on, transform_fn, arguments in rows
       if is_on
   ]
 
@@ -174,13 +280,23 @@ def _checked_options(fields):
 
 
 def _checked_value(name, value):
-  """Returns value as a float, for a range as a pair of floats."""
+  """Returns value, numbers as floats, a range as a pair, a size as a tuple."""
+  if name == 'patch_size':
+    return _checked_size(value)
+  if isinstance(getattr(Options, name), bool):
+    if isinstance(value, bool):
+      return value
+    raise ValueError(
+        f'augment field {name} is {value!r}, allowed: True or False'
+    )
   tiny, huge = sys.float_info.min, sys.float_info.max
-  is_pair = name.endswith('_range') or name == 'blur_sigma'
+  is_pair = name.endswith(('_range', '_zoom')) or name == 'blur_sigma'
   if name.endswith('_prob'):
     lowest, highest, allowed = 0, 1, 'a number in [0, 1]'
   elif name.endswith('_range'):
     lowest, highest, allowed = tiny, huge, '(lo, hi) with 0 < lo <= hi'
+  elif name.endswith('_zoom'):
+    lowest, highest, allowed = tiny, 1, '(lo, hi) with 0 < lo <= hi <= 1'
   elif is_pair:
     lowest, highest, allowed = 0, huge, '(lo, hi) with 0 <= lo <= hi'
   elif name == 'rotation_degrees':
@@ -203,7 +319,22 @@ def _checked_value(name, value):
   return tuple(numbers) if is_pair else numbers[0]
 
 
-def _check_batch(image, label):
+def _checked_size(value):
+  if value is None:
+    return None
+  try:
+    size = tuple(map(operator.index, value))
+  except TypeError:
+    size = ()
+  if len(size) not in (2, 3) or min(size) < 1:
+    raise ValueError(
+        f'augment field patch_size is {value!r}, allowed: 2 or 3 whole numbers '
+        '>= 1, or None'
+    )
+  return size
+
+
+def _check_batch(image, label, patch_size):
   if image.ndim not in (4, 5) or label.shape != image.shape[:-1]:
     raise ValueError(
         'augment needs image [B, *S, C] and label [B, *S] with 2 or 3 spatial '
@@ -213,3 +344,12 @@ def _check_batch(image, label):
     raise ValueError(f'augment needs a float image, found {image.dtype}')
   if not jnp.issubdtype(label.dtype, jnp.integer):
     raise ValueError(f'augment needs an integer label, found {label.dtype}')
+  shape = label.shape[1:]
+  if patch_size and (
+      len(patch_size) != len(shape)
+      or any(a > b for a, b in zip(patch_size, shape, strict=True))
+  ):
+    raise ValueError(
+        f'augment field patch_size is {patch_size}, allowed: no larger than '
+        f'the batch along any axis, which is {shape}'
+    )

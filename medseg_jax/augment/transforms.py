@@ -15,9 +15,16 @@ from medseg_jax.augment import kernels
 
 
 def random_spatial(
-    key, image, label, *, flip_prob=0.0, rot90_prob=0.0, coords_fn=None
+    key,
+    image,
+    label,
+    *,
+    flip_prob=0.0,
+    rot90_prob=0.0,
+    coords_fn=None,
+    patch_size=None,
 ):
-  """Returns image and label moved alike: turned, then flipped, then warped.
+  """Returns image and label moved alike: turned, flipped, warped, cropped.
 
   Args:
     key: random key.
@@ -25,12 +32,13 @@ def random_spatial(
     label: int `[*S]`.
     flip_prob: of each axis independently.
     rot90_prob: of a turn by a random multiple of 90 degrees.
-    coords_fn: `(key, shape) -> coords [R, *S]` of a warp, or None.
+    coords_fn: `(key, shape) -> coords [R, *shape]` of a warp, or None.
+    patch_size: of the result, the middle of the input; None for all of it.
 
   Without a warp flips and turns are selections. With one they cost nothing:
   they move the coordinates, and at whole ones interpolation is exact.
   """
-  shape = label.shape
+  shape = patch_size or label.shape
   flip_key, rot90_key, warp_key = jax.random.split(key, 3)
   planes, swap = (), -1
   flips = jnp.zeros(len(shape), bool)
@@ -41,11 +49,15 @@ def random_spatial(
     flips ^= jax.random.bernoulli(flip_key, flip_prob, flips.shape)
   if coords_fn is None:
     return tuple(
-        kernels.reorient(x, planes, swap, flips) for x in (image, label)
+        kernels.reorient(kernels.crop(x, shape), planes, swap, flips)
+        for x in (image, label)
     )
   coords = coords_fn(warp_key, shape)
   if flip_prob > 0 or rot90_prob > 0:
     coords = kernels.reorient_coords(coords, planes, swap, flips)
+  if shape != label.shape:
+    margin = jnp.array(kernels.margins(label.shape, shape))
+    coords += jnp.expand_dims(margin, range(1, coords.ndim))
   return kernels.warp(image, label, coords)
 
 
@@ -54,65 +66,46 @@ def random_coords(
     shape,
     *,
     prob,
+    rotation_prob=1.0,
     rotation_degrees=0.0,
+    scale_prob=1.0,
     scale_range=(1.0, 1.0),
+    in_plane=False,
     elastic_std=0.0,
     elastic_spacing=32.0,
 ):
-  """Returns warped coordinates `[R, *shape]`, else those of the voxels."""
+  """Returns warped coordinates `[R, *shape]`, else those of the voxels.
+
+  Where neither rotation nor scale nor elastic is drawn these are whole numbers.
+  """
   rank = len(shape)
+  # The axes that rotation and scale act on.
+  turned = range(1 if in_plane and rank == 3 else 0, rank)
   draw_key, angle_key, scale_key, elastic_key = jax.random.split(key, 4)
-  identity = matrix = jnp.eye(rank)
+  identity = jnp.eye(rank)
+  matrix = jnp.eye(len(turned))
   if rotation_degrees > 0:
     limit = math.radians(rotation_degrees)
     angles = jax.random.uniform(
-        angle_key, (math.comb(rank, 2),), minval=-limit, maxval=limit
+        angle_key, (math.comb(len(turned), 2),), minval=-limit, maxval=limit
     )
+    if rotation_prob < 1:
+      angles = jnp.where(_also(angle_key, rotation_prob), angles, 0)
     matrix = kernels.rotation_matrix(angles)
   if scale_range != (1, 1):
     # The grid is where the output looks up the input: it shrinks to magnify.
-    matrix = matrix / _log_uniform(scale_key, (), scale_range)
+    scale = _log_uniform(scale_key, (), scale_range)
+    if scale_prob < 1:
+      scale = jnp.where(_also(scale_key, scale_prob), scale, 1)
+    matrix = matrix / scale
+  if len(turned) < rank:
+    matrix = identity.at[1:, 1:].set(matrix)
   coords = kernels.affine_coords(matrix, shape)
   if elastic_std > 0:
     noise = smooth_noise(elastic_key, shape, elastic_spacing)
     coords = coords + elastic_std * noise
   draw = jax.random.bernoulli(draw_key, prob)
   return jnp.where(draw, coords, kernels.affine_coords(identity, shape))
-
-
-def random_blur(key, image, label, *, prob, sigma_range):
-  """Returns a blurred image, sigma uniform in sigma_range voxels."""
-  draw_key, value_key = jax.random.split(key)
-  lo, hi = sigma_range
-  sigma = jax.random.uniform(value_key, minval=lo, maxval=hi)
-  blurred = kernels.gaussian_blur(image, sigma, radius=math.ceil(4 * hi))
-  draw = jax.random.bernoulli(draw_key, prob)
-  return jnp.where(draw, blurred, image), label
-
-
-def random_brightness(key, image, label, *, prob, std):
-  """Returns an image with a Gaussian offset added to each channel."""
-  draw_key, value_key = jax.random.split(key)
-  offset = std * jax.random.normal(value_key, image.shape[-1:])
-  draw = jax.random.bernoulli(draw_key, prob)
-  return jnp.where(draw, image + offset, image), label
-
-
-def random_contrast(key, image, label, *, prob, factor_range):
-  """Returns an image with each channel scaled about its mean."""
-  draw_key, value_key = jax.random.split(key)
-  factor = _log_uniform(value_key, image.shape[-1:], factor_range)
-  mean = image.mean(axis=tuple(range(label.ndim)))
-  draw = jax.random.bernoulli(draw_key, prob)
-  return jnp.where(draw, mean + factor * (image - mean), image), label
-
-
-def random_gamma(key, image, label, *, prob, gamma_range):
-  """Returns an image with a power law applied within each channel's range."""
-  draw_key, value_key = jax.random.split(key)
-  gamma = _log_uniform(value_key, image.shape[-1:], gamma_range)
-  draw = jax.random.bernoulli(draw_key, prob)
-  return jnp.where(draw, kernels.adjust_gamma(image, gamma), image), label
 
 
 def random_noise(key, image, label, *, prob, std):
@@ -124,6 +117,83 @@ def random_noise(key, image, label, *, prob, std):
   return jnp.where(draw, noisy, image), label
 
 
+def random_blur(key, image, label, *, prob, sigma_range, channel_prob=1.0):
+  """Returns a blurred image, sigma uniform in sigma_range voxels."""
+  draw_key, value_key = jax.random.split(key)
+  lo, hi = sigma_range
+  sigma = jax.random.uniform(value_key, minval=lo, maxval=hi)
+  blurred = kernels.gaussian_blur(image, sigma, radius=math.ceil(4 * hi))
+  draw = jax.random.bernoulli(draw_key, prob)
+  if channel_prob < 1:
+    draw &= _also(draw_key, channel_prob, image.shape[-1:])
+  return jnp.where(draw, blurred, image), label
+
+
+def random_brightness(
+    key, image, label, *, prob, std=0.0, factor_range=(1.0, 1.0)
+):
+  """Returns an image with each channel times a factor plus an offset."""
+  draw_key, value_key = jax.random.split(key)
+  changed = image
+  if factor_range != (1, 1):
+    factor_key = jax.random.fold_in(value_key, 0)
+    changed *= _log_uniform(factor_key, image.shape[-1:], factor_range)
+  if std > 0:
+    changed += std * jax.random.normal(value_key, image.shape[-1:])
+  draw = jax.random.bernoulli(draw_key, prob)
+  return jnp.where(draw, changed, image), label
+
+
+def random_contrast(key, image, label, *, prob, factor_range, clip=False):
+  """Returns an image with each channel scaled about its mean.
+
+  With clip no value leaves the range that the channel had before.
+  """
+  draw_key, value_key = jax.random.split(key)
+  factor = _log_uniform(value_key, image.shape[-1:], factor_range)
+  axes = tuple(range(label.ndim))
+  mean = image.mean(axis=axes)
+  changed = mean + factor * (image - mean)
+  if clip:
+    changed = jnp.clip(changed, image.min(axis=axes), image.max(axis=axes))
+  draw = jax.random.bernoulli(draw_key, prob)
+  return jnp.where(draw, changed, image), label
+
+
+def random_low_resolution(
+    key, image, label, *, prob, zoom_range, channel_prob=1.0, in_plane=False
+):
+  """Returns an image sampled down and up, zoom uniform for each channel."""
+  draw_key, value_key = jax.random.split(key)
+  lo, hi = zoom_range
+  channels = image.shape[-1:]
+  zoom = jax.random.uniform(value_key, channels, minval=lo, maxval=hi)
+  draw = jax.random.bernoulli(draw_key, prob)
+  if channel_prob < 1:
+    draw &= _also(draw_key, channel_prob, channels)
+  axes = range(1 if in_plane and label.ndim == 3 else 0, label.ndim)
+  coarse = kernels.low_resolution(image, zoom, axes)
+  return jnp.where(draw, coarse, image), label
+
+
+def random_gamma(
+    key, image, label, *, prob, gamma_range, invert=False, keep_stats=False
+):
+  """Returns an image with a power law applied within each channel's range.
+
+  With invert the law holds for the negative of the image; with keep_stats each
+  channel gets its mean and standard deviation back.
+  """
+  draw_key, value_key = jax.random.split(key)
+  gamma = _log_uniform(value_key, image.shape[-1:], gamma_range)
+  sign = -1 if invert else 1
+  changed = sign * kernels.adjust_gamma(sign * image, gamma)
+  if keep_stats:
+    changed = kernels.restore_stats(changed, image)
+  draw = jax.random.bernoulli(draw_key, prob)
+  return jnp.where(draw, changed, image), label
+
+
 def smooth_noise(key, shape, spacing):
   """Returns a smooth random vector field `[R, *shape]`.
 
@@ -133,6 +203,11 @@ def smooth_noise(key, shape, spacing):
   grid = [min(size, max(2, round(size / spacing))) for size in shape]
   noise = jax.random.normal(key, (len(shape), *grid))
   return jax.image.resize(noise, (len(shape), *shape), 'cubic')
+
+
+def _also(key, prob, shape=()):
+  """Returns a second draw, independent of what key itself has drawn."""
+  return jax.random.bernoulli(jax.random.fold_in(key, 0), prob, shape)
 
 
 def _log_uniform(key, shape, value_range):

@@ -1,38 +1,61 @@
 """Preprocessed cases on disk, memory-mapped: written once, read by patches.
 
-One folder a split: `images.bin` and `labels.bin` hold the cases one after the
-other, `index.json` says where each begins. The folder's name carries a hash of
-the data's fingerprint and of the preprocessing, so a change of either leads to
-another folder and nothing stale is ever read.
+One folder a case: `image.npy`, `label.npy`, where asked for `voxels.npy` (where
+the classes are), and `case.json`. A folder is written under another name and
+then renamed, so it is there whole or not at all: cases are written in parallel,
+and a killed run goes on where it was. The names carry hashes of the
+preprocessing and of the data behind the case, so a change of either leads to
+another folder and nothing stale is ever read. Splits and folds share cases.
 """
 
+import concurrent.futures
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from medseg_jax.data.case import Source
-from medseg_jax.data.preprocess import (
-  Preprocessing,
-  preprocess_image,
-  preprocess_label,
-)
+from medseg_jax.data.preprocess import Preprocessing, preprocess
+from medseg_jax.data.sampling import foreground_voxels
 from medseg_jax.errors import InputError
 
 # Raise it whenever the same data and settings would give other arrays.
-VERSION = 1
+VERSION = 2
 # Half precision halves disk, memory and transfers. Standardised intensities
-# need no more (8-bit levels stay apart) and cannot leave its range: a z-score
-# over n voxels is at most sqrt(n). The step computes in float32.
+# need no more: 8-bit levels stay apart. The step computes in float32.
 IMAGE_DTYPE = np.float16
+IMAGE_LIMIT = np.finfo(IMAGE_DTYPE).max
+# Open files of one kind. A process may often have no more than 1024.
+MAX_OPEN = 128
+# Writing a case takes seconds. What is older was left by a run that was killed.
+PARTIAL = 'partial-'
+PARTIAL_SECONDS = 3600.0
+
+
+class Lazy:
+  """A sequence whose item `i` is `load(i)`; the latest `MAX_OPEN` are kept."""
+
+  def __init__(self, load: Callable[[int], Any], size: int):
+    self._size = size
+    self._load = functools.lru_cache(maxsize=MAX_OPEN)(load)
+
+  def __len__(self) -> int:
+    return self._size
+
+  def __getitem__(self, index: int) -> Any:
+    if not -self._size <= index < self._size:
+      raise IndexError(index)
+    return self._load(int(index) % self._size)
 
 
 class Cache(NamedTuple):
@@ -42,17 +65,19 @@ class Cache(NamedTuple):
     folder: where it lies.
     names: of the cases.
     images: `images[i]` is `[*S_i, C]` float16.
-    labels: `labels[i]` is `[*S_i]` uint8, or uint16 beyond 256 classes.
+    labels: `labels[i]` is `[*S_i]` uint8, or int16 where a voxel is ignored
+      (-1) or a class index exceeds 255.
+    shapes: `shapes[i]` is `S_i`; known without opening a case.
+    voxels: `voxels[i]` is `{class: [n, R]}`, voxels of each class above 0 in
+      the case (see `sampling.foreground_voxels`); None where not asked for.
   """
 
   folder: pathlib.Path
   names: tuple[str, ...]
-  images: tuple[np.ndarray, ...]
-  labels: tuple[np.ndarray, ...]
-
-  @property
-  def shapes(self) -> tuple[tuple[int, ...], ...]:
-    return tuple(label.shape for label in self.labels)
+  images: Sequence[np.ndarray]
+  labels: Sequence[np.ndarray]
+  shapes: tuple[tuple[int, ...], ...]
+  voxels: Sequence[Mapping[int, np.ndarray]] | None = None
 
 
 def default_root() -> pathlib.Path:
@@ -67,130 +92,205 @@ def prepare(
   *,
   root: str | os.PathLike = '',
   title: str = 'data',
-  track: Callable[[range], Iterable[int]] = iter,
+  with_locations: bool = False,
+  workers: int = 0,
+  on_case: Callable[[], object] = lambda: None,
 ) -> Cache:
-  """Returns the cache of `source`, writing it first where it is missing.
+  """Returns the cache of `source`, writing the cases that are missing first.
 
   Args:
-    source: the cases of one split, with labels.
+    source: cases with labels.
     preprocessing: applied to every case.
     root: folder of all caches; '' is the user's cache folder.
     title: names the folder for a person who looks for what takes the space.
-    track: wraps the loop over the cases, to show progress.
+    with_locations: whether to store where the classes are.
+    workers: threads, each with one case in memory; 0 is one for each CPU.
+    on_case: called, in the caller's thread, after each case that was written.
+      Of those that are there already (all but `missing`) nothing is read.
 
   Raises:
     InputError: a case cannot be read or makes no sense, or the disk is full.
+      No further case is begun then; those that were done stay.
   """
-  folder = _folder(source, preprocessing, root, title)
-  if not (folder / 'index.json').exists():
-    with _new_folder(folder) as partial:
-      _write(source, preprocessing, partial, track)
-  return _open(folder)
+  folder = _folder(preprocessing, root, title, with_locations)
+  places = _places(source, folder)
+  entries = [_read_entry(place) for place in places]
+  todo = [i for i, entry in enumerate(entries) if entry is None]
+  if todo:
+    with _blame_disk(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      _remove_old_partials(folder)
+    pool = concurrent.futures.ThreadPoolExecutor(
+      max_workers=workers or os.cpu_count()
+    )
+    try:
+      futures = {
+        pool.submit(
+          _write_case, source, i, preprocessing, places[i], with_locations
+        ): i
+        for i in todo
+      }
+      for future in concurrent.futures.as_completed(futures):
+        entries[futures[future]] = future.result()
+        on_case()
+    finally:
+      pool.shutdown(cancel_futures=True)
+  return _open(folder, source.names, places, entries, with_locations)
 
 
-def check(
+def missing(
   source: Source,
   preprocessing: Preprocessing,
   *,
   root: str | os.PathLike = '',
   title: str = 'data',
-  track: Callable[[range], Iterable[int]] = iter,
-) -> None:
-  """Reads and preprocesses every case once, and remembers that all are good.
-
-  For splits that are evaluated, on their own grid, from their own files.
-  Arguments and errors are those of `prepare`.
-  """
-  folder = _folder(source, preprocessing, root, title)
-  if not folder.exists():
-    with _new_folder(folder):
-      for i in track(range(len(source))):
-        preprocess_image(source[i], preprocessing)
+  with_locations: bool = False,
+) -> int:
+  """Returns how many cases `prepare` with these arguments would write."""
+  folder = _folder(preprocessing, root, title, with_locations)
+  places = _places(source, folder)
+  return sum(_read_entry(place) is None for place in places)
 
 
-def _folder(source, preprocessing, root, title) -> pathlib.Path:
+def _folder(preprocessing, root, title, with_locations) -> pathlib.Path:
   root = pathlib.Path(root).expanduser() if root else default_root()
-  return root / f'{_plain(title)}-{_key(source, preprocessing)}'
+  key = _hash((VERSION, preprocessing, with_locations))
+  return root / f'{_plain(title)}-{key}'
 
 
-def _key(source: Source, preprocessing: Preprocessing) -> str:
-  text = repr((VERSION, source.fingerprint(), preprocessing))
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _places(source: Source, folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the folder of each case."""
+  return [
+    folder / f'{_plain(name)}-{_hash((name, source.case_key(i)))}'
+    for i, name in enumerate(source.names)
+  ]
+
+
+def _hash(parts: tuple) -> str:
+  return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _plain(title: str) -> str:
-  return ''.join(c if c.isalnum() or c in '-_.' else '_' for c in title)
+  """Returns `title` as a part of a file name, of 240 bytes at most."""
+  return ''.join(c if c.isalnum() or c in '-_.' else '_' for c in title[:48])
+
+
+def _write_case(
+  source: Source,
+  index: int,
+  preprocessing: Preprocessing,
+  place: pathlib.Path,
+  with_locations: bool,
+) -> dict:
+  """Writes the folder of one case and returns the content of `case.json`."""
+  name = source.names[index]
+  image, label, _ = preprocess(source[index], preprocessing)
+  with np.errstate(over='ignore'):
+    image = image.astype(IMAGE_DTYPE, order='C')  # a copy: then in place
+  np.clip(image, -IMAGE_LIMIT, IMAGE_LIMIT, out=image)  # infinite: too large
+  small = label.min() >= 0 and label.max() <= np.iinfo(np.uint8).max
+  label = label.astype(np.uint8 if small else np.int16, order='C')
+  arrays = {'image': image, 'label': label}
+  counts = []
+  if with_locations:
+    voxels = foreground_voxels(label, name=name)
+    counts = [[c, len(where)] for c, where in voxels.items()]
+    nowhere = np.zeros((0, label.ndim), np.uint16)
+    arrays['voxels'] = np.concatenate([*voxels.values()] or [nowhere])
+  entry = {
+    'name': name,
+    'shape': list(label.shape),
+    'voxels': counts,
+    'bytes': {},
+  }
+  with _blame_disk(place), _new_folder(place) as partial:
+    for kind, array in arrays.items():
+      path = partial / f'{kind}.npy'
+      np.save(path, array)
+      entry['bytes'][path.name] = path.stat().st_size
+    (partial / 'case.json').write_text(json.dumps(entry))
+  return entry
+
+
+def _read_entry(place: pathlib.Path) -> dict | None:
+  """Returns the content of `case.json`; None where the case has to be written.
+
+  Files of other sizes than were written (a crash of the machine can leave
+  such) count as not there.
+  """
+  try:
+    entry = json.loads((place / 'case.json').read_text())
+    for name, size in entry['bytes'].items():
+      if (place / name).stat().st_size != size:
+        return None
+  except (OSError, ValueError):
+    return None
+  return entry
+
+
+@contextlib.contextmanager
+def _blame_disk(place: pathlib.Path) -> Iterator[None]:
+  """Turns an OSError of the block into one line on the cache."""
+  try:
+    yield
+  except OSError as error:
+    # NumPy tells a full disk in words, without an error number.
+    raise InputError(
+      f'cannot write the cache {place}: {error.strerror or error}; free space '
+      'there or set config.data.cache_dir to another folder'
+    ) from error
 
 
 @contextlib.contextmanager
 def _new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields an empty folder that becomes `folder` when the block has ended.
-
-  A run that is killed in the block leaves no half of a cache in its place.
-  """
+  """Yields an empty folder that becomes `folder` when the block has ended."""
+  partial = pathlib.Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder.parent))
   try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(
-      tempfile.mkdtemp(prefix='partial-', dir=folder.parent)
-    )
     partial.chmod(0o755)  # mkdtemp hides it from others who share the cache
+    yield partial
     try:
-      yield partial
       os.replace(partial, folder)
-    finally:
-      shutil.rmtree(partial, ignore_errors=True)
-  except OSError as error:
-    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-      raise InputError(
-        f'cannot write the cache {folder}: {error.strerror}; free space there '
-        'or set config.data.cache_dir to another folder'
-      ) from error
-    # Another run was faster; what it wrote is the same.
+    except OSError as error:
+      if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+        raise
+      # Another run was faster and wrote the same, or what lies there is broken.
+      if _read_entry(folder) is None:
+        shutil.rmtree(folder)
+        os.replace(partial, folder)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(
-  source: Source,
-  preprocessing: Preprocessing,
+def _remove_old_partials(folder: pathlib.Path) -> None:
+  """Removes what killed runs left, but nothing that a live one may write."""
+  for partial in folder.glob(f'{PARTIAL}*'):
+    with contextlib.suppress(OSError):  # its run has just renamed it
+      if time.time() - partial.stat().st_mtime > PARTIAL_SECONDS:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open(
   folder: pathlib.Path,
-  track: Callable[[range], Iterable[int]],
-) -> None:
-  label_dtype = np.uint8 if len(source.classes) <= 256 else np.uint16
-  shapes = []
-  with (
-    open(folder / 'images.bin', 'wb') as images,
-    open(folder / 'labels.bin', 'wb') as labels,
-  ):
-    for i in track(range(len(source))):
-      case = source[i]
-      image = preprocess_image(case, preprocessing)
-      label = preprocess_label(case, preprocessing).astype(label_dtype)
-      image.astype(IMAGE_DTYPE).tofile(images)
-      label.tofile(labels)
-      shapes.append(list(image.shape))
-  index = {
-    'names': list(source.names),
-    'shapes': shapes,
-    'label_dtype': np.dtype(label_dtype).name,
-  }
-  (folder / 'index.json').write_text(json.dumps(index))
+  names: Sequence[str],
+  places: Sequence[pathlib.Path],
+  entries: Sequence[dict],
+  with_locations: bool,
+) -> Cache:
+  def load(kind: str, i: int) -> np.ndarray:
+    return np.load(places[i] / f'{kind}.npy', mmap_mode='r')
 
+  def load_voxels(i: int) -> dict[int, np.ndarray]:
+    counts = dict(entries[i]['voxels'])
+    if not counts:
+      return {}  # an empty file cannot be mapped
+    ends = np.cumsum([*counts.values()])[:-1]
+    return dict(zip(counts, np.split(load('voxels', i), ends), strict=True))
 
-def _open(folder: pathlib.Path) -> Cache:
-  index = json.loads((folder / 'index.json').read_text())
-  shapes = [tuple(shape) for shape in index['shapes']]
-  images = np.memmap(folder / 'images.bin', IMAGE_DTYPE, 'r')
-  labels = np.memmap(folder / 'labels.bin', index['label_dtype'], 'r')
   return Cache(
     folder=folder,
-    names=tuple(index['names']),
-    images=_split(images, shapes),
-    labels=_split(labels, [shape[:-1] for shape in shapes]),
-  )
-
-
-def _split(flat: np.ndarray, shapes: list[tuple[int, ...]]):
-  ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-  parts = np.split(flat, ends[:-1])
-  return tuple(
-    part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)
+    names=tuple(names),
+    images=Lazy(functools.partial(load, 'image'), len(places)),
+    labels=Lazy(functools.partial(load, 'label'), len(places)),
+    shapes=tuple(tuple(entry['shape']) for entry in entries),
+    voxels=Lazy(load_voxels, len(places)) if with_locations else None,
   )

@@ -47,6 +47,9 @@ class Source(Protocol):
 
   def __getitem__(self, index: int) -> Case: ...
 
-  def fingerprint(self) -> str:
-    """Returns a text that changes whenever the data behind the source does."""
+  def case_key(self, index: int) -> str:
+    """Returns a text that changes whenever case `index`, as it is read, does.
+
+    Cheap: it does not read the case.
+    """
     ...

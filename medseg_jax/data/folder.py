@@ -95,22 +95,26 @@ class FolderSource:
       roi=roi,
     )
 
-  def fingerprint(self) -> str:
-    """Returns a hash of the files' names, sizes and times, and the labels."""
-    digest = hashlib.sha256(repr((self.label_values, self.channels)).encode())
-    for case in self.files:
-      for path in (case.image, case.mask, case.roi):
-        if path is not None:
-          try:
-            stat = path.stat()
-          except OSError as error:
-            raise InputError(
-              f'{path}: no longer there; the files of a data set must stay'
-            ) from error
-          line = (case.name, str(path.relative_to(self.root)))
-          line += (stat.st_size, stat.st_mtime_ns)
-          digest.update(repr(line).encode('utf-8', 'surrogateescape'))
-    return digest.hexdigest()
+  def case_key(self, index: int) -> str:
+    """Returns a hash of the case's files (name, size, time) and the labels.
+
+    Raises:
+      InputError: a file is no longer there.
+    """
+    case = self.files[index]
+    lines = [case.name, self.label_values, self.channels]
+    for path in (case.image, case.mask, case.roi):
+      if path is not None:
+        try:
+          stat = path.stat()
+        except OSError as error:
+          raise InputError(
+            f'{path}: no longer there; the files of a data set must stay'
+          ) from error
+        line = (str(path.relative_to(self.root)), stat.st_size)
+        lines.append((*line, stat.st_mtime_ns))
+    text = repr(lines).encode('utf-8', 'surrogateescape')
+    return hashlib.sha256(text).hexdigest()
 
 
 def open_folder(

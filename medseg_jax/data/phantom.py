@@ -380,11 +380,11 @@ class PhantomSource:
     image, label = generate(self._seed, index, self._shape)
     return Case(name, image, label, self._spacing)
 
-  def fingerprint(self) -> str:
-    """Returns a text that changes whenever the data behind the source does."""
+  def case_key(self, index: int) -> str:
+    """Returns a text that changes whenever case `index` does."""
     return (
       f'phantom version={VERSION} seed={self._seed} shape={self._shape}'
-      f' start={self._start} num_cases={len(self)}'
+      f' index={self._start + range(len(self))[index]}'
     )
 
 

@@ -1,18 +1,26 @@
 """From a case as read to the arrays that the network sees, on any rank."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from medseg_jax.data import normalize
 from medseg_jax.data.case import Case
+from medseg_jax.data.fingerprint import nonzero_box
+from medseg_jax.data.normalize import Channel
+from medseg_jax.data.resample import (
+  coarse_axis,
+  output_shape,
+  resample_image,
+  resample_label,
+  resize_linear,
+  resize_nearest,
+)
 from medseg_jax.errors import InputError
-
-NORMALIZATIONS = ('scale', 'zscore', 'window')
 
 
 class Preprocessing(NamedTuple):
-  """How images are standardised; a part of every checkpoint's config.
+  """How cases are brought to one form; a part of every checkpoint's config.
 
   Attributes:
     normalize: 'scale' divides integer images by the largest value of their
@@ -21,20 +29,46 @@ class Preprocessing(NamedTuple):
       deviation; 'window' maps `window` to 0 .. 1 and clips.
     window: lower and upper intensity, in the units of the file (HU for CT).
     resize: target size of the spatial axes in pixels, or () for native size.
+    channels: one for each channel, in place of `normalize` (volumes, from the
+      plan).
+    axes: order of the spatial axes, coarsest first, e.g. (1, 0, 2); () leaves
+      them.
+    crop: whether to crop to the bounding box of what is not 0.
+    spacing: target in mm, in the order after `axes`. One number fewer than
+      axes (the plan of a 2-D network) leaves the first axis its own. () for
+      native spacing.
   """
 
   normalize: str = 'zscore'
   window: tuple[float, ...] = ()
   resize: tuple[int, ...] = ()
+  channels: tuple[Channel, ...] = ()
+  axes: tuple[int, ...] = ()
+  crop: bool = False
+  spacing: tuple[float, ...] = ()
+
+
+class Prepared(NamedTuple):
+  """A case as the network sees it.
+
+  Attributes:
+    image: `[*S', C]` float32.
+    label: `[*S']` class indices, -1 where ignored, or None.
+    box: the part of the case that was kept, in the case's own axes.
+  """
+
+  image: np.ndarray
+  label: np.ndarray | None
+  box: tuple[slice, ...]
 
 
 def check(preprocessing: Preprocessing) -> None:
   """Raises InputError where the settings make no sense."""
   p = preprocessing
-  if p.normalize not in NORMALIZATIONS:
+  if p.normalize not in normalize.NORMALIZATIONS:
     raise InputError(
       f'config.data.normalize is {p.normalize!r}; allowed are '
-      + ', '.join(NORMALIZATIONS)
+      + ', '.join(normalize.NORMALIZATIONS)
     )
   ordered = len(p.window) == 2 and p.window[0] < p.window[1]
   if p.normalize == 'window' and not ordered:
@@ -46,95 +80,117 @@ def check(preprocessing: Preprocessing) -> None:
     raise InputError(
       f'config.data.resize is {p.resize}; sizes in pixels are at least 1'
     )
+  if p.resize and p.spacing:
+    raise InputError(
+      f'config.data.resize is {p.resize}, but the plan resamples to a spacing '
+      f'of {p.spacing} mm; allowed is one of the two'
+    )
+  _check_plan(p)
 
 
-def preprocess_image(case: Case, preprocessing: Preprocessing) -> np.ndarray:
-  """Returns the standardised image, `[*S', C]` float32.
+def _check_plan(p: Preprocessing) -> None:
+  """Raises InputError where what comes from a plan makes no sense."""
+  for i, channel in enumerate(p.channels):
+    where = f'normalization of channel {i} in the plan'
+    if channel.scheme not in normalize.SCHEMES:
+      raise InputError(
+        f'{where} is {channel.scheme!r}; allowed are '
+        + ', '.join(normalize.SCHEMES)
+      )
+    if channel.scheme == 'ct' and not channel.low < channel.high:
+      raise InputError(
+        f'{where} clips from {channel.low:g} to {channel.high:g}; the second '
+        'has to be the larger one'
+      )
+    if not channel.std >= 0:
+      raise InputError(
+        f'{where} has a std of {channel.std:g}; allowed are 0 and more'
+      )
+  if p.axes and sorted(p.axes) != list(range(len(p.axes))):
+    raise InputError(
+      f'axes of the plan are {p.axes}; allowed is each of 0, 1, ... once'
+    )
+  if not all(0 < s < np.inf for s in p.spacing):
+    raise InputError(
+      f'spacing of the plan is {p.spacing}; allowed are numbers of mm above 0'
+    )
+  if p.axes and p.spacing and len(p.axes) - len(p.spacing) not in (0, 1):
+    raise InputError(
+      f'spacing of the plan is {p.spacing} for the axes {p.axes}; allowed is '
+      'a number for each, or for all but the first'
+    )
+
+
+def preprocess(case: Case, preprocessing: Preprocessing) -> Prepared:
+  """Returns the case as the network sees it.
+
+  In this order: axes, crop, intensities, grid. To a target spacing, images are
+  resampled by cubic splines, labels linearly on their one-hot form; where the
+  case or the target is anisotropic, the coarse axis takes the nearest slice
+  (Isensee 2021). With `resize`, images are resampled linearly and labels by
+  the nearest pixel.
+
+  Args:
+    case: image `[*S, C]`, left as it is.
+    preprocessing: settings that `check` has passed.
 
   Raises:
-    InputError: the image holds NaN or infinite values, or has another number
-      of axes than `resize`.
+    InputError: the image holds NaN or infinite values, or has not the axes or
+      channels that the settings are for.
   """
   p = preprocessing
+  _check_fits(case, p)
+  rank = case.image.ndim - 1
+  axes = p.axes or tuple(range(rank))
+  if p.crop:
+    box = nonzero_box(case.image)
+  else:
+    box = tuple(slice(0, size) for size in case.image.shape[:-1])
+  image = normalize.standardise(
+    case.image[box].transpose(*axes, rank),
+    normalize=p.normalize,
+    window=p.window,
+    channels=p.channels,
+    name=case.name,
+  )
+  label = case.label
+  if label is not None:
+    label = np.ascontiguousarray(label[box].transpose(axes))
+  if p.resize:
+    image = resize_linear(image, p.resize)
+    label = None if label is None else resize_nearest(label, p.resize)
+  if p.spacing:
+    spacing = tuple(case.spacing[axis] for axis in axes)
+    shape = output_shape(image.shape[:-1], spacing, p.spacing)
+    nearest = coarse_axis(spacing, p.spacing)
+    image = resample_image(image, shape, nearest_axis=nearest, overwrite=True)
+    if label is not None:
+      label = resample_label(label, shape, nearest_axis=nearest)
+  return Prepared(image, label, box)
+
+
+def _check_fits(case: Case, p: Preprocessing) -> None:
+  """Raises InputError where a case is not what the settings are for."""
   image = case.image
+  rank = image.ndim - 1
   if image.dtype.kind == 'f' and not np.isfinite(image).all():
     count = int((~np.isfinite(image)).sum())
     raise InputError(
       f'{case.name}: {count} of {image.size} image values are NaN or infinite; '
       'only finite values are allowed'
     )
-  image = _standardise(case, p)
-  if p.resize:
-    if len(p.resize) != image.ndim - 1:
-      raise InputError(
-        f'config.data.resize is {p.resize}, but {case.name} has '
-        f'{image.ndim - 1} axes'
-      )
-    image = resize_linear(image, p.resize)
-  return image
-
-
-def preprocess_label(case: Case, preprocessing: Preprocessing) -> np.ndarray:
-  """Returns the class indices on the grid of the preprocessed image."""
-  if preprocessing.resize:
-    return resize_nearest(case.label, preprocessing.resize)
-  return case.label
-
-
-def _standardise(case: Case, p: Preprocessing) -> np.ndarray:
-  image = case.image
-  if p.normalize == 'scale':
-    if image.dtype.kind in 'ui':
-      return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-    if image.min() < 0 or image.max() > 1:
-      raise InputError(
-        f'{case.name}: intensities from {image.min():g} to {image.max():g}; '
-        "config.data.normalize='scale' takes integers, or floats from 0 to 1; "
-        'zscore and window take any'
-      )
-    return image.astype(np.float32)
-  image = image.astype(np.float32)
-  if p.normalize == 'window':
-    low, high = p.window
-    return np.clip((image - low) / (high - low), 0.0, 1.0).astype(np.float32)
-  axes = tuple(range(image.ndim - 1))
-  # In float64, so that a 16-bit volume's sum of squares keeps its digits.
-  mean = image.mean(axes, dtype=np.float64)
-  std = image.std(axes, dtype=np.float64)
-  # A constant channel becomes zero instead of a division by zero.
-  return ((image - mean) / np.maximum(std, 1e-8)).astype(np.float32)
-
-
-def resize_linear(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-  """Returns `image` `[*S, C]` on a grid of `shape`, linearly, float32.
-
-  Pixel centres are aligned at half pixels and the corners of the two grids
-  coincide. Where an axis shrinks, the triangle widens with the factor, which
-  keeps fine texture from aliasing (as Pillow and jax.image do).
-  """
-  image = np.asarray(image, np.float32)
-  for axis, size in enumerate(shape):
-    if image.shape[axis] != size:
-      weights = _triangle_weights(image.shape[axis], size)
-      image = np.moveaxis(np.tensordot(weights, image, (1, axis)), 0, axis)
-  return np.ascontiguousarray(image)
-
-
-def resize_nearest(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-  """Returns `label` `[*S]` on a grid of `shape`, by the nearest pixel."""
-  for axis, size in enumerate(shape):
-    old = label.shape[axis]
-    if old != size:
-      centres = (np.arange(size) + 0.5) * old / size
-      label = np.take(label, np.minimum(centres.astype(int), old - 1), axis)
-  return np.ascontiguousarray(label)
-
-
-def _triangle_weights(old: int, new: int) -> np.ndarray:
-  """Returns the `[new, old]` matrix of the antialiased linear filter."""
-  scale = old / new
-  width = max(scale, 1.0)
-  centres = (np.arange(new) + 0.5) * scale - 0.5
-  distance = np.abs(np.arange(old)[None] - centres[:, None]) / width
-  weights = np.maximum(1.0 - distance, 0.0)
-  return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+  if p.resize and len(p.resize) != rank:
+    raise InputError(
+      f'config.data.resize is {p.resize}, but {case.name} has {rank} axes'
+    )
+  if p.channels and len(p.channels) != image.shape[-1]:
+    raise InputError(
+      f'{case.name} has {image.shape[-1]} channels; the plan has '
+      f'{len(p.channels)}'
+    )
+  if p.axes and len(p.axes) != rank:
+    raise InputError(f'{case.name} has {rank} axes; the plan has {len(p.axes)}')
+  if p.spacing and rank - len(p.spacing) not in (0, 1):
+    raise InputError(
+      f'{case.name} has {rank} axes; the plan is for a spacing of {p.spacing}'
+    )

@@ -94,19 +94,21 @@ class TfdsSource:
       self._examples, self._next = examples, position + 1
       return example
 
-  def fingerprint(self) -> str:
-    """Returns a hash of the data set's name, version, files and labels."""
+  def case_key(self, index: int) -> str:
+    """Returns a hash of the data set's version, the case's file, the labels."""
     from etils import epath
 
     info = self._builder.info
     split = info.splits[self._split]
+    position = self._positions[index]
+    # Which of the split's files holds the case; the others do not matter.
+    ends = np.cumsum(split.shard_lengths)
+    path = epath.Path(split.filepaths[np.searchsorted(ends, position, 'right')])
+    stat = path.stat()
     lines = [
-      info.full_name, self._split, split.shard_lengths, split.num_bytes,
-      self._keys, self._positions, self.label_values,
+      info.full_name, self._split, self._keys, position, self.label_values,
+      path.name, stat.length, stat.mtime,
     ]  # fmt: skip
-    for path in map(epath.Path, split.filepaths):
-      stat = path.stat()
-      lines.append((path.name, stat.length, stat.mtime))
     return hashlib.sha256(repr(lines).encode()).hexdigest()
 
 

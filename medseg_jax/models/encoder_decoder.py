@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from medseg_jax.models import blocks
+from medseg_jax.models import blocks, convolution, resampling
 
 _FEATURES = (64, 128, 256, 128, 64)
 _POOL_AFTER = (0, 1)
@@ -44,15 +44,15 @@ class EncoderDecoder(nn.Module):
     blocks.check_divisible(image.shape[1:-1], self.divisor(rank))
 
     def conv(features, dtype, name):
-      return blocks.conv(features, (3,) * rank, (1,) * rank, dtype=dtype,
+      return convolution.conv(features, (3,) * rank, (1,) * rank, dtype=dtype,
                          kernel_init=nn.initializers.glorot_uniform(),
                          name=name)
 
     x = image
     for i, features in enumerate(_FEATURES):
       if i in _UPSAMPLE_BEFORE:
-        x = blocks.upsample_nearest(x, (2,) * rank)
+        x = resampling.upsample_nearest(x, (2,) * rank)
       x = nn.relu(conv(features, self.dtype, f'conv_{i}')(x))
       if i in _POOL_AFTER:
-        x = blocks.max_pool(x, (2,) * rank)
+        x = resampling.max_pool(x, (2,) * rank)
     return conv(self.num_classes, jnp.float32, 'head')(x)

@@ -1,8 +1,8 @@
 """U-Net: 2-D, 3-D, residual, with attention gates or deep supervision.
 
 Ronneberger et al., U-Net, 2015; Cicek et al., 3D U-Net, 2016. Strides and
-kernel sizes for each stage and axis follow nnU-Net (Isensee et al. 2021), whose
-networks these fields can express.
+kernel sizes for each stage and axis follow nnU-Net (Isensee et al. 2021; with
+residual encoder 2024), whose networks these fields can express.
 """
 
 import dataclasses
@@ -12,16 +12,18 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from medseg_jax.models import blocks
+from medseg_jax.models import blocks, norms, resampling
 
 Sizes = int | tuple[int | tuple[int, ...], ...]
 
 _CHOICES = {
-    'norm': tuple(blocks.NORMS),
+    'norm': tuple(norms.NORMS),
     'activation': tuple(blocks.ACTIVATIONS),
     'down': ('max_pool', 'stride'),
     'up': blocks.UP_METHODS,
 }
+_PER_STAGE = ('features', 'convs_per_stage', 'residual_blocks', 'kernel_sizes',
+              'strides')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class _Resolution:
 
   features: int
   num_convs: int
+  num_blocks: int  # of the encoder; 0 for plain convolutions
   kernel: tuple[int, ...]
   stride: tuple[int, ...]  # from the next finer resolution
 
@@ -48,7 +51,8 @@ class UNet(nn.Module):
       `max_features`; or a tuple with those of each stage.
     depth: number of stages, the bottleneck among them.
     max_features: cap for the doubling.
-    convs_per_stage: convolutions in each stage, in encoder and decoder.
+    convs_per_stage: convolutions in each stage, in encoder and decoder; with
+      `residual_blocks` in the decoder.
     kernel_sizes: of the convolutions.
     strides: downsampling on entering a stage. As a tuple, the first entry is
       that of the first stage and must be 1, as logits are at full resolution;
@@ -60,9 +64,15 @@ class UNet(nn.Module):
     down: 'max_pool' before a stage or 'stride' of its first convolution.
     up: 'transpose' (transposed convolution with kernel = stride), 'nearest' or
       'linear'.
-    residual: every stage adds its input to its output.
+    residual: every stage, in encoder and decoder, adds its input to its output.
+    residual_blocks: residual blocks of two convolutions in each stage of the
+      encoder, after a first convolution at full resolution (the stem); 0 or ()
+      for plain convolutions.
     attention: attention gates on the skip connections.
     deep_supervision: in training returns the logits of every decoder stage.
+    remat: computes the inside of every stage again in the backward pass
+      instead of keeping it: less memory, about a third more time. Of use on
+      GPU and TPU; XLA on CPU undoes it.
     dtype: of the computation, 'float32' or 'bfloat16'; parameters, statistics
       and logits are float32.
   """
@@ -80,14 +90,17 @@ class UNet(nn.Module):
   down: str = 'max_pool'
   up: str = 'transpose'
   residual: bool = False
+  residual_blocks: int | tuple[int, ...] = 0
   attention: bool = False
   deep_supervision: bool = False
+  remat: bool = False
   dtype: str = 'float32'
 
   def __post_init__(self):
     # Lists, as JSON has them, would make the module unhashable.
-    for field in ('features', 'convs_per_stage', 'kernel_sizes', 'strides'):
+    for field in _PER_STAGE:
       setattr(self, field, _to_tuple(getattr(self, field)))
+    self.residual_blocks = self.residual_blocks or 0
     self.dtype = blocks.dtype_name(self.dtype)
     self._check()
     super().__post_init__()
@@ -104,8 +117,10 @@ class UNet(nn.Module):
     if not 0 <= self.dropout < 1:
       raise ValueError(f'dropout={self.dropout!r} is not allowed: '
                        'a number from 0 up to, not including, 1')
-    for field in ('features', 'convs_per_stage', 'kernel_sizes', 'strides'):
+    for field in _PER_STAGE:
       value = getattr(self, field)
+      if field == 'residual_blocks' and not value:
+        continue
       entries = value if isinstance(value, tuple) else (value,)
       if isinstance(value, tuple) and len(value) != self.depth:
         raise ValueError(f'{field}={value!r} has {len(value)} entries, but '
@@ -116,6 +131,9 @@ class UNet(nn.Module):
         if not numbers or not all(map(_is_positive_int, numbers)):
           raise ValueError(f'{field}={value!r} is not allowed: '
                            'positive whole numbers')
+    if self.residual and self.residual_blocks:
+      raise ValueError('residual and residual_blocks are two ways to make the '
+                       'encoder residual: only one of them is allowed')
     first = self.strides[0] if isinstance(self.strides, tuple) else 1
     if set(first if isinstance(first, tuple) else (first,)) != {1}:
       raise ValueError(f'strides={self.strides!r} is not allowed: the first '
@@ -146,10 +164,12 @@ class UNet(nn.Module):
     if not isinstance(strides, tuple):
       strides = (1,) + (strides,) * (self.depth - 1)
     return [
-        _Resolution(f, n, per_axis(k, 'kernel_sizes'), per_axis(s, 'strides'))
-        for f, n, k, s in zip(
+        _Resolution(f, n, b, per_axis(k, 'kernel_sizes'),
+                    per_axis(s, 'strides'))
+        for f, n, b, k, s in zip(
             features, per_stage(self.convs_per_stage),
-            per_stage(self.kernel_sizes), strides, strict=True)]
+            per_stage(self.residual_blocks), per_stage(self.kernel_sizes),
+            strides, strict=True)]
 
   @nn.compact
   def __call__(
@@ -168,11 +188,17 @@ class UNet(nn.Module):
     resolutions = self._resolutions(rank)
     blocks.check_divisible(image.shape[1:-1], self.divisor(rank))
 
-    def stage(x, resolution, stride, name):
-      return blocks.Stage(
-          resolution.features, resolution.num_convs, resolution.kernel, stride,
-          norm=self.norm, activation=self.activation, residual=self.residual,
-          dropout=self.dropout, dtype=self.dtype, name=name)(x, train)
+    # Not the flag `train`, which must stay a Python value, nor `self`.
+    make = nn.remat(blocks.Stage, static_argnums=(2,)) if self.remat else (
+        blocks.Stage)
+
+    def stage(resolution, name, **fields):
+      fields = dict(
+          num_convs=resolution.num_convs, num_blocks=int(self.residual),
+          stride=ones, dropout=self.dropout) | fields
+      return make(resolution.features, kernel=resolution.kernel,
+                  norm=self.norm, activation=self.activation, dtype=self.dtype,
+                  name=name, **fields)
 
     def head(x, i):
       # In float32: bfloat16 has too few digits for logits and their loss.
@@ -181,11 +207,16 @@ class UNet(nn.Module):
 
     x = image.astype(self.dtype)
     skips = []
+    if self.residual_blocks:
+      x = stage(resolutions[0], 'stem', num_convs=1, dropout=0.0)(x, train)
     for i, resolution in enumerate(resolutions):
       stride = resolution.stride
       if self.down == 'max_pool':
-        x, stride = blocks.max_pool(x, stride), ones
-      x = stage(x, resolution, stride, f'encoder_{i}')
+        x, stride = resampling.max_pool(x, stride), ones
+      fields = {}
+      if self.residual_blocks:
+        fields = {'num_convs': 2, 'num_blocks': resolution.num_blocks}
+      x = stage(resolution, f'encoder_{i}', stride=stride, **fields)(x, train)
       skips.append(x)
 
     # The extra heads are needed in training only, but created in any case.
@@ -199,8 +230,7 @@ class UNet(nn.Module):
             factors, dtype=self.dtype, name=f'gate_{i}')(skip, x)
       x = blocks.Up(resolution.features, factors, self.up, self.activation,
                     self.dtype, name=f'up_{i}')(x)
-      x = stage(jnp.concatenate([skip, x], -1), resolution, ones,
-                f'decoder_{i}')
+      x = stage(resolution, f'decoder_{i}')(x, train, skip)
       if every_head and i:
         logits.append(head(x, i))
     logits.append(head(x, 0))

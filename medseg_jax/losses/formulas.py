@@ -1,26 +1,6 @@
-"""Segmentation losses, one value per example.
+"""The losses themselves; layout and promises are those of the package."""
 
-Layout: `logits [B, *S, C]` of any float dtype, with any number of spatial axes
-S. The softmax losses take `labels [B, *S]`, integers in [0, C), where 0 is the
-background; the sigmoid losses, for regions that may overlap, take
-`labels [B, *S, C]` of 0 and 1, where every channel is a region of its own.
-
-`where`, bool [B, *S], leaves out the voxels where it is False, whatever logits
-and labels hold there. The softmax losses leave out labels outside [0, C) too.
-
-All return float32 [B], computed in float32, finite and with finite gradients
-for any finite logits, also with classes absent or no voxel left. Logits beyond
-+-1e9, where softmax and sigmoid are long constant, count as +-1e9. A loss
-raises ValueError where shapes do not fit.
-
-Labels meet logits by comparison and sums over classes, never by a gather, whose
-gradient is a slow scatter on some devices.
-"""
-
-import difflib
-import math
-import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -181,78 +161,6 @@ LOSSES: dict[str, Callable] = {
     'sigmoid_generalized_dice_loss': sigmoid_generalized_dice_loss,
     'sigmoid_focal_loss': sigmoid_focal_loss,
 }
-
-
-def uses_sigmoid(weights: Mapping[str, float]) -> bool:
-  """Returns whether `weights` name sigmoid losses; errors of `create_loss`."""
-  return next(iter(_active(weights))).startswith('sigmoid_')
-
-
-def create_loss(weights: Mapping[str, float]) -> Callable:
-  """Returns `loss_fn(logits, labels) -> [B]`, a weighted sum of losses.
-
-  `labels` are int [B, *S]; voxels with a negative label do not count. For
-  sigmoid losses `logits` have a channel for each foreground class, so channel
-  c is trained on label c + 1.
-
-  For deep supervision `logits` is a tuple, full resolution first. The labels of
-  a lower level, smaller by a whole factor along each axis, are every factor-th
-  voxel, taken nearest to the centre of the voxels it stands for. The levels
-  weigh 1, 1/2, 1/4, ..., scaled to the sum 1.
-
-  Args:
-    weights: loss name, a key of `LOSSES`, to weight; 0 switches a loss off.
-
-  Raises:
-    ValueError: on an unknown name, a weight that is negative or not finite, no
-      positive weight, or softmax and sigmoid losses together; from `loss_fn`,
-      where shapes do not fit.
-  """
-  active = _active(weights)
-  sigmoid = uses_sigmoid(weights)
-
-  def level_loss(logits, labels):
-    where = labels >= 0
-    if sigmoid:
-      labels = labels[..., None] == jnp.arange(1, logits.shape[-1] + 1)
-    return sum(weight * LOSSES[name](logits, labels, where=where)
-               for name, weight in active.items())
-
-  def loss_fn(logits, labels):
-    levels = logits if isinstance(logits, tuple | list) else (logits,)
-    shares = [0.5 ** k for k in range(len(levels))]
-    losses = [level_loss(x, _subsample(labels, x.shape)) for x in levels]
-    return sum(
-        a / sum(shares) * x for a, x in zip(shares, losses, strict=True))
-
-  return loss_fn
-
-
-def _active(weights):
-  """Returns the checked losses of positive weight."""
-  for name, weight in weights.items():
-    if name not in LOSSES:
-      closest = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0)[0]
-      raise ValueError(f'unknown loss {name!r}, did you mean {closest!r}? '
-                       f'Known: {", ".join(LOSSES)}')
-    if not isinstance(weight, numbers.Real) or not 0 <= weight < math.inf:
-      raise ValueError(f'the weight of loss {name!r} must be a finite number, '
-                       f'not negative, found {weight!r}')
-  active = {name: weight for name, weight in weights.items() if weight > 0}
-  if not active:
-    raise ValueError(f'no loss has a positive weight in {dict(weights)}')
-  if len({name.startswith('sigmoid_') for name in active}) > 1:
-    raise ValueError('losses must be all sigmoid or all softmax, '
-                     f'found {", ".join(active)}')
-  return active
-
-
-def _subsample(labels, logits_shape):
-  sizes, targets = labels.shape[1:], logits_shape[1:-1]
-  factors = [n // m for n, m in zip(sizes, targets, strict=False)]
-  if sizes != tuple(f * m for f, m in zip(factors, targets, strict=False)):
-    raise ValueError(f'logits {logits_shape} do not divide {labels.shape}')
-  return labels[:, *(slice((f - 1) // 2, None, f) for f in factors)]
 
 
 def _softmax_inputs(logits, labels, where):

@@ -1,0 +1,28 @@
+"""The same as configs/auto.py, small enough for two CPU cores in an hour.
+
+  python -m medseg_jax.main --config=configs/auto_cpu.py --config.data.path=DIR
+
+The planned network with half the features, two patches a step, Adam and
+1/80 of the steps. `auto_cpu.py:2d` likewise.
+"""
+
+from configs import auto
+
+
+def get_config(configuration=''):
+  config = auto.get_config(configuration)
+  config.num_steps = 3000
+  config.dtype = 'float32'
+  config.batch_size = 2
+  config.model.features = 16
+  config.ema_decay = 0.99
+  config.optimizer.name = 'adamw'
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.weight_decay = 1e-3
+  config.schedule.name = 'cosine'
+  config.schedule.warmup_fraction = 0.03
+  config.inference.batch_size = 1  # a core gains nothing from more
+  config.log_every = 50
+  config.eval_every = 1000
+  config.checkpoint_every = 500
+  return config

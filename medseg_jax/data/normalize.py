@@ -1,0 +1,161 @@
+"""Intensities of a case brought to the range that the network is trained on."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from medseg_jax.errors import InputError
+
+NORMALIZATIONS = ('scale', 'zscore', 'window')
+SCHEMES = ('ct', 'zscore', 'zscore_nonzero', 'scale', 'none')
+
+# Values that are in double precision at one time.
+_BLOCK = 2**20
+
+
+class Channel(NamedTuple):
+  """How one channel is standardised; comes from the plan (Isensee 2021).
+
+  Attributes:
+    scheme: 'ct' clips to `low` .. `high`, subtracts `mean` and divides by
+      `std`, the same numbers for every case; 'zscore' subtracts the mean of
+      this case's channel and divides by its standard deviation;
+      'zscore_nonzero' does so with the voxels that are not 0 in every channel
+      (holes among them filled) and sets the others to 0; 'scale' divides by
+      255, which is for the colours of a photograph; 'none' leaves it alone.
+    low: for 'ct', in the units of the file (HU).
+    high: likewise.
+    mean: likewise.
+    std: likewise.
+  """
+
+  scheme: str
+  low: float = 0.0
+  high: float = 0.0
+  mean: float = 0.0
+  std: float = 1.0
+
+
+class _Line(NamedTuple):
+  """Clip to low .. high, then (x - shift) / scale."""
+
+  shift: float
+  scale: float
+  low: float = -np.inf
+  high: float = np.inf
+
+
+def standardise(
+  image: np.ndarray,
+  *,
+  normalize: str = 'zscore',
+  window: tuple[float, ...] = (),
+  channels: tuple[Channel, ...] = (),
+  name: str = 'the image',
+) -> np.ndarray:
+  """Returns the image with standardised intensities, `[*S, C]` float32.
+
+  Computed in double precision block by block, so that a volume needs no more
+  memory than itself and the result.
+
+  Args:
+    image: `[*S, C]` of any type, finite.
+    normalize: 'scale', 'zscore' or 'window' for all channels alike, see
+      `data.preprocess.Preprocessing`.
+    window: lower and upper intensity for 'window'.
+    channels: one for each channel, in place of `normalize`.
+    name: of the case, for messages.
+
+  Raises:
+    InputError: the intensities are outside of what 'scale' takes.
+  """
+  mask = None
+  masked = [channel.scheme == 'zscore_nonzero' for channel in channels]
+  if any(masked):
+    mask = ndimage.binary_fill_holes((image != 0).any(-1))
+  if channels:
+    lines = [
+      _channel_line(image[..., c], channel, mask, name)
+      for c, channel in enumerate(channels)
+    ]
+  else:
+    lines = _lines(image, normalize, window, name)
+  result = np.empty(image.shape, np.float32)
+  for block in _blocks(image):
+    for c, line in enumerate(lines):
+      values = image[block][..., c].astype(np.float64)
+      np.clip(values, line.low, line.high, out=values)
+      values -= line.shift
+      values /= line.scale
+      if channels and masked[c]:
+        values[~mask[block]] = 0.0
+      result[block][..., c] = values
+  return result
+
+
+def _lines(image, normalize, window, name) -> list[_Line]:
+  """Returns what `normalize` does to each channel."""
+  channels = range(image.shape[-1])
+  if normalize == 'zscore':
+    return [_zscore(image[..., c]) for c in channels]
+  if normalize == 'window':
+    low, high = window
+    return [_Line(low, high - low, low, high) for _ in channels]
+  if image.dtype.kind in 'ui':
+    return [_Line(0.0, np.iinfo(image.dtype).max) for _ in channels]
+  low, high = image.min(), image.max()
+  if low < 0 or high > 1:
+    raise InputError(
+      f'{name}: intensities from {low:g} to {high:g}; '
+      "config.data.normalize='scale' takes integers, or floats from 0 to 1; "
+      'zscore and window take any'
+    )
+  return [_Line(0.0, 1.0) for _ in channels]
+
+
+def _channel_line(image, channel: Channel, mask, name) -> _Line:
+  """Returns what a channel's scheme does to its image `[*S]`."""
+  if channel.scheme == 'ct':
+    scale = max(channel.std, 1e-8)
+    return _Line(channel.mean, scale, channel.low, channel.high)
+  if channel.scheme == 'zscore':
+    return _zscore(image)
+  if channel.scheme == 'zscore_nonzero':
+    return _zscore(image, mask)
+  if channel.scheme == 'none':
+    return _Line(0.0, 1.0)
+  low, high = image.min(), image.max()
+  if low < 0 or high > 255:
+    raise InputError(
+      f'{name}: intensities from {low:g} to {high:g}; the normalization '
+      "'scale' of the plan takes the colours of a photograph, from 0 to 255"
+    )
+  return _Line(0.0, 255.0)
+
+
+def _zscore(image: np.ndarray, mask: np.ndarray | None = None) -> _Line:
+  """Returns mean and deviation of `[*S]`, over `mask` where there is one."""
+  count = image.size if mask is None else np.count_nonzero(mask)
+  if not count:
+    return _Line(0.0, 1.0)
+  mean = sum(x.sum() for x in _values(image, mask)) / count
+  # Around the mean, not from the sum of squares: intensities of 1e6 that
+  # differ by 1 would lose all their digits.
+  variance = sum(((x - mean) ** 2).sum() for x in _values(image, mask)) / count
+  # A constant channel becomes zero instead of a division by zero.
+  return _Line(mean, max(np.sqrt(variance), 1e-8))
+
+
+def _values(image, mask) -> Iterator[np.ndarray]:
+  for block in _blocks(image):
+    values = image[block].astype(np.float64)
+    yield values if mask is None else values[mask[block]]
+
+
+def _blocks(image: np.ndarray) -> Iterator[slice]:
+  """Yields slices of the first axis of about `_BLOCK` values each."""
+  step = max(1, _BLOCK * len(image) // max(image.size, 1))
+  for start in range(0, len(image), step):
+    yield slice(start, start + step)

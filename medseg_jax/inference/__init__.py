@@ -1,0 +1,197 @@
+"""Prediction on images larger than the patch: overlapping, weighted tiles.
+
+The tiles of one image after the other form one stream, which is cut into
+batches of one fixed shape: the network compiles once, and small images share
+batches. `tiles.py` says where tiles lie and what they weigh, `sums.py` adds
+them up.
+"""
+
+import collections
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medseg_jax.inference import sums, tiles
+from medseg_jax.inference.sums import Run
+from medseg_jax.inference.tiles import Tile
+
+FLUSH_BATCHES = 8  # an image of at least so many fills up its last one
+
+
+def sliding_window(
+  predict_fn: Callable[[jax.Array], jax.Array],
+  image: jax.Array | np.ndarray,
+  patch_size: tuple[int, ...],
+  *,
+  overlap: float = 0.5,
+  batch_size: int = 1,
+) -> jax.Array:
+  """Returns the logits `[*S, K]` float32 of `image` on its own grid.
+
+  Tiles of `patch_size` overlap by at least `overlap` and are averaged with
+  Gaussian weights, which trust the middle of a tile more than its border
+  (nnU-Net, arXiv:1904.08128). Where the image is smaller than the tile it is
+  padded with 0 on both sides, and the padding is cut off again.
+
+  Every call of `predict_fn` has the same shape, whatever the image's, so a
+  jitted one compiles once. Works under `jit` too. `sliding_slabs` gives the
+  same in pieces, for volumes whose logits do not fit into memory.
+
+  Args:
+    predict_fn: `[N, *patch_size, C] -> [N, *patch_size, K]`, N = `batch_size`.
+    image: `[*S, C]`, preprocessed as in training.
+    patch_size: as many numbers as there are spatial axes; or one fewer: then
+      each slice of axis 0 is an image of its own.
+    overlap: share of a tile that the next one covers again, 0 up to below 1.
+    batch_size: tiles predicted at once; the last batch is filled up.
+
+  Raises:
+    ValueError: the ranks disagree or a number is out of range.
+  """
+  slabs = sliding_slabs(
+    predict_fn, image, patch_size, overlap=overlap, batch_size=batch_size
+  )
+  first = next(slabs)
+  if isinstance(first, jax.core.Tracer):
+    return jnp.concatenate([first, *slabs])
+  logits = np.empty((*image.shape[:-1], first.shape[-1]), np.float32)
+  begin = 0
+  for slab in itertools.chain([first], slabs):
+    logits[begin : begin + len(slab)] = slab
+    begin += len(slab)
+  return jnp.asarray(logits)
+
+
+def sliding_slabs(
+  predict_fn: Callable[[jax.Array], jax.Array],
+  image: jax.Array | np.ndarray,
+  patch_size: tuple[int, ...],
+  *,
+  overlap: float = 0.5,
+  batch_size: int = 1,
+  buffer_bytes: int | None = None,
+) -> Iterator[np.ndarray]:
+  """Returns `sliding_window`'s logits in consecutive slabs along axis 0.
+
+  A slab is `[d, *S_rest, K]` float32; all together have the image's planes.
+  Only the planes that the tiles of one row cover are held, and the image stays
+  on the host: the device gets it in batches of tiles.
+
+  Args:
+    predict_fn: as in `sliding_window`.
+    image: likewise, of any float or integer type.
+    patch_size: likewise.
+    overlap: likewise.
+    batch_size: likewise.
+    buffer_bytes: of device memory that the sums may take; where they need more
+      they are kept in host memory. None for half of what is free there. (On
+      CPU that is host memory in any case.)
+
+  Raises:
+    ValueError: the ranks disagree or a number is out of range.
+  """
+  _check(overlap, batch_size)
+  tiles.full_rank(patch_size, image.ndim - 1)
+  return stream_slabs(
+    predict_fn,
+    iter([image]),
+    patch_size,
+    overlap=overlap,
+    batch_size=batch_size,
+    buffer_bytes=buffer_bytes,
+  )
+
+
+def stream_slabs(
+  predict_fn: Callable[[jax.Array], jax.Array],
+  images: Iterable[np.ndarray],
+  patch_size: tuple[int, ...],
+  *,
+  overlap: float = 0.5,
+  batch_size: int = 1,
+  buffer_bytes: int | None = None,
+) -> Iterator[np.ndarray]:
+  """Yields the slabs of all images, one image after the other.
+
+  Small images share batches: the next image is asked for when a batch has room
+  for its tiles. An image of many tiles is finished before the next one is asked
+  for. Other arguments and errors are those of `sliding_slabs`.
+  """
+  _check(overlap, batch_size)
+  if buffer_bytes is None:
+    buffer_bytes = sums.free_bytes()
+  stream = _stream(
+    images, tuple(patch_size), overlap, FLUSH_BATCHES * batch_size
+  )
+  waiting = collections.deque()
+  for batch in _batches(stream, batch_size):
+    started = []
+    if batch:
+      logits = predict_fn(_stack(batch, batch_size))
+      started = [sums.start(run, logits, buffer_bytes) for run in _runs(batch)]
+      del batch, logits  # so that they are gone when the next ones are made
+    # A batch's results are read once the next batch is on its way, so that the
+    # device works while the host adds, cuts and decodes.
+    while waiting:
+      yield from sums.read(waiting.popleft())
+    waiting.extend(started)
+
+
+def _check(overlap, batch_size) -> None:
+  if not 0 <= overlap < 1:
+    raise ValueError(f'overlap is {overlap}; allowed is 0 up to below 1')
+  if batch_size < 1:
+    raise ValueError(f'batch_size is {batch_size}; allowed is 1 or more')
+
+
+def _stream(images, patch_size, overlap, flush_tiles):
+  """Yields every image's tiles, and None where a batch has to end."""
+  images = iter(images)
+  while (image := next(images, None)) is not None:
+    grid = tiles.lay_out(image.shape[:-1], patch_size, overlap=overlap)
+    yield from tiles.cut(image, grid, patch_size)
+    del image  # before the next one is made
+    if grid.num_tiles >= flush_tiles:
+      yield None
+
+
+def _batches(stream, batch_size):
+  """Yields lists of up to `batch_size` tiles; [] to read what is under way."""
+  batch = []
+  for tile in stream:
+    if tile is not None:
+      batch.append(tile)
+    if len(batch) == batch_size or (tile is None and batch):
+      yield batch
+      batch = []
+    if tile is None:
+      yield []
+  if batch:
+    yield batch
+  yield []
+
+
+def _stack(batch: list[Tile], batch_size: int):
+  """Returns the tiles as `[batch_size, *patch_size, C]`, filled up with 0."""
+  xp = jnp if isinstance(batch[0].values, jax.core.Tracer) else np
+  stacked = xp.stack([tile.values for tile in batch])
+  if len(batch) == batch_size:
+    return stacked
+  filler = [(0, batch_size - len(batch))] + [(0, 0)] * (stacked.ndim - 1)
+  return xp.pad(stacked, filler)
+
+
+def _runs(batch: list[Tile]) -> list[Run]:
+  """Returns the batch's tiles, those of one row of one image together."""
+  rows = itertools.groupby(
+    enumerate(batch), key=lambda item: (id(item[1].grid), item[1].place[0])
+  )
+  runs = []
+  for _, row in rows:
+    row = list(row)
+    first, tile = row[0]
+    runs.append(Run(tile.grid, [tile.place for _, tile in row], first))
+  return runs

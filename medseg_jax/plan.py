@@ -1,0 +1,40 @@
+"""Checks the data and plans the network from it: `--mode=plan`."""
+
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from medseg_jax import experiment, planner, planning
+from medseg_jax.errors import InputError
+from medseg_jax.files import write_atomically
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+  """Reads every case, lists what is wrong or odd, writes and prints the plan.
+
+  A plan.json that is there already is kept, as somebody may have edited it.
+
+  Raises:
+    InputError: the data has errors, each printed on a line of its own.
+  """
+  if config.data.source != 'volumes':
+    raise InputError(
+      f'config.data.source is {config.data.source!r}; --mode=plan is for '
+      "'volumes', the other sources need no plan"
+    )
+  source = experiment.open_volumes(config, strict=False)['train']
+  plan = planning.make(config, source, planning.survey(source))
+  path = workdir / 'plan.json'
+  if path.exists():
+    planned, plan = plan, planning.read(path)
+    if plan != planned:
+      print(
+        f'note      {path} is not what the data gives with these settings; it '
+        'is kept and obeyed; move it away to plan anew'
+      )
+  else:
+    write_atomically(path, planner.to_json(plan).encode())
+  print(planner.describe(plan))
+  print(f'plan      {path} (may be edited; its notes say why)', flush=True)
+  return plan

@@ -1,0 +1,44 @@
+"""Overlapping regions, each made of some of the classes of a label map.
+
+A brain tumour, say, has the classes 1 oedema, 2 core and 3 enhancing core, and
+the regions (1, 2, 3), the whole tumour, (2, 3) and (3,). A network with sigmoid
+outputs predicts every region by itself.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def membership(label: np.ndarray, indices: Sequence[int]) -> np.ndarray:
+  """Returns bool `[*S]`: whether the class in `label` is one of `indices`."""
+  return np.isin(label, indices)
+
+
+def labels_from_regions(
+    logits: np.ndarray, order: Sequence[int]) -> np.ndarray:
+  """Returns the label map, int16 `[*S]`, that the regions paint over another.
+
+  A voxel starts as background, 0. Each region in turn, where its logit is
+  positive (its probability more than one half), makes it the class `order[r]`;
+  so a region that lies inside another comes after it.
+
+  Args:
+    logits: `[*S, R]`, finite.
+    order: the class index of each of the R regions.
+
+  Raises:
+    ValueError: where there is not one class for each region.
+  """
+  if len(order) != logits.shape[-1]:
+    raise ValueError(f'{logits.shape[-1]} regions need as many classes to '
+                     f'paint, found {tuple(order)}')
+  label = np.zeros(logits.shape[:-1], np.int16)
+  for r, index in enumerate(order):
+    label[logits[..., r] > 0] = index
+  return label
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+  """Returns the probability of each region by itself, of the same shape."""
+  return 0.5 + 0.5 * np.tanh(0.5 * logits)  # without an overflow anywhere

@@ -1,0 +1,308 @@
+"""From a folder of NIfTI files to a plan, a model and masks of new scans."""
+
+import contextlib
+import json
+import shutil
+
+import jax
+import nibabel
+import numpy as np
+import pytest
+from conftest import write_volumes
+from data_cases import assert_one_line
+from small import load, shrink
+
+from medseg_jax import evaluate, experiment, plan, predict, prepare, train
+from medseg_jax.data import volumes
+from medseg_jax.errors import InputError
+
+
+def config_for(root, name='auto_cpu', **keys):
+  config = shrink(load(name), path=root, num_steps=2)
+  config.eval_every = 0
+  config.inference.mirror = False
+  for key, value in keys.items():
+    *sections, last = key.split('__')
+    section = config
+    for part in sections:
+      section = section[part]
+    section[last] = value
+  return config
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """Returns (data, workdir) of a run of two steps on ten small volumes."""
+  root = tmp_path_factory.mktemp('volumes')
+  data, workdir = write_volumes(root / 'data', 10), root / 'run'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XDG_CACHE_HOME', str(root / 'cache'))
+    train.run(config_for(data), workdir)
+  return data, workdir
+
+
+def test_the_workdir_holds_plan_folds_and_what_was_resolved(trained):
+  data, workdir = trained
+  config = experiment.read_config(workdir)
+  planned = json.loads((workdir / 'plan.json').read_text())
+  chosen = planned['configurations']['3d_fullres']
+  assert list(config.patch_size) == chosen['patch_size']
+  assert config.batch_size == 8  # given, so not the plan's
+  assert config.data.spacing == pytest.approx((1.2, 1.0, 1.0))
+  assert config.data.crop and config.data.axes == (0, 1, 2)
+  assert [c[0] for c in config.data.intensities] == ['zscore']
+  assert config.data.classes == ('background', 'left', 'right')
+  folds = json.loads((workdir / 'splits.json').read_text())
+  assert len(folds) == 5 and all(len(fold['val']) == 2 for fold in folds)
+  summary = json.loads(
+    (workdir / 'evaluation' / 'val' / 'summary.json').read_text()
+  )
+  assert summary['num_cases'] == 2
+  left = summary['classes']['left']
+  assert {'dice', 'iou', 'hausdorff_95', 'surface_dice', 'dice_ci95'} <= set(
+    left
+  )
+  # A half ball of radius 6, of voxels of 1.2 mm3.
+  assert left['volume_ml_label'] == pytest.approx(0.54, abs=0.1)
+
+
+@pytest.mark.parametrize('axes', ['RAS', 'LPS', 'PSR', 'oblique'])
+def test_masks_lie_on_the_new_scans_own_grid(trained, tmp_path, axes):
+  data, workdir = trained
+  source = nibabel.load(data / 'imagesTr' / 'case_03.nii.gz')
+  if axes == 'oblique':
+    c, s = np.cos(0.3), np.sin(0.3)
+    turn = np.array([[c, -s, 0, 5], [s, c, 0, -7], [0, 0, 1, 2], [0, 0, 0, 1]])
+    new = nibabel.Nifti1Image(source.get_fdata(), turn @ source.affine)
+  else:
+    order = nibabel.orientations.axcodes2ornt(axes)
+    new = source.as_reoriented(
+      nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(source.affine), order
+      )
+    )
+  (tmp_path / 'new').mkdir()
+  new.to_filename(tmp_path / 'new' / 'a scan.nii.gz')
+  config = experiment.read_config(workdir)
+  config.inference.probabilities = True
+  predict.run(
+    config,
+    workdir,
+    input_path=tmp_path / 'new',
+    output_dir=tmp_path / 'out',
+  )
+  mask = nibabel.load(tmp_path / 'out' / 'a scan.nii.gz')
+  assert mask.shape == new.shape and mask.get_data_dtype() == np.uint8
+  np.testing.assert_allclose(mask.affine, new.affine, atol=1e-6)
+  assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
+  probs = nibabel.load(tmp_path / 'out' / 'a scan_probabilities.nii.gz')
+  assert probs.shape == (*new.shape, 3)
+  np.testing.assert_allclose(probs.get_fdata().sum(-1), 1, atol=5e-3)
+  agree = probs.get_fdata().argmax(-1) == np.asarray(mask.dataobj)
+  assert agree.mean() > 0.99  # ties in half precision
+  # The same voxels in another order are the same scan.
+  (tmp_path / 'first').mkdir()
+  source.to_filename(tmp_path / 'first' / 'b.nii.gz')
+  predict.run(
+    config,
+    workdir,
+    input_path=tmp_path / 'first' / 'b.nii.gz',
+    output_dir=tmp_path / 'out',
+  )
+  same = nibabel.load(tmp_path / 'out' / 'b.nii.gz')
+  counts = [np.bincount(np.ravel(m.dataobj), minlength=3) for m in (mask, same)]
+  np.testing.assert_array_equal(*counts)
+  with pytest.raises(InputError) as error:
+    predict.run(
+      config, workdir, input_path=tmp_path / 'new', output_dir=tmp_path / 'out'
+    )
+  assert_one_line(error, 'a scan.nii.gz', 'not overwritten')
+
+
+def test_an_edited_plan_and_replaced_folds_are_obeyed(trained, tmp_path):
+  data, workdir = trained
+  run = tmp_path / 'run'
+  run.mkdir()
+  edited = json.loads((workdir / 'plan.json').read_text())
+  chosen = edited['configurations']['3d_fullres']
+  chosen['spacing'] = [2.4, 2.0, 2.0]
+  chosen['patch_size'] = [16, 16, 8]
+  (run / 'plan.json').write_text(json.dumps(edited))
+  names = [f'case_{i:02d}' for i in range(10)]
+  fold = {'train': names[:8], 'val': names[9:]}
+  (run / 'splits.json').write_text(json.dumps([fold]))
+  summary = train.run(config_for(data), run)
+  assert summary['num_cases'] == 1
+  resolved = experiment.read_config(run)
+  assert tuple(resolved.patch_size) == (16, 16, 8)
+  assert tuple(resolved.data.spacing) == (2.4, 2.0, 2.0)
+  assert json.loads((run / 'plan.json').read_text()) == edited
+  assert json.loads((run / 'splits.json').read_text()) == [fold]
+  assert evaluate.run(resolved, run, checkpoint='latest') == summary
+  plan.run(config_for(data), run)
+  assert json.loads((run / 'plan.json').read_text()) == edited
+
+
+def test_the_2d_plan_learns_slices_and_is_scored_on_volumes(trained, tmp_path):
+  data, _ = trained
+  config = config_for(data, plan__configuration='2d', data__fold='all')
+  assert train.run(config, tmp_path) == {}  # nothing is held out
+  resolved = experiment.read_config(tmp_path)
+  assert len(resolved.patch_size) == 2 and len(resolved.data.spacing) == 2
+  with resolved.data.ignore_type():
+    resolved.data.fold = 1
+  summary = evaluate.run(resolved, tmp_path, split='val')
+  assert summary['num_cases'] == 2
+
+
+def test_residual_preset_and_remat(trained, tmp_path):
+  data, _ = trained
+  config = config_for(data, plan__preset='residual_m', model__remat=True)
+  config.augment.warp_prob = 0.0
+  train.run(config, tmp_path)
+  model = experiment.read_config(tmp_path).model
+  assert model.residual_blocks[:2] == (1, 3) and model.convs_per_stage == 1
+
+
+@pytest.fixture
+def regions_data(tmp_path):
+  """Returns an nnU-Net raw folder with regions and an ignore label."""
+  data = write_volumes(tmp_path / 'data', 6)
+  for i in range(6):
+    image = data / 'imagesTr' / f'case_{i:02d}.nii.gz'
+    shutil.copy(image, image.with_name(f'case_{i:02d}_0001.nii.gz'))
+    image.rename(image.with_name(f'case_{i:02d}_0000.nii.gz'))
+    path = data / 'labelsTr' / f'case_{i:02d}.nii.gz'
+    label = nibabel.load(path)
+    array = np.asarray(label.dataobj).copy()
+    array[:2] = 3  # nobody has looked there
+    nibabel.Nifti1Image(array, label.affine).to_filename(path)
+  (data / 'dataset.json').write_text(json.dumps({
+    'channel_names': {'0': 'CT', '1': 'T2'},
+    'labels': {
+      'background': 0, 'whole': [1, 2], 'half': [2], 'ignore': 3,
+    },
+    'regions_class_order': [1, 2],
+    'numTraining': 6,
+    'file_ending': '.nii.gz',
+  }))
+  return data
+
+
+def test_regions_and_ignored_voxels(regions_data, tmp_path):
+  run = tmp_path / 'run'
+  config = config_for(regions_data)
+  config.data.num_folds = 3
+  summary = train.run(config, run)
+  assert list(summary['classes']) == ['background', 'whole', 'half']
+  resolved = experiment.read_config(run)
+  assert resolved.loss.sigmoid_dice_loss == 1.0
+  assert resolved.loss.dice_loss == 0.0
+  kinds = [channel[0] for channel in resolved.data.intensities]
+  assert kinds == ['ct', 'zscore']
+  (tmp_path / 'new').mkdir()
+  for channel in range(2):
+    name = f'case_00_000{channel}.nii.gz'
+    shutil.copy(regions_data / 'imagesTr' / name, tmp_path / 'new' / f'x{name}')
+  predict.run(
+    resolved, run, input_path=tmp_path / 'new', output_dir=tmp_path / 'out'
+  )
+  mask = nibabel.load(tmp_path / 'out' / 'xcase_00.nii.gz')
+  assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
+  (tmp_path / 'new' / 'xcase_00_0001.nii.gz').unlink()
+  with pytest.raises(InputError) as error:
+    predict.run(
+      resolved, run, input_path=tmp_path / 'new', output_dir=tmp_path / 'no'
+    )
+  assert_one_line(error, 'xcase_00_0001')
+
+
+def test_plan_lists_every_problem_in_one_go(tmp_path, capsys):
+  data = write_volumes(tmp_path / 'data', 8)
+  (data / 'labelsTr' / 'case_01.nii.gz').unlink()
+  path = data / 'imagesTr' / 'case_02.nii.gz'
+  path.write_bytes(path.read_bytes()[:400])
+  path = data / 'labelsTr' / 'case_03.nii.gz'
+  label = nibabel.load(path)
+  array = np.asarray(label.dataobj).copy()
+  array[0, 0, 0] = 7
+  nibabel.Nifti1Image(array, label.affine).to_filename(path)
+  empty = np.zeros_like(nibabel.load(data / 'labelsTr/case_04.nii.gz').dataobj)
+  nibabel.Nifti1Image(empty, label.affine).to_filename(
+    data / 'labelsTr' / 'case_04.nii.gz'
+  )
+  with pytest.raises(InputError) as error:
+    plan.run(config_for(data), tmp_path / 'run')
+  assert_one_line(error, '3 errors')
+  lines = capsys.readouterr().out.splitlines()
+  errors = [line for line in lines if line.startswith('error')]
+  assert len(errors) == 3
+  for name in ('case_01', 'case_02', 'case_03'):
+    assert sum(name in line for line in errors) == 1
+  warnings = [line for line in lines if line.startswith('warning')]
+  assert len(warnings) == 1 and 'case_04' in warnings[0]
+  assert not (tmp_path / 'run' / 'plan.json').exists()
+
+
+def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch):
+  data = write_volumes(tmp_path / 'data', 6)
+  config = config_for(data, data__num_folds=3)
+  read = volumes.VolumeSource.__getitem__
+  seen = []
+
+  def dies(self, index):
+    seen.append(self.names[index])
+    if len(seen) > 3:
+      raise KeyboardInterrupt
+    return read(self, index)
+
+  monkeypatch.setattr(volumes.VolumeSource, '__getitem__', dies)
+  with contextlib.suppress(KeyboardInterrupt):
+    prepare.run(config, tmp_path / 'run')
+  assert len(seen) > 3
+  first = set(seen[:3])
+  again = []
+
+  def counts(self, index):
+    again.append(self.names[index])
+    return read(self, index)
+
+  monkeypatch.setattr(volumes.VolumeSource, '__getitem__', counts)
+  prepare.run(config, tmp_path / 'run')
+  assert not first & set(again) and len(again) == 3
+  again.clear()
+  config.data.fold = 1  # another fold of the same cases
+  prepare.run(config, tmp_path / 'other')
+  assert not again
+
+
+def test_a_plan_for_other_settings_is_not_used_silently(trained, tmp_path):
+  data, workdir = trained
+  shutil.copy(workdir / 'plan.json', tmp_path / 'plan.json')
+  with pytest.raises(InputError) as error:
+    prepare.run(config_for(data, plan__memory_gb=24.0), tmp_path)
+  assert_one_line(error, 'memory_gb', '24', 'plan.json')
+  with pytest.raises(InputError) as error:
+    prepare.run(config_for(data, plan__configuration='3d_lowres'), tmp_path)
+  assert_one_line(error, '3d_lowres', '3d_fullres', '2d')
+  (tmp_path / 'plan.json').write_text('{"spacing": ')
+  with pytest.raises(InputError) as error:
+    prepare.run(config_for(data), tmp_path)
+  assert_one_line(error, 'plan.json')
+
+
+def test_real_hippocampus_from_folder_to_scores(
+  real_data, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  task = real_data / 'hippocampus' / 'Task04_Hippocampus'
+  config = config_for(task, num_steps=30, model__features=8)
+  config.batch_size = 2
+  config.patch_size = (32, 32, 32)
+  splits = [{
+    'train': [f'hippocampus_{i:03d}' for i in (1, 3, 4, 6, 7, 8)],
+    'val': ['hippocampus_011'],
+  }]
+  (tmp_path / 'splits.json').write_text(json.dumps(splits))
+  summary = train.run(config, tmp_path)
+  assert summary['mean']['dice'] > 0.1
