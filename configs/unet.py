@@ -94,10 +94,11 @@ def get_config() -> ConfigDict:
   config.data.cache_dir = ''  # '' for the user's cache folder
   # Share of each batch that is centred on a foreground voxel.
   config.data.foreground_share = 0.0
-  # The next six are filled in from the data set and its plan: (name, classes)
-  # of overlapping regions and the order in which they are written, the order of
-  # the axes, whether to cut off empty margins, the spacing in mm, and (scheme,
-  # low, high, mean, std) of each channel.
+  # The next seven are filled in from the data set and its plan: a hash of the
+  # names held out, (name, classes) of overlapping regions and the order in
+  # which they are written, the order of the axes, whether to cut off empty
+  # margins, the spacing in mm, and (scheme, low, high, mean, std) of channels.
+  config.data.held_out = ''
   config.data.regions = ()
   config.data.region_order = ()
   config.data.axes = ()

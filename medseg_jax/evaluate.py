@@ -9,7 +9,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment, predictor, report, scores, segment
+from medseg_jax import (
+  experiment,
+  predictor,
+  report,
+  scores,
+  segment,
+  sources,
+)
 from medseg_jax.data.case import Case, Source
 from medseg_jax.errors import InputError
 from medseg_jax.panels import panel, save_png
@@ -31,11 +38,20 @@ def run(
     split: 'train', 'val' or 'test'; '' for the held-out split.
     checkpoint: 'best' or 'latest'.
   """
-  sources = experiment.open_sources(config, workdir)
-  split = split or held_out(sources)
-  if split not in sources:
+  by_split = sources.open_sources(config, workdir)
+  split = split or held_out(by_split)
+  if split not in by_split:
     raise InputError(
-      f'--split is {split!r}; the data has ' + ', '.join(sources)
+      f'--split is {split!r}; the data has ' + ', '.join(by_split)
+    )
+  trained_without = config.data.held_out
+  if split == 'val' and trained_without not in (
+    '', sources.held_out_key(by_split)
+  ):
+    raise InputError(
+      f'config.data.fold {config.data.fold} with {workdir}/splits.json holds '
+      'out other cases than this model was trained without; put splits.json '
+      'and data.fold back, or train in another --workdir'
     )
   model = predictor.load_predictor(config, workdir, checkpoint)
   if split == 'val' and model.which == 'best':
@@ -43,7 +59,7 @@ def run(
           'are too good for new images')
   return report_split(
     model.predict_fn,
-    sources[split],
+    by_split[split],
     config=config,
     workdir=workdir,
     split=split,
@@ -52,10 +68,10 @@ def run(
   )
 
 
-def held_out(sources: dict[str, Source]) -> str:
+def held_out(by_split: dict[str, Source]) -> str:
   """Returns the split that the results are about: test, else val."""
   for split in ('test', 'val'):
-    if split in sources:
+    if split in by_split:
       return split
   raise InputError(
     'no split is held out (config.data.fold is all and there is no test '
@@ -76,7 +92,6 @@ def report_split(
   """Evaluates, writes summary, cases and panels, prints the table."""
   mesh = experiment.mesh_of(config)
   settings = predictor.prediction_settings(config, mesh)
-  settings['probabilities'] = False
   with Progress(len(source), unit='case', desc=f'evaluate {split}') as progress:
     records = evaluate_cases(
       predict_fn,
@@ -182,6 +197,7 @@ def evaluate_cases(
     if case.roi is not None:
       record['roi'] = score(where=case.roi)
     records.append(record)
+    del case, pred, score  # before the next one: they may be gigabytes
   return records
 
 

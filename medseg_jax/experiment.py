@@ -14,8 +14,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import augment, planning, sharding
-from medseg_jax.data import splits
+from medseg_jax import augment, planning, sharding, sources
 from medseg_jax.data.case import Source
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
 from medseg_jax.errors import InputError
@@ -25,7 +24,6 @@ from medseg_jax.models import Model, create_model
 from medseg_jax.models.blocks import check_divisible
 from medseg_jax.optim import create_optimizer, create_schedule
 
-SOURCES = ('phantom', 'folder', 'volumes', 'tfds')
 SOFT_TISSUE = (-160.0, 240.0)  # HU, the usual window on the abdomen
 _MEANING_OF_DATA = (
   'classes', 'label_values', 'channels', 'normalize', 'window', 'resize',
@@ -49,120 +47,19 @@ def open_run(
 ) -> tuple[ConfigDict, dict[str, Source]]:
   """Returns the config with what data and plan tell, and the sources."""
   if config.data.source != 'volumes':
-    sources = open_sources(config, workdir)
-    return resolve(config, sources['train']), sources
-  every_case = open_volumes(config, strict=False)['train']
-  plan = planning.obtain(config, every_case, workdir)
-  sources = open_sources(config, workdir)
-  return resolve(config, sources['train'], plan), sources
-
-
-def open_sources(
-  config: ConfigDict, workdir: pathlib.Path
-) -> dict[str, Source]:
-  """Returns the sources by split: train, and what there is of val and test."""
-  sources = _open_sources(config, workdir)
-  if 'train' not in sources:
-    raise InputError(
-      f'config.data: no case to train on in {config.data.source} '
-      f'{config.data.path}; a train split with at least one case is needed'
-    )
-  return sources
-
-
-def _open_sources(
-  config: ConfigDict, workdir: pathlib.Path
-) -> dict[str, Source]:
-  data = config.data
-  folds = dict(
-    fold=data.fold, num_folds=data.num_folds, fold_order=data.fold_order
-  )
-  naming = dict(
-    classes=_classes(data), label_values=tuple(data.label_values)
-  )
-  if data.source == 'phantom':
-    from medseg_jax.data.phantom import open_phantom
-
-    return open_phantom(
-      shape=tuple(data.phantom.shape) or tuple(config.patch_size),
-      seed=data.phantom.seed,
-      num_train=data.phantom.num_train,
-      num_val=data.phantom.num_val,
-      num_test=data.phantom.num_test,
-    )
-  if data.source == 'folder':
-    from medseg_jax.data.folder import open_folder
-
-    return open_folder(data.path, roi=data.roi, **naming, **folds)
-  if data.source == 'volumes':
-    sources = open_volumes(config)
-    train, val = _fold(sources['train'], config, workdir / 'splits.json')
-    sources['train'] = train
-    if val is not None:
-      sources['val'] = val
-    return sources
-  if data.source == 'tfds':
-    from medseg_jax.data.tfds_source import open_tfds
-
-    return open_tfds(
-      data.path,
-      data_dir=data.tfds.data_dir,
-      image_key=data.tfds.image_key,
-      mask_key=data.tfds.mask_key,
-      **naming,
-      **folds,
-    )
-  raise InputError(
-    f'config.data.source is {data.source!r}; allowed are ' + ', '.join(SOURCES)
-  )
-
-
-def open_volumes(
-  config: ConfigDict, *, strict: bool = True
-) -> dict[str, Source]:
-  """Returns all cases with labels as 'train', and 'test' where there is one.
-
-  Unless `strict`, problems with the files are left for the survey to list.
-  """
-  from medseg_jax.data import volumes
-
-  data = config.data
-  return volumes.open_volumes(
-    data.path,
-    classes=_classes(data),
-    label_values=tuple(data.label_values),
-    strict=strict,
-  )
-
-
-def _fold(source: Source, config: ConfigDict, path: pathlib.Path):
-  """Returns the cases that train and those that validate (None for none).
-
-  Obeys the folds of splits.json, which a user may have replaced, and writes
-  them where there is no such file.
-  """
-  data = config.data
-  if data.fold == 'all':
-    return source, None
-  if path.exists():
-    folds = splits.read_splits(path, source.names)
-  else:
-    folds = splits.all_folds(
-      source.names,
-      num_folds=data.num_folds,
-      fold_order=data.fold_order,
-      where=data.path,
-    )
-    splits.write_splits(path, folds)
-  fold = folds[splits.fold_index(data.fold, len(folds))]
-  return source.subset(fold['train']), source.subset(fold['val'])
-
-
-def _classes(data: ConfigDict) -> tuple[str, ...]:
-  names = tuple(data.classes)
-  if len(names) == 1 and ',' in names[0]:  # from the command line: a,b,c
-    names = tuple(name.strip() for name in names[0].split(','))
-  return names
+    by_split = sources.open_sources(config, workdir)
+    return resolve(config, by_split['train']), by_split
+  # Without a plan the survey lists all problems at once.
+  strict = (workdir / 'plan.json').exists()
+  opened = sources.open_volumes(config, strict=strict)
+  plan = planning.obtain(config, opened, workdir)
+  by_split = sources.with_folds(opened, config, workdir)
+  given = config.batch_size
+  config.data.held_out = sources.held_out_key(by_split)
+  config = resolve(config, opened['train'], plan)
+  if not given:  # planned for one device
+    config.batch_size = sharding.round_up(config.batch_size, mesh_of(config))
+  return config, by_split
 
 
 def resolve(
@@ -277,9 +174,11 @@ def check_shapes(config: ConfigDict, source: Source, mesh: Mesh) -> None:
     raise InputError(
       f'config.patch_size is {tuple(config.patch_size)}; it has 2 or 3 numbers'
     )
-  rank = source[0].image.ndim - 1
-  # Volumes may be learnt in slices.
-  ranks = {rank, 2} if config.data.source == 'volumes' else {rank}
+  if config.data.source == 'volumes':
+    rank, ranks = 3, {3, 2}  # volumes may be learnt in slices
+  else:
+    rank = source[0].image.ndim - 1
+    ranks = {rank}
   for key, size in [
     ('patch_size', config.patch_size),
     ('inference.patch_size', tile_size(config)),
@@ -307,6 +206,15 @@ def check_same_meaning(config: ConfigDict, workdir: pathlib.Path) -> None:
   """
   if not (workdir / 'config.json').exists():
     return  # the shapes of the weights are checked in any case
+  before = read_config(workdir).data
+  if (str(before.fold), before.get('held_out', '')) != (
+    str(config.data.fold), config.data.held_out
+  ):
+    raise InputError(
+      f'config.data.fold {config.data.fold} holds out other cases than the '
+      f'weights in {workdir} were trained without (fold {before.fold}, and '
+      'splits.json as it was then); use another --workdir'
+    )
   old, new = _tuples(read_config(workdir).to_dict()), _tuples(config.to_dict())
   keys = [('model', key) for key in sorted(old['model'] | new['model'])]
   keys += [('data', key) for key in _MEANING_OF_DATA]
@@ -327,7 +235,11 @@ def augment_fields(config: ConfigDict) -> dict[str, Any]:
 def patch_settings(config: ConfigDict) -> dict[str, Any]:
   """Returns what of the config says which patches are read."""
   with blame('augment'):
-    read_size = augment.read_size(tuple(config.patch_size), **config.augment)
+    first, *rest = augment.read_size(
+      tuple(config.patch_size), **config.augment
+    )
+  # The first axis is shared by the devices of the spatial axis.
+  read_size = (first + -first % config.mesh.spatial, *rest)
   return dict(
     batch_size=config.batch_size,
     patch_size=tuple(config.patch_size),

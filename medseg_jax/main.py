@@ -1,6 +1,7 @@
 """The command line: `python -m medseg_jax.main --config=configs/unet.py`."""
 
 import difflib
+import importlib
 import importlib.util
 import itertools
 import os
@@ -75,44 +76,26 @@ def _complain(error: object) -> None:
 
 def _run() -> None:
   config, workdir = _config_and_workdir()
-  # Late: jax takes seconds, and a wrong flag should be told at once.
-  from medseg_jax import (
-    benchmark,
-    evaluate,
-    experiment,
-    plan,
-    predict,
-    prepare,
-    train,
-  )
-
   mode = _MODE.value
-  if mode == 'train':
-    train.run(config, workdir)
-  elif mode == 'plan':
-    plan.run(config, workdir)
-  elif mode == 'prepare':
-    prepare.run(config, workdir)
-  elif mode == 'benchmark':
-    benchmark.run(config, workdir)
-  else:
-    config = _trained(experiment.read_config(workdir))
-    if mode == 'evaluate':
-      evaluate.run(
-        config,
-        workdir,
-        split=_SPLIT.value or '',
-        checkpoint=_CHECKPOINT.value,
-      )
-    else:
-      predict.run(
-        config,
-        workdir,
-        input_path=pathlib.Path(_needed('input', _INPUT.value)),
-        output_dir=pathlib.Path(_needed('output', _OUTPUT.value)),
-        checkpoint=_CHECKPOINT.value,
-        started=_STARTED,
-      )
+  # Late: jax takes seconds, and a wrong flag should be told at once.
+  run = importlib.import_module(f'medseg_jax.{mode}').run
+  if mode not in ('evaluate', 'predict'):
+    run(config, workdir)
+    return
+  from medseg_jax.experiment import read_config
+
+  config = _trained(read_config(workdir))
+  if mode == 'evaluate':
+    run(config, workdir, split=_SPLIT.value or '', checkpoint=_CHECKPOINT.value)
+    return
+  run(
+    config,
+    workdir,
+    input_path=pathlib.Path(_needed('input', _INPUT.value)),
+    output_dir=pathlib.Path(_needed('output', _OUTPUT.value)),
+    checkpoint=_CHECKPOINT.value,
+    started=_STARTED,
+  )
 
 
 def _config_and_workdir() -> tuple[ConfigDict | None, pathlib.Path]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment, planner, planning
+from medseg_jax import planner, planning, sources
 from medseg_jax.errors import InputError
 from medseg_jax.files import write_atomically
 
@@ -23,11 +23,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
       f'config.data.source is {config.data.source!r}; --mode=plan is for '
       "'volumes', the other sources need no plan"
     )
-  source = experiment.open_volumes(config, strict=False)['train']
-  plan = planning.make(config, source, planning.survey(source))
+  opened = sources.open_volumes(config, strict=False)
+  plan = planning.make(config, opened)
   path = workdir / 'plan.json'
   if path.exists():
-    planned, plan = plan, planning.read(path)
+    planned, plan = plan, planning.read(path, config, opened['train'])
     if plan != planned:
       print(
         f'note      {path} is not what the data gives with these settings; it '

@@ -1,8 +1,6 @@
 """The plan of a run on volumes: read from plan.json, or made from the data."""
 
 import concurrent.futures
-import json
-import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -10,6 +8,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax import planner
 from medseg_jax.data import inspect
+from medseg_jax.data.cache import num_workers
 from medseg_jax.data.fingerprint import (
   Fingerprint,
   fingerprint_case,
@@ -18,7 +17,7 @@ from medseg_jax.data.fingerprint import (
 )
 from medseg_jax.data.volumes import VolumeSource
 from medseg_jax.errors import InputError
-from medseg_jax.files import write_atomically
+from medseg_jax.files import read_json, write_atomically
 from medseg_jax.progress import Progress
 
 FINGERPRINT_SEED = 1234  # of the sample of foreground intensities
@@ -38,11 +37,39 @@ class Survey(NamedTuple):
   warnings: list[str]
 
 
-def survey(source: VolumeSource) -> Survey:
-  """Reads every case once, in parallel, and returns what was found."""
+def survey(opened: dict[str, VolumeSource]) -> Survey:
+  """Reads every case of every split once, in parallel; returns what was found.
+
+  Only the training cases have a part in the fingerprint.
+  """
+  fingerprints, errors, warnings = [], [], []
+  for split, source in opened.items():
+    inspections, found = _read_all(source, split)
+    for lines, more in zip(
+      (errors, warnings), inspect.inspect_set(source, inspections), strict=True
+    ):
+      lines += more
+    for inspection in inspections:
+      errors += inspection.errors
+      warnings += inspection.warnings
+    if split == 'train':
+      fingerprints = found
+  fingerprint = None
+  try:
+    fingerprint = merge(fingerprints) if fingerprints else None
+  except InputError as error:
+    errors.append(f'{opened["train"].root}: {error}')
+  # What concerns all splits is found with each.
+  return Survey(
+    fingerprint, list(dict.fromkeys(errors)), list(dict.fromkeys(warnings))
+  )
+
+
+def _read_all(source: VolumeSource, split: str):
+  """Returns the inspection of every case, and the fingerprints of the good."""
   share = samples_per_case(len(source))
 
-  def read(index):
+  def read_case(index):
     found = inspect.inspect_case(source, index)
     if found.case is None:
       return found, None
@@ -53,24 +80,21 @@ def survey(source: VolumeSource) -> Survey:
 
   inspections, fingerprints = [], []
   with (
-    concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-    Progress(len(source), unit='case', desc='read') as progress,
+    concurrent.futures.ThreadPoolExecutor(num_workers()) as pool,
+    Progress(len(source), unit='case', desc=f'read {split}') as progress,
   ):
-    for found, fingerprint in pool.map(read, range(len(source))):
+    for found, fingerprint in pool.map(read_case, range(len(source))):
       inspections.append(found)
       if fingerprint is not None:
         fingerprints.append(fingerprint)
       progress.advance()
-  errors, warnings = map(list, inspect.inspect_set(source, inspections))
-  for found in inspections:
-    errors += found.errors
-    warnings += found.warnings
-  fingerprint = merge(fingerprints) if fingerprints else None
-  return Survey(fingerprint, errors, warnings)
+  return inspections, fingerprints
 
 
 def obtain(
-  config: ConfigDict, source: VolumeSource, workdir: pathlib.Path
+  config: ConfigDict,
+  opened: dict[str, VolumeSource],
+  workdir: pathlib.Path,
 ) -> dict[str, Any]:
   """Returns the workdir's plan, making and writing it where there is none.
 
@@ -81,36 +105,39 @@ def obtain(
   """
   path = workdir / 'plan.json'
   if path.exists():
-    plan = read(path)
-    _check_fits(plan, config, source, path)
+    plan = read(path, config, opened['train'])
     print(f'plan      {path}', flush=True)
     return plan
-  plan = make(config, source, survey(source))
+  plan = make(config, opened)
   write_atomically(path, planner.to_json(plan).encode())
   print(f'plan      written to {path}', flush=True)
   return plan
 
 
 def make(
-  config: ConfigDict, source: VolumeSource, found: Survey
+  config: ConfigDict, opened: dict[str, VolumeSource]
 ) -> dict[str, Any]:
-  """Returns the plan for the data as surveyed; prints what is wrong or odd."""
+  """Returns the plan for the data, after a survey; prints what is odd.
+
+  Raises:
+    InputError: the one error in the data; of several, each is printed.
+  """
+  found, source = survey(opened), opened['train']
   for line in found.warnings:
     print(f'warning   {line}', flush=True)
+  if len(found.errors) == 1:
+    raise InputError(found.errors[0])
   for line in found.errors:
     print(f'error     {line}', flush=True)
   if found.errors:
-    count = len(found.errors)
     raise InputError(
-      f'{source.root}: {count} error{"s" * (count > 1)} in the data'
-      + (', listed above' if count > 1 else f': {found.errors[0]}')
+      f'{source.root}: {len(found.errors)} errors in the data, listed above'
     )
-  num_outputs = len(source.regions) or len(source.classes)
   try:
     return planner.make_plan(
       found.fingerprint,
       dataset=source.root.name,
-      num_classes=num_outputs,
+      num_classes=_num_outputs(source),
       channel_names=source.channel_names,
       preset=config.plan.preset,
       memory_gb=config.plan.memory_gb,
@@ -119,33 +146,31 @@ def make(
     raise InputError(f'config.plan: {error}') from error
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
+def read(
+  path: pathlib.Path, config: ConfigDict, source: VolumeSource
+) -> dict[str, Any]:
   """Returns a plan, as written or as edited since.
 
   Raises:
-    InputError: it is no JSON, or makes no sense.
+    InputError: it is no JSON, makes no sense, or is one for other data or
+      settings.
   """
+  plan = read_json(path, 'as --mode=plan writes it')
   try:
-    plan = json.loads(path.read_text())
     planner.check_plan(plan)
   except ValueError as error:
     raise InputError(f'{path}: {error}') from error
-  return plan
-
-
-def _check_fits(
-  plan: dict[str, Any],
-  config: ConfigDict,
-  source: VolumeSource,
-  path: pathlib.Path,
-) -> None:
-  """Raises InputError where the plan is one for other data or settings."""
-  channels = len(plan['normalization'])
-  if channels != source.channels:
-    raise InputError(
-      f'{path} is for {channels} channels, but {source.root} has '
-      f'{source.channels}; use another --workdir, or move the plan away'
-    )
+  facts = {
+    'dataset': source.root.name,
+    'channel_names': list(source.channel_names),
+    'num_classes': _num_outputs(source),
+  }
+  for key, value in facts.items():
+    if plan[key] != value:
+      raise InputError(
+        f'{path} has the {key} {plan[key]!r}, but {source.root} has {value!r}; '
+        'use another --workdir, or move the plan away to plan anew'
+      )
   asked = {'preset': config.plan.preset}
   if config.plan.memory_gb:
     asked['memory_gb'] = config.plan.memory_gb
@@ -153,23 +178,42 @@ def _check_fits(
     if plan[key] != value:
       raise InputError(
         f'config.plan.{key} is {value}, but {path} was made with {plan[key]}; '
-        'use another --workdir, or move the plan away to make it anew'
+        'use another --workdir, or move the plan away to plan anew'
       )
+  return plan
+
+
+def _num_outputs(source: VolumeSource) -> int:
+  return len(source.regions) or len(source.classes)
 
 
 def apply(config: ConfigDict, plan: dict[str, Any]) -> None:
   """Fills in what `config` leaves open."""
   chosen = _configuration(config, plan)
   data, model, augment = config.data, config.model, config.augment
+  for key in ('normalize', 'window', 'resize', 'axes', 'intensities'):
+    if data[key]:
+      raise InputError(
+        f'config.data.{key} is {data[key]!r}; for volumes the plan says that: '
+        'edit plan.json in the workdir (--mode=plan makes it)'
+      )
   data.axes = tuple(plan['axes'])
-  data.spacing = tuple(chosen['spacing'])
+  data.spacing = tuple(data.spacing or chosen['spacing'])
   data.crop = True
   data.intensities = tuple(
     (str(c['scheme']), *(float(c[k]) for k in ('low', 'high', 'mean', 'std')))
     for c in plan['normalization']
   )
   config.batch_size = config.batch_size or chosen['batch_size']
+  rotation = chosen['augment']
+  if config.patch_size:
+    rotation = planner.plan_rotation(tuple(config.patch_size))
   config.patch_size = tuple(config.patch_size or chosen['patch_size'])
+  if model.depth and not model.features:
+    raise InputError(
+      f'config.model.depth is {model.depth}, but features is left to the plan; '
+      'set features, strides and kernel_sizes too, or edit plan.json'
+    )
   if not model.depth:
     with model.ignore_type():  # numbers for all stages become one for each
       model.depth = len(chosen['strides'])
@@ -179,9 +223,9 @@ def apply(config: ConfigDict, plan: dict[str, Any]) -> None:
       model.residual_blocks = _tuples(chosen['residual_blocks']) or 0
       model.features = model.features or _tuples(chosen['features'])
   if augment.rotation_degrees is None:
-    augment.rotation_degrees = float(chosen['augment']['rotation_degrees'])
+    augment.rotation_degrees = float(rotation['rotation_degrees'])
   if augment.in_plane is None:
-    augment.in_plane = bool(chosen['augment']['in_plane'])
+    augment.in_plane = bool(rotation['in_plane'])
   if config.overlap.batch is None:
     config.overlap.batch = bool(chosen['batch_dice'])
 

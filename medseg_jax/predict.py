@@ -1,5 +1,6 @@
 """Segments new images with a trained model: `--mode=predict`."""
 
+import itertools
 import pathlib
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from medseg_jax import predictor, segment
 from medseg_jax.data import images, nifti
 from medseg_jax.data.case import Case
-from medseg_jax.data.volumes import list_cases
+from medseg_jax.data.volume_files import list_cases
 from medseg_jax.errors import InputError
 from medseg_jax.experiment import mesh_of
 from medseg_jax.panels import panel, save_png
@@ -24,6 +25,7 @@ class Job(NamedTuple):
   """One image to segment.
 
   Attributes:
+    name: of the case.
     read: returns the image as a case without a label.
     write: `(path, class indices)`, on the image's own grid.
     write_probs: `(path, probabilities [*S, K])`, None where there is no
@@ -31,6 +33,7 @@ class Job(NamedTuple):
     target: the mask to write.
   """
 
+  name: str
   read: Callable[[], Case]
   write: Callable[[pathlib.Path, np.ndarray], None]
   write_probs: Callable[[pathlib.Path, np.ndarray], None] | None
@@ -61,7 +64,8 @@ def run(
     started: `time.perf_counter()` when the program began.
 
   Raises:
-    InputError: nothing to read, nowhere to write, or a mask is there already.
+    InputError: nothing to read, nowhere to write, or a mask is there already;
+      after all the others, that a volume could not be read.
   """
   took = {}
   clock = time.perf_counter()
@@ -84,18 +88,31 @@ def run(
   took |= model.seconds
   clock = time.perf_counter()
   settings = predictor.prediction_settings(config, mesh_of(config))
+  settings['probabilities'] = config.inference.probabilities
   classes = tuple(config.data.classes)
+  failed = []
+
+  def cases():
+    for job in jobs:
+      try:
+        yield job.read()
+      except InputError as error:
+        # The others are good, and somebody may wait for them.
+        failed.append(str(error))
+
+  by_name = {job.name: job for job in jobs}
+  predicted = segment.predict_cases(model.predict_fn, cases(), **settings)
   with Progress(len(jobs), unit='case', desc='predict') as progress:
-    predicted = segment.predict_cases(
-      model.predict_fn, (job.read() for job in jobs), **settings
-    )
-    for i, job in enumerate(jobs):
-      case, pred, probs = next(predicted)
+    for count in itertools.count():
+      case, pred, probs = next(predicted, (None, None, None))
       lap('predict')
+      if case is None:
+        break
+      job = by_name[case.name]
       job.write(job.target, pred)
       if probs is not None:
         job.write_probs(_probs_path(job.target), probs)
-      if i < NUM_PANELS:
+      if count < NUM_PANELS:
         picture = panel(
           case.image, None, pred, classes, title=case.name,
           spacing=case.spacing,
@@ -109,7 +126,7 @@ def run(
     for value, name in zip(config.data.label_values, classes, strict=True)
   )
   print(
-    f'{len(jobs)} masks in {output_dir} ({model.which} weights, step '
+    f'{count} masks in {output_dir} ({model.which} weights, step '
     f'{model.step}); values: {values}'
   )
   print(f'pictures  {workdir}/panels/predict_*.png')
@@ -118,6 +135,11 @@ def run(
     + ', '.join(f'{k} {format_seconds(v)}' for k, v in took.items()),
     flush=True,
   )
+  if failed:
+    raise InputError(
+      f'{len(failed)} of {len(jobs)} images were not segmented; the first: '
+      f'{failed[0]}'
+    )
 
 
 def _image_jobs(
@@ -143,14 +165,14 @@ def _image_jobs(
     # Read once before anything is written: images are small, and a bad one
     # should not leave half of the work.
     segment.match_channels(read(), config.data.channels)
-    jobs.append(Job(read, write, None, target))
+    jobs.append(Job(path.stem, read, write, None, target))
   return jobs
 
 
 def _volume_jobs(
   config: ConfigDict, path: pathlib.Path, output_dir: pathlib.Path
 ) -> list[Job]:
-  label_values = np.asarray(config.data.label_values)
+  label_values = np.asarray(config.data.label_values, np.int16)
   jobs = []
   for files in list_cases(path, config.data.channels):
     def read(files=files):
@@ -169,7 +191,7 @@ def _volume_jobs(
     _check_free(target)
     if config.inference.probabilities:
       _check_free(_probs_path(target))
-    jobs.append(Job(read, write, write_probs, target))
+    jobs.append(Job(files.name, read, write, write_probs, target))
   return jobs
 
 

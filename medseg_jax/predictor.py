@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import regions, sharding
+from medseg_jax import decode, sharding
 from medseg_jax.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.experiment import (
   mesh_of,
@@ -100,7 +101,7 @@ def compile_predict(
     ).lower(variables, tiles).compile()
 
   def predict_on_mesh(variables, image):
-    image = jnp.asarray(image, jnp.float32)
+    image = np.asarray(image, np.float32)
     return compiled(variables, jax.device_put(image, layout))
 
   return predict_on_mesh
@@ -114,18 +115,16 @@ def prediction_settings(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     patch_size=tile_size(config),
     overlap=config.inference.overlap,
     batch_size=_tiles_at_once(config, mesh),
-    probabilities=config.inference.probabilities,
   )
   if config.data.regions:
     settings['decode'] = functools.partial(
-      regions.labels_from_regions, order=tuple(config.data.region_order)
+      decode.labels_from_regions, order=tuple(config.data.region_order)
     )
-    settings['activate'] = regions.sigmoid
+    settings['activate'] = decode.sigmoid
   return settings
 
 
 def _tiles_at_once(config: ConfigDict, mesh: Mesh) -> int:
   """Returns the tiles of one batch, as many for each device."""
   size = config.inference.batch_size or config.batch_size
-  share = mesh.shape['data']
-  return -(-size // share) * share
+  return sharding.round_up(size, mesh)

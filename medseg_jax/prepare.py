@@ -1,7 +1,6 @@
 """Preprocesses the data into the cache: `--mode=prepare`, and before training.
 """
 
-import os
 import pathlib
 import shutil
 from typing import Any
@@ -63,14 +62,14 @@ def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
   where a run was killed halfway or another fold was trained.
   """
   settings = _cache_settings(config)
-  # TFDS reads one case after the other, quickly; threads make it jump.
-  workers = 1 if config.data.source == 'tfds' else 0
   left = {
     split: caches.missing(source, **settings)
     for split, source in sources.items()
   }
+  # TFDS reads one case after the other, quickly; threads make it jump.
+  workers = 1 if config.data.source == 'tfds' else 0
   if config.data.source == 'volumes' and any(left.values()):
-    _announce(config, sources, sum(left.values()), settings['root'])
+    workers = _announce(config, sources, sum(left.values()))
   prepared = {}
   for split, source in sources.items():
     if not left[split]:
@@ -96,36 +95,40 @@ def _cache_settings(config: ConfigDict) -> dict[str, Any]:
 
 
 def _announce(
-  config: ConfigDict,
-  sources: dict[str, Source],
-  left: int,
-  root: str,
-) -> None:
-  """Prints how much disk and memory the rest will take; raises if too little.
+  config: ConfigDict, sources: dict[str, Source], left: int
+) -> int:
+  """Prints what disk and memory the rest will take; returns the threads.
 
-  An upper bound from the files' headers: cropping makes cases smaller.
+  From the files' headers, so without what cropping will save.
+
+  Raises:
+    InputError: the disk has less.
   """
-  target, axes = config.data.spacing, config.data.axes
+  data = config.data
   sizes = []  # voxels, read and prepared
   for source in sources.values():
-    for index in range(len(source)):
-      grid = nifti.read_header(source.files[index].images[0])
-      shape = tuple(grid.shape[axis] for axis in axes)
-      spacing = tuple(grid.spacing[axis] for axis in axes)
-      new = resample.output_shape(shape, spacing, target)
+    for files in source.files:
+      grid = nifti.read_header(files.images[0])
+      shape = [grid.shape[axis] for axis in data.axes]
+      spacing = [grid.spacing[axis] for axis in data.axes]
+      new = resample.output_shape(shape, spacing, data.spacing)
       sizes.append((np.prod(shape, dtype=float), np.prod(new, dtype=float)))
   read, prepared = np.asarray(sizes).T
-  channels = config.data.channels
-  share = left / len(sizes)
-  disk = prepared.sum() * (2 * channels + 1) * share
-  # A worker holds the image as read and in float32 before and after resampling.
-  memory = (os.cpu_count() or 1) * max(
-    (read * 8 + prepared * 6) * channels + 2 * read + prepared
+  # Half precision, a label of up to 2 bytes, and coordinates of 2 bytes.
+  places = np.maximum(10_000, 0.01 * prepared) * (len(data.classes) - 1)
+  disk = prepared * (2 * data.channels + 2) + 6 * np.minimum(places, prepared)
+  disk = disk.sum() * left / len(sizes)
+  # The image as read and in float32, before and after resampling.
+  each = max(
+    (8 * read + 6 * prepared) * data.channels + 2 * read + 2 * prepared
   )
-  place = pathlib.Path(root).expanduser() if root else caches.default_root()
+  workers = caches.num_workers(each)
+  place = caches.default_root()
+  if data.cache_dir:
+    place = pathlib.Path(data.cache_dir).expanduser()
   print(
-    f'prepare   {left} cases: at most {_bytes(disk)} of disk in {place}, '
-    f'about {_bytes(memory)} of memory',
+    f'prepare   {left} cases: about {_bytes(disk)} of disk in {place}, '
+    f'{_bytes(workers * each)} of memory in {workers} threads',
     flush=True,
   )
   there = next(p for p in (place, *place.parents) if p.exists())
@@ -135,6 +138,7 @@ def _announce(
       f'{place} has {_bytes(free)} free, but the preprocessed cases take up to '
       f'{_bytes(disk)}; set config.data.cache_dir to a larger disk'
     )
+  return workers
 
 
 def _bytes(count: float) -> str:

@@ -13,6 +13,7 @@ from medseg_jax import inference
 from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.resample import resample_linear_slabs
+from medseg_jax.decode import argmax, softmax
 from medseg_jax.errors import InputError
 
 # While an image of more values is predicted, the next case is not read yet:
@@ -26,24 +27,13 @@ class Prediction(NamedTuple):
 
   Attributes:
     case: as read.
-    label: `[*S]` int32 class indices.
+    label: `[*S]` int16 class indices.
     probs: `[*S, K]` float16 where asked for, else None.
   """
 
   case: Case
   label: np.ndarray
   probs: np.ndarray | None
-
-
-def argmax(logits: np.ndarray) -> np.ndarray:
-  """Returns the class of the largest logit, `[*S, K] -> [*S]`."""
-  return logits.argmax(-1)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-  """Returns the probabilities of exclusive classes, `[*S, K] -> [*S, K]`."""
-  powers = np.exp(logits - logits.max(-1, keepdims=True))
-  return powers / powers.sum(-1, keepdims=True)
 
 
 def predict_cases(
@@ -183,7 +173,6 @@ def _on_own_grid(
 ) -> Prediction:
   shape = case.image.shape[:-1]
   axes = axes or tuple(range(len(shape)))
-  # Half of int32 for as long as the sums of the tiles are in memory too.
   label = np.zeros(shape, np.int16)
   # Views: what is written to them lands in the case's own axes.
   into = label[box].transpose(axes)
@@ -203,4 +192,4 @@ def _on_own_grid(
         probs[..., 0] = 1
       into_probs = probs[box].transpose(*axes, len(shape))
     into_probs[planes] = (activate or softmax)(slab)
-  return Prediction(case, label.astype(np.int32), probs)
+  return Prediction(case, label, probs)

@@ -50,6 +50,12 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     )
 
 
+def round_up(batch_size: int, mesh: Mesh) -> int:
+  """Returns the next batch size that the devices can share evenly."""
+  share = mesh.shape['data']
+  return -(-batch_size // share) * share
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the layout that puts a whole copy on every device."""
   return NamedSharding(mesh, PartitionSpec())

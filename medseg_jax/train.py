@@ -310,7 +310,6 @@ def validate(
   """Returns the mean foreground Dice over `source`, and writes it down."""
   predict = functools.partial(predict_fn, state.eval_variables)
   settings = predictor.prediction_settings(config, mesh)
-  settings['probabilities'] = False
   with jax.transfer_guard('allow'):
     cases = evaluate.read(source, range(len(source)))
     records = evaluate.evaluate_cases(

@@ -78,17 +78,17 @@ def ball(shape: tuple[int, ...], seed: int) -> np.ndarray:
   rng = np.random.default_rng(seed)
   grid = np.indices(shape)
   centre = rng.uniform(0.4, 0.6, 3) * shape
-  inside = sum((grid[i] - centre[i]) ** 2 for i in range(3)) < 6.0**2
+  inside = sum((grid[i] - centre[i]) ** 2 for i in range(3)) < 4.0**2
   return inside * np.where(grid[0] < centre[0], 1, 2).astype(np.uint8)
 
 
 def write_volumes(root: pathlib.Path, count: int) -> pathlib.Path:
-  """Writes a data set in the Decathlon's layout, volumes about 20x24x18."""
+  """Writes a data set in the Decathlon's layout, volumes about 14x15x13."""
   for name in ('imagesTr', 'labelsTr'):
     (root / name).mkdir(parents=True)
   affine = np.diag([1.0, 1.0, 1.2, 1.0])
   for i in range(count):
-    shape = (20 + i % 3, 24, 18 + i % 2)
+    shape = (14 + i % 3, 15, 13 + i % 2)
     label = ball(shape, seed=i)
     noise = np.random.default_rng(i).normal(100, 10, shape)
     image = (noise + 60 * label).astype(np.float32)

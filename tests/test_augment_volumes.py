@@ -38,6 +38,10 @@ NNUNET = {
     'gamma_range': (0.7, 1.5),
     'gamma_keep_stats': True,
 }
+WARP = (
+    'warp_prob', 'rotation_prob', 'rotation_degrees', 'scale_prob',
+    'scale_range',
+)
 # Shares of something that has a probability of its own.
 SHARES = (
     'rotation_prob', 'scale_prob', 'blur_channel_prob',
@@ -115,19 +119,6 @@ def test_nothing_is_traced_without_a_probability_or_a_share_of_it(names):
 # Rotation and scale.
 
 
-def test_a_warp_that_neither_rotates_nor_scales_returns_the_input():
-  batch = make_batch((6, 5, 8), batch_size=300)
-  batch = jax.tree.map(lambda x: x[:1].repeat(300, axis=0), batch)
-  fields = {
-      'warp_prob': 1, 'rotation_degrees': 30, 'scale_range': (0.7, 1.4),
-      'rotation_prob': 0.2, 'scale_prob': 0.4,
-  }
-  result = np.asarray(run(batch, **fields)['image'])
-  same = (result == np.asarray(batch['image'])).reshape(300, -1).all(axis=1)
-  # Independent draws: 0.8 * 0.6.
-  assert abs(same.mean() - 0.48) < 0.09
-
-
 def test_rotation_and_scale_are_drawn_with_their_own_probabilities():
   # Half the extent of the grid and its angle, read off two channels of ramps.
   batch = ramps((9, 9), 400)
@@ -144,6 +135,11 @@ def test_rotation_and_scale_are_drawn_with_their_own_probabilities():
   both = (np.abs(angle) > 1e-3) & (np.abs(scale - 1) > 1e-4)
   assert abs(both.mean() - 0.18) < 0.06
   assert scale.max() < 2.001 and np.abs(angle).max() < 20.01
+  # A warp that does neither returns the input itself.
+  same = (image == batch['image']).all(axis=(1, 2, 3))
+  neither = (np.abs(angle) < 1e-3) & (np.abs(scale - 1) < 1e-4)
+  np.testing.assert_array_equal(same, neither)
+  assert abs(same.mean() - 0.28) < 0.07
 
 
 def test_in_plane_leaves_the_first_axis_and_turns_the_other_two():
@@ -162,15 +158,18 @@ def test_in_plane_leaves_the_first_axis_and_turns_the_other_two():
   scale = 1 / np.hypot(*step.T)
   assert scale.min() > 1.199 and scale.max() < 1.401
   assert np.ptp(np.arctan2(*step.T)) > np.pi
-  other = np.asarray(run(batch, **fields)['image'])
-  assert np.abs(other[..., 0] - batch['image'][..., 0]).max() > 1
 
 
 def test_in_plane_means_nothing_in_2d():
   batch = make_batch((8, 9))
-  fields = {'warp_prob': 1, 'rotation_degrees': 30}
-  one, other = (run(batch, in_plane=x, **fields) for x in (True, False))
-  np.testing.assert_array_equal(one['image'], other['image'])
+  fields = {'warp_prob': 1, 'rotation_degrees': 30, 'scale_range': (0.7, 1.4)}
+  one, other = (
+      jax.make_jaxpr(create_augment(in_plane=x, **fields))(
+          jax.random.key(0), batch
+      )
+      for x in (True, False)
+  )
+  assert one.eqns and str(one) == str(other)
 
 
 # Reading with a margin.
@@ -225,8 +224,11 @@ def test_flips_and_turns_of_a_patch_are_those_of_the_middle(warp):
         ((8, 9), {}, (8, 9)),
         ((8, 9), NNUNET | {'warp_prob': 0}, (8, 9)),
         ((8, 9), NNUNET | {'rotation_prob': 0, 'scale_prob': 0}, (8, 9)),
-        # Half 9.5 and 4.5 voxels, doubled: 9.5 and 4.5 more, rounded up.
-        ((20, 10), {'warp_prob': 0.1, 'scale_range': (0.5, 1)}, (40, 20)),
+        # Half 17 and 8.5 voxels, by 0.85: 20 and 10; 1.5 more are 2.
+        ((35, 18), {'warp_prob': 0.1, 'scale_range': (0.85, 1)}, (41, 22)),
+        # A smaller scale reads no more, 0.9 less: 18.89 and 9.44.
+        ((35, 18), {'warp_prob': 0.1, 'scale_range': (0.5, 1)}, (41, 22)),
+        ((35, 18), {'warp_prob': 0.1, 'scale_range': (0.9, 1)}, (39, 20)),
         ((20, 10), {'warp_prob': 1, 'scale_range': (1, 1.4)}, (20, 10)),
         # 3 * 1.2 voxels.
         ((20, 10, 9), {'warp_prob': 1, 'elastic_std': 1.2}, (28, 18, 17)),
@@ -239,8 +241,12 @@ def test_flips_and_turns_of_a_patch_are_those_of_the_middle(warp):
             {'warp_prob': 1, 'rotation_degrees': 180, 'in_plane': True},
             (5, 51, 51),
         ),
-        # Half the diagonal of 2 x 3 x 6 times 10 voxels is 35.
-        ((21, 31, 61), {'warp_prob': 1, 'rotation_degrees': 180}, (71, 71, 71)),
+        # The half diagonals of 20 x 60 and, twice, 30 x 60: 31.62, 33.54.
+        ((21, 31, 61), {'warp_prob': 1, 'rotation_degrees': 180}, (65, 69, 69)),
+        # As above, and 2 cos + 20 sin of 30 degrees: 11.73.
+        ((31, 41, 5), {'warp_prob': 1, 'rotation_degrees': 30}, (47, 51, 25)),
+        # These by 0.85: 27.05, 29.20, 13.80.
+        ((31, 41, 5), NNUNET, (57, 61, 29)),
         # Half the diagonal of 8 x 40 voxels is 20.4, 17 more than 4 and 1 more
         # than 20. A turn needs the margin of the second axis along the first.
         (
@@ -261,28 +267,26 @@ def test_read_size_by_hand(patch, fields, expected):
     ('patch', 'degrees'),
     [((40, 56, 40), 30), ((16, 64, 48), 15), ((21, 33, 25), 70)],
 )
-def test_read_size_is_that_of_the_farthest_corner_over_many_rotations(
+def test_read_size_is_that_of_the_farthest_corner_turned_in_one_plane(
     patch, degrees
 ):
   half = (np.array(patch) - 1) / 2
-  rng = np.random.default_rng(0)
-  angles = rng.uniform(-degrees, degrees, (40000, 3))
-  # Many of them at the ends, where the farthest are.
-  at_end = rng.random(angles.shape) < 0.5
-  angles = np.where(at_end, degrees * np.sign(angles), angles)
-  turned = Rotation.from_euler('ZYX', angles * [1, -1, 1], degrees=True)
-  reach = (np.abs(turned.as_matrix()) @ half).max(axis=0)
+  angles = np.linspace(-degrees, degrees, 1001)
+  matrices = np.concatenate([
+      Rotation.from_euler(axis, angles[:, None], degrees=True).as_matrix()
+      for axis in 'xyz'
+  ])
+  reach = (np.abs(matrices) @ half).max(axis=0)
   size = np.array(read_size(patch, warp_prob=1, rotation_degrees=degrees))
   assert np.all((size - patch) % 2 == 0)
   assert np.all(size - 1 >= 2 * reach)
-  # No voxel too many, but for what the random angles and the grid miss.
-  assert np.all(size - 1 < 2 * (reach + 1.1))
+  # No voxel too many, but for what the steps of the angle miss.
+  assert np.all(size - 1 < 2 * (reach + 1.01))
 
 
 @pytest.mark.parametrize(
     ('patch', 'fields'),
     [
-        ((8, 12, 10), {'rotation_degrees': 30, 'flip_prob': 0.5}),
         (
             (4, 9, 9),
             {'rotation_degrees': 180, 'in_plane': True, 'rot90_prob': 0.5},
@@ -290,8 +294,10 @@ def test_read_size_is_that_of_the_farthest_corner_over_many_rotations(
         ((13, 20), {'rotation_degrees': 180}),
     ],
 )
-def test_nothing_from_outside_of_what_was_read_is_seen(patch, fields):
-  fields = {'warp_prob': 1, 'scale_range': (0.7, 1.4)} | fields
+def test_a_rotation_in_one_plane_sees_nothing_outside_of_what_was_read(
+    patch, fields
+):
+  fields = {'warp_prob': 1, 'scale_range': (0.85, 1.4)} | fields
   size = read_size(patch, **fields)
   augment_fn = quick(create_augment(patch_size=patch, **fields))
 
@@ -310,6 +316,49 @@ def test_nothing_from_outside_of_what_was_read_is_seen(patch, fields):
   # These keys do reach nearly that far.
   image, label = lowest(missing=3)
   assert image == 0 and label == -1
+
+
+def test_few_voxels_are_looked_up_outside_of_what_was_read():
+  fields = {k: NNUNET[k] for k in WARP if k != 'warp_prob'}
+  coords_fn = functools.partial(transforms.random_coords, prob=1.0, **fields)
+  # Without an elastic part the corners of a cube of two give the matrix; the
+  # random numbers do not depend on the shape.
+  keys = jax.random.split(jax.random.key(0), 4000)
+  cubes = quick(jax.vmap(lambda key: coords_fn(key, (2, 2, 2))))(keys)
+  cubes = np.asarray(cubes, np.float64)
+  origin = cubes[..., 0, 0, 0]
+  steps = [cubes[..., 1, 0, 0], cubes[..., 0, 1, 0], cubes[..., 0, 0, 1]]
+  matrices = np.stack([step - origin for step in steps], axis=-1)
+  # Not in plane: the first axis is turned and scaled, too.
+  assert np.abs(matrices[:, 0] - [1, 0, 0]).max() > 0.4
+  # The trick with the cube is right: the coordinates of a patch itself.
+  changed = np.abs(matrices - np.eye(3)).max(axis=(1, 2)) > 0.1
+  number, patch = np.flatnonzero(changed)[0], (5, 7, 6)
+  half = (np.array(patch) - 1) / 2
+  expected = (np.moveaxis(voxels(patch), 0, -1) - half) @ matrices[number].T
+  coords = quick(lambda key: coords_fn(key, patch))(keys[number])
+  np.testing.assert_allclose(
+      np.moveaxis(coords, 0, -1), expected + half, atol=1e-4
+  )
+  rng = np.random.default_rng(0)
+  for patch in ((40, 56, 40), (16, 48, 40)):
+    offsets = rng.integers(0, patch, (500, 3)) - (np.array(patch) - 1) / 2
+    reach = np.abs(np.einsum('nij,vj->nvi', matrices, offsets, optimize=True))
+    limit = (np.array(read_size(patch, **NNUNET)) - 1) / 2
+    share = (reach > limit + 1e-3).any(axis=-1).mean()
+    assert 1e-4 < share < 1e-3
+
+
+def test_no_corner_is_empty():
+  patch = (8, 12, 10)
+  fields = {name: NNUNET[name] for name in WARP} | {
+      'rotation_prob': 1, 'scale_prob': 1,
+  }
+  ones = np.ones((300, *read_size(patch, **fields)), np.int32)
+  batch = {'image': jnp.float32(ones)[..., None], 'label': jnp.asarray(ones)}
+  result = run(batch, patch_size=patch, **fields)
+  assert np.all(result['label'] == 1)
+  np.testing.assert_allclose(result['image'], 1, atol=1e-5)
 
 
 # Wrong use.

@@ -12,14 +12,14 @@ INFRASTRUCTURE = BASE | {
   'sharding', 'checkpoint', 'metric_writer', 'progress', 'stop_signal',
 }
 LEAVES = {
-  'models', 'losses', 'metrics', 'surface', 'lesions', 'regions', 'augment',
+  'models', 'losses', 'metrics', 'surface', 'lesions', 'decode', 'augment',
   'optim', 'planner',
 }
 OUTPUT = {'panels', 'report'}
 COMPOSITION = {
   'step', 'state', 'input_pipeline', 'inference', 'segment', 'scores',
 }
-CONFIGURED = {'experiment', 'planning', 'predictor'}
+CONFIGURED = {'experiment', 'planning', 'predictor', 'sources'}
 PROGRAMS = {'train', 'evaluate', 'predict', 'plan', 'prepare', 'benchmark'}
 ALLOWED = (
   {name: BASE for name in INFRASTRUCTURE}

@@ -322,7 +322,7 @@ def test_written_labels_are_plain_and_small(tmp_path):
 
 def test_real_hippocampus(real_data, tmp_path):
   folder = real_data / 'hippocampus' / 'Task04_Hippocampus'
-  names = [path.name for path in nifti.list_volumes(folder / 'labelsTr')]
+  names = sorted(path.name for path in folder.glob('labelsTr/[!.]*.nii.gz'))
   assert len(names) == 260
   for name in names[::40]:
     image = nifti.read_image(folder / 'imagesTr' / name)
@@ -363,10 +363,7 @@ def test_real_ct_and_mr(real_data, name):
   )
 
 
-def test_stems_and_lists(tmp_path):
-  for name in ('b.nii', 'a.1.nii.gz', '.hidden.nii', 'c.NII.GZ', 'notes.txt'):
-    (tmp_path / name).touch()
-  paths = nifti.list_volumes(tmp_path)
-  assert [path.name for path in paths] == ['a.1.nii.gz', 'b.nii', 'c.NII.GZ']
-  assert [nifti.stem(path) for path in paths] == ['a.1', 'b', 'c']
+def test_stems():
+  names = ('a.1.nii.gz', 'b.nii', 'c.NII.GZ')
+  assert [nifti.stem(name) for name in names] == ['a.1', 'b', 'c']
   assert nifti.stem('x/y/dataset.json') == 'dataset.json'

@@ -308,19 +308,3 @@ def test_writing_refuses_other_grids_and_keeps_what_is_there(tmp_path):
     nifti.write_volume(out, objects, like)
   assert out.read_bytes() == before
   assert sorted(p.name for p in tmp_path.iterdir()) == ['like.nii.gz', out.name]
-
-
-def test_lists_without_volumes(tmp_path):
-  with pytest.raises(InputError) as error:
-    nifti.list_volumes(tmp_path / 'scans')
-  assert_one_line(error, tmp_path / 'scans', 'no such folder')
-  (tmp_path / 'a.dcm').touch()
-  (tmp_path / 'b.nii').mkdir()
-  with pytest.raises(InputError) as error:
-    nifti.list_volumes(tmp_path)
-  assert_one_line(error, tmp_path, 'no NIfTI', 'a.dcm', '.nii.gz')
-  (tmp_path / 'c.nii').touch()
-  (tmp_path / 'c.nii.gz').touch()
-  with pytest.raises(InputError) as error:
-    nifti.list_volumes(tmp_path)
-  assert_one_line(error, tmp_path, 'c.nii and c.nii.gz', 'same stem')

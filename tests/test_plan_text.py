@@ -9,6 +9,10 @@ from data_cases import assert_one_line
 from plan_cases import CT, DATA, fingerprint, known, make
 
 from medseg_jax import planner
+from medseg_jax.data import normalize, preprocess
+from medseg_jax.errors import InputError
+from medseg_jax.planner import check
+from medseg_jax.planner.plan import SCHEME_OF_NAME
 
 # Where in the plan, what an editor wrote there, and what the line says.
 EDITS = [
@@ -67,6 +71,32 @@ def test_an_edit_that_makes_no_sense_names_its_key(path, value, parts):
   with pytest.raises(ValueError) as error:
     planner.check_plan(plan)
   assert_one_line(error, *parts)
+
+
+def test_plans_have_the_schemes_that_the_data_have():
+  assert check.SCHEMES == normalize.SCHEMES
+  assert set(SCHEME_OF_NAME.values()) <= set(normalize.SCHEMES)
+  assert normalize.Channel._fields == check.SCHEME_KEYS
+
+
+@pytest.mark.parametrize('scheme', normalize.SCHEMES)
+@pytest.mark.parametrize('std', [0.0, -1.0, math.inf, math.nan, 1e-3])
+def test_plan_and_data_agree_on_the_std(scheme, std):
+  edited = known('spleen')
+  entry = {'scheme': scheme, 'low': 0.0, 'high': 1.0, 'mean': 0.0, 'std': std}
+  edited['normalization'] = [entry]
+  channels = (normalize.Channel(**entry),)
+  settings = preprocess.Preprocessing(channels=channels)
+  if std == 1e-3:
+    planner.check_plan(edited)
+    preprocess.check(settings)
+    return
+  with pytest.raises(ValueError) as error:
+    planner.check_plan(edited)
+  assert_one_line(error, f'normalization[0].std is {std}')
+  with pytest.raises(InputError) as error:
+    preprocess.check(settings)
+  assert_one_line(error, f'a std of {std:g}', 'above 0')
 
 
 def test_every_missing_key_is_named():

@@ -75,8 +75,8 @@ def test_the_rest_of_a_configuration():
   assert full['spacing'] == [1.6, 0.79, 0.79] and flat['spacing'] == [0.79] * 2
   assert full['median_shape'] == [187, 512, 512]
   assert full['convs_per_stage'] == 2 and full['residual_blocks'] == []
-  assert not full['batch_dice'] and flat['batch_dice']
-  assert plan['configurations']['3d_lowres']['batch_dice']
+  batch_dice = {k: c['batch_dice'] for k, c in plan['configurations'].items()}
+  assert batch_dice == {'3d_fullres': False, '2d': True, '3d_lowres': False}
   assert full['augment'] == {'rotation_degrees': 30.0, 'in_plane': False}
   assert flat['augment'] == {'rotation_degrees': 180.0, 'in_plane': False}
   deep = known('spleen', preset='residual_xl')['configurations']['3d_fullres']

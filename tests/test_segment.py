@@ -65,7 +65,7 @@ def test_cases_keep_order_and_grid_whatever_the_batch(batch_size):
     image = case.image[..., 0].astype(np.float64)
     z = (image - image.mean()) / image.std()
     np.testing.assert_array_equal(pred, (-z > 2 * z + 1).astype(int))
-    assert pred.dtype == np.int32 and probs is None
+    assert pred.dtype == np.int16 and probs is None
 
 
 def test_a_resized_image_is_labelled_on_its_own_grid():

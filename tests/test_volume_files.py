@@ -7,6 +7,7 @@ from volume_cases import (
   FRONT_BACK,
   LABELS,
   SHAPE,
+  error_of,
   image_array,
   label_array,
   save,
@@ -20,13 +21,6 @@ from medseg_jax.data.volume_files import list_cases
 from medseg_jax.data.volumes import VolumeSource, open_volumes
 from medseg_jax.errors import InputError
 
-
-def error_of(path, **options):
-  with pytest.raises(InputError) as error:
-    open_volumes(path, **options)
-  return error
-
-
 # Cases to predict.
 
 
@@ -37,6 +31,7 @@ def test_list_cases_groups_channels(tmp_path):
   save(tmp_path / 'c.nii', both)
   (tmp_path / '._c.nii').write_bytes(b'macOS')
   (tmp_path / 'notes.txt').write_text('no image')
+  (tmp_path / 'd.nii').mkdir()
   cases = list_cases(tmp_path, 2)
   assert [case.name for case in cases] == ['a', 'b', 'c']
   assert [path.name for path in cases[1].images] == [
@@ -56,6 +51,7 @@ def test_list_cases_groups_channels(tmp_path):
 def test_list_cases_of_one_channel(tmp_path):
   for name in ('a_0000', 'b', 'scan_0001', 'scan_0002'):
     save(tmp_path / f'{name}.nii.gz', image_array())
+  (tmp_path / 'b.nii.gz').rename(tmp_path / 'b.NII.GZ')
   names = [case.name for case in list_cases(tmp_path, 1)]
   assert names == ['a', 'b', 'scan_0001', 'scan_0002']
   (case,) = list_cases(tmp_path / 'scan_0002.nii.gz', 1)

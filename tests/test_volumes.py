@@ -10,6 +10,7 @@ from volume_cases import (
   FRONT_BACK,
   LABELS,
   SHAPE,
+  error_of,
   image_array,
   inside,
   label_array,
@@ -20,14 +21,9 @@ from volume_cases import (
   write_pairs,
 )
 
-from medseg_jax.data.volumes import count_ids, list_cases, open_volumes
+from medseg_jax.data.volume_files import list_cases
+from medseg_jax.data.volumes import count_ids, open_volumes
 from medseg_jax.errors import InputError
-
-
-def error_of(path, **options):
-  with pytest.raises(InputError) as error:
-    open_volumes(path, **options)
-  return error
 
 
 def error_of_case(source, index=0):

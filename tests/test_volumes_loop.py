@@ -62,8 +62,8 @@ def test_the_workdir_holds_plan_folds_and_what_was_resolved(trained):
   assert {'dice', 'iou', 'hausdorff_95', 'surface_dice', 'dice_ci95'} <= set(
     left
   )
-  # A half ball of radius 6, of voxels of 1.2 mm3.
-  assert left['volume_ml_label'] == pytest.approx(0.54, abs=0.1)
+  # A half ball of radius 4, of voxels of 1.2 mm3.
+  assert left['volume_ml_label'] == pytest.approx(0.16, abs=0.04)
 
 
 @pytest.mark.parametrize('axes', ['RAS', 'LPS', 'PSR', 'oblique'])
@@ -126,7 +126,7 @@ def test_an_edited_plan_and_replaced_folds_are_obeyed(trained, tmp_path):
   edited = json.loads((workdir / 'plan.json').read_text())
   chosen = edited['configurations']['3d_fullres']
   chosen['spacing'] = [2.4, 2.0, 2.0]
-  chosen['patch_size'] = [16, 16, 8]
+  chosen['patch_size'] = [8, 8, 8]
   (run / 'plan.json').write_text(json.dumps(edited))
   names = [f'case_{i:02d}' for i in range(10)]
   fold = {'train': names[:8], 'val': names[9:]}
@@ -134,7 +134,7 @@ def test_an_edited_plan_and_replaced_folds_are_obeyed(trained, tmp_path):
   summary = train.run(config_for(data), run)
   assert summary['num_cases'] == 1
   resolved = experiment.read_config(run)
-  assert tuple(resolved.patch_size) == (16, 16, 8)
+  assert tuple(resolved.patch_size) == (8, 8, 8)
   assert tuple(resolved.data.spacing) == (2.4, 2.0, 2.0)
   assert json.loads((run / 'plan.json').read_text()) == edited
   assert json.loads((run / 'splits.json').read_text()) == [fold]
@@ -153,6 +153,21 @@ def test_the_2d_plan_learns_slices_and_is_scored_on_volumes(trained, tmp_path):
     resolved.data.fold = 1
   summary = evaluate.run(resolved, tmp_path, split='val')
   assert summary['num_cases'] == 2
+
+
+def test_another_fold_does_not_go_on_from_these_weights(trained, tmp_path):
+  data, workdir = trained
+  with pytest.raises(InputError) as error:
+    train.run(config_for(data, data__fold=1), workdir)
+  assert_one_line(error, 'config.data.fold 1', 'fold 0')
+  # Nor are replaced folds scored as if they had been held out.
+  run = tmp_path / 'run'
+  shutil.copytree(workdir, run)
+  folds = json.loads((run / 'splits.json').read_text())
+  (run / 'splits.json').write_text(json.dumps(folds[::-1]))
+  with pytest.raises(InputError) as error:
+    evaluate.run(experiment.read_config(run), run)
+  assert_one_line(error, 'splits.json', 'other cases')
 
 
 def test_residual_preset_and_remat(trained, tmp_path):
@@ -217,6 +232,28 @@ def test_regions_and_ignored_voxels(regions_data, tmp_path):
   assert_one_line(error, 'xcase_00_0001')
 
 
+def test_one_broken_scan_does_not_cost_the_others(trained, tmp_path):
+  data, workdir = trained
+  (tmp_path / 'new').mkdir()
+  for i in range(3):
+    shutil.copy(data / 'imagesTr' / f'case_{i:02d}.nii.gz', tmp_path / 'new')
+  broken = tmp_path / 'new' / 'case_01.nii.gz'
+  image = nibabel.load(broken)
+  array = np.asarray(image.dataobj).copy()
+  array[3] = np.nan
+  nibabel.Nifti1Image(array, image.affine).to_filename(broken)
+  with pytest.raises(InputError) as error:
+    predict.run(
+      experiment.read_config(workdir),
+      workdir,
+      input_path=tmp_path / 'new',
+      output_dir=tmp_path / 'out',
+    )
+  assert_one_line(error, '1 of 3 images', 'case_01.nii.gz')
+  masks = sorted(path.name for path in (tmp_path / 'out').iterdir())
+  assert masks == ['case_00.nii.gz', 'case_02.nii.gz']
+
+
 def test_plan_lists_every_problem_in_one_go(tmp_path, capsys):
   data = write_volumes(tmp_path / 'data', 8)
   (data / 'labelsTr' / 'case_01.nii.gz').unlink()
@@ -242,6 +279,12 @@ def test_plan_lists_every_problem_in_one_go(tmp_path, capsys):
   warnings = [line for line in lines if line.startswith('warning')]
   assert len(warnings) == 1 and 'case_04' in warnings[0]
   assert not (tmp_path / 'run' / 'plan.json').exists()
+  for path in (data / 'labelsTr').iterdir():  # nothing left to learn from
+    nibabel.Nifti1Image(empty, label.affine).to_filename(path)
+  with pytest.raises(InputError) as error:
+    plan.run(config_for(data), tmp_path / 'run')
+  assert_one_line(error, 'errors in the data', data)
+  assert 'case_02' in capsys.readouterr().out
 
 
 def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -282,9 +325,21 @@ def test_a_plan_for_other_settings_is_not_used_silently(trained, tmp_path):
   with pytest.raises(InputError) as error:
     prepare.run(config_for(data, plan__memory_gb=24.0), tmp_path)
   assert_one_line(error, 'memory_gb', '24', 'plan.json')
+  other = write_volumes(tmp_path / 'other', 6)
+  with pytest.raises(InputError) as error:
+    prepare.run(config_for(other), tmp_path)
+  assert_one_line(error, "'data'", "'other'", 'plan.json')
+  with pytest.raises(InputError) as error:
+    config = config_for(data, model__depth=2)
+    config.model.features = 0
+    prepare.run(config, tmp_path)
+  assert_one_line(error, 'config.model.depth', 'features')
   with pytest.raises(InputError) as error:
     prepare.run(config_for(data, plan__configuration='3d_lowres'), tmp_path)
   assert_one_line(error, '3d_lowres', '3d_fullres', '2d')
+  with pytest.raises(InputError) as error:
+    prepare.run(config_for(data, data__normalize='scale'), tmp_path)
+  assert_one_line(error, 'config.data.normalize', 'plan.json')
   (tmp_path / 'plan.json').write_text('{"spacing": ')
   with pytest.raises(InputError) as error:
     prepare.run(config_for(data), tmp_path)
@@ -296,13 +351,15 @@ def test_real_hippocampus_from_folder_to_scores(
 ):
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   task = real_data / 'hippocampus' / 'Task04_Hippocampus'
-  config = config_for(task, num_steps=30, model__features=8)
+  config = config_for(task, num_steps=20)
   config.batch_size = 2
-  config.patch_size = (32, 32, 32)
+  config.patch_size = (24, 32, 24)
   splits = [{
     'train': [f'hippocampus_{i:03d}' for i in (1, 3, 4, 6, 7, 8)],
     'val': ['hippocampus_011'],
   }]
   (tmp_path / 'splits.json').write_text(json.dumps(splits))
   summary = train.run(config, tmp_path)
-  assert summary['mean']['dice'] > 0.1
+  assert summary['num_cases'] == 1
+  assert summary['mean']['dice'] > 0.05  # chance; test_learning asks for more
+  assert experiment.read_config(tmp_path).model.depth == 4

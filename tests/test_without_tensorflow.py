@@ -59,7 +59,9 @@ config = experiment.read_config(workdir)
 config.mesh.data = -1
 summary = evaluate.run(config, workdir)
 assert summary['num_cases'] == 5, summary
-predict.run(config, workdir, input_path=folder / 'in', output_dir=folder / 'out')
+predict.run(
+  config, workdir, input_path=folder / 'in', output_dir=folder / 'out'
+)
 benchmark.run(config, workdir)
 ''')
   assert (tmp_path / 'out' / 'scan.png').exists()

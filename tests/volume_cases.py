@@ -4,6 +4,10 @@ import json
 
 import nibabel as nib
 import numpy as np
+import pytest
+
+from medseg_jax.data.volumes import open_volumes
+from medseg_jax.errors import InputError
 
 SHAPE = (6, 5, 4)  # x, y, z, as in the file
 FRONT_BACK = {'background': 0, 'front': 1, 'back': 2}
@@ -30,6 +34,13 @@ def save(path, array, spacing=(1.0, 1.0, 2.0), affine=None):
 def inside(array):
   """Returns what a file by `save` must read as: (z, y, x), Posterior, Left."""
   return np.moveaxis(array[::-1, ::-1], (0, 1, 2), (2, 1, 0))
+
+
+def error_of(path, **options):
+  """Returns the error that opening the data set must end with."""
+  with pytest.raises(InputError) as error:
+    open_volumes(path, **options)
+  return error
 
 
 def write_pairs(root, names, *, images='images', labels='labels', start=0):

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import time
@@ -86,6 +87,25 @@ def default_root() -> pathlib.Path:
   return pathlib.Path(base).expanduser() / 'medseg_jax'
 
 
+def num_workers(bytes_each: float = 0.0) -> int:
+  """Returns how many threads may read cases that take `bytes_each` in memory.
+
+  One for each CPU that this process may use, but with no more than 60 % of
+  the memory that is available, where the system tells.
+  """
+  if hasattr(os, 'sched_getaffinity'):
+    cpus = len(os.sched_getaffinity(0))
+  else:
+    cpus = os.cpu_count() or 1
+  meminfo = pathlib.Path('/proc/meminfo')
+  if not bytes_each or not meminfo.exists():
+    return cpus
+  available = re.search(r'MemAvailable:\s*(\d+) kB', meminfo.read_text())
+  if not available:
+    return cpus
+  return int(np.clip(0.6 * 1024 * int(available[1]) / bytes_each, 1, cpus))
+
+
 def prepare(
   source: Source,
   preprocessing: Preprocessing,
@@ -104,7 +124,7 @@ def prepare(
     root: folder of all caches; '' is the user's cache folder.
     title: names the folder for a person who looks for what takes the space.
     with_locations: whether to store where the classes are.
-    workers: threads, each with one case in memory; 0 is one for each CPU.
+    workers: threads, each with one case in memory; 0 is `num_workers()`.
     on_case: called, in the caller's thread, after each case that was written.
       Of those that are there already (all but `missing`) nothing is read.
 
@@ -121,7 +141,7 @@ def prepare(
       folder.mkdir(parents=True, exist_ok=True)
       _remove_old_partials(folder)
     pool = concurrent.futures.ThreadPoolExecutor(
-      max_workers=workers or os.cpu_count()
+      max_workers=workers or num_workers()
     )
     try:
       futures = {

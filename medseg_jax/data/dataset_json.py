@@ -20,9 +20,10 @@ import pathlib
 from typing import Any, NamedTuple
 
 from medseg_jax.data import images
+from medseg_jax.data.nifti_header import SUFFIXES
 from medseg_jax.errors import InputError
+from medseg_jax.files import read_json
 
-FILE_ENDINGS = ('.nii.gz', '.nii')
 # Ids up to here fit the small integers that masks are stored in.
 MAX_VALUE = 32767
 
@@ -72,16 +73,7 @@ def read_dataset_json(path: str | os.PathLike) -> DatasetJson:
     InputError: it cannot be read, is not JSON or not of either form.
   """
   path = pathlib.Path(path)
-  try:
-    content = json.loads(path.read_text(encoding='utf-8-sig'))
-  except OSError as error:
-    raise InputError(
-      f'{path}: cannot be read ({error.strerror}); it must be a JSON file'
-    ) from error
-  except ValueError as error:  # no JSON, or no text at all
-    raise InputError(
-      f'{path}: not JSON ({error}); allowed is a JSON object with "labels"'
-    ) from error
+  content = read_json(path, 'an object with "labels"')
   if not isinstance(content, dict):
     raise InputError(
       f'{path}: holds no JSON object; allowed is an object with "labels"'
@@ -91,11 +83,11 @@ def read_dataset_json(path: str | os.PathLike) -> DatasetJson:
       f'{path}: no "labels"; found {images.name_some(content, 8)}; allowed is '
       f'"labels": {_LABELS}'
     )
-  ending = content.get('file_ending', FILE_ENDINGS[0])
-  if ending not in FILE_ENDINGS:
+  ending = content.get('file_ending', SUFFIXES[0])
+  if ending not in SUFFIXES:
     raise InputError(
-      f'{path}: "file_ending" {ending!r}; allowed are {FILE_ENDINGS} (convert '
-      'the files to NIfTI)'
+      f'{path}: "file_ending" {ending!r}; allowed are {" ".join(SUFFIXES)} '
+      '(convert the files to NIfTI)'
     )
   values = _values_by_name(content['labels'], path)
   classes, label_values = _name_values(values, path)

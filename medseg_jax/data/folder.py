@@ -7,7 +7,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
 import unicodedata
@@ -20,6 +19,7 @@ from absl import logging
 from medseg_jax.data import images, labels, splits
 from medseg_jax.data.case import Case
 from medseg_jax.errors import InputError
+from medseg_jax.files import stat_key
 
 SPLITS = ('train', 'val', 'test')
 MASK_FOLDERS = ('labels', 'masks')
@@ -102,19 +102,11 @@ class FolderSource:
       InputError: a file is no longer there.
     """
     case = self.files[index]
-    lines = [case.name, self.label_values, self.channels]
-    for path in (case.image, case.mask, case.roi):
-      if path is not None:
-        try:
-          stat = path.stat()
-        except OSError as error:
-          raise InputError(
-            f'{path}: no longer there; the files of a data set must stay'
-          ) from error
-        line = (str(path.relative_to(self.root)), stat.st_size)
-        lines.append((*line, stat.st_mtime_ns))
-    text = repr(lines).encode('utf-8', 'surrogateescape')
-    return hashlib.sha256(text).hexdigest()
+    return stat_key(
+      filter(None, (case.image, case.mask, case.roi)),
+      self.root,
+      (case.name, self.label_values, self.channels),
+    )
 
 
 def open_folder(

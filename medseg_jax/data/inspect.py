@@ -17,7 +17,7 @@ from medseg_jax.data.volumes import VolumeSource, count_ids
 from medseg_jax.errors import InputError
 
 # A case is odd where its spacing or shape is so many times off the median ...
-ODD_FACTOR = 3.0
+ODD_FACTOR = {'spacing': 2.0, 'shape': 3.0}
 # ... but not where more of the cases are (a wide range), or there are fewer.
 ODD_SHARE = 0.05
 ODD_MIN_CASES = 5
@@ -132,7 +132,7 @@ def _odd_ones(
   odd = []
   for files, value in zip(source.files, values, strict=True):
     ratio = np.array(value or median) / median
-    if np.maximum(ratio, 1 / ratio).max() > ODD_FACTOR:
+    if np.maximum(ratio, 1 / ratio).max() > ODD_FACTOR[name]:
       odd.append(
         f'{files.images[0]}: {name} {_times(value)}{unit} (z, y, x), the '
         f'median of the {len(known)} cases is {_times(median)}'

@@ -15,7 +15,6 @@ from typing import BinaryIO, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from medseg_jax.data.images import list_folder, name_some
 from medseg_jax.data.nifti_header import (
   SUFFIXES,
   File,
@@ -238,31 +237,6 @@ def write_volume(
   if np.ndim(array) != 4:
     raise ValueError(f'need an array [z, y, x, K], got {np.shape(array)}')
   _write(pathlib.Path(path), np.asarray(array), np.dtype(np.float32), 4, like)
-
-
-def list_volumes(folder: str | os.PathLike) -> list[pathlib.Path]:
-  """Returns the `.nii` and `.nii.gz` files directly in `folder`, by name.
-
-  Raises:
-    InputError: no such folder, none in it, or two with one stem.
-  """
-  folder = pathlib.Path(folder)
-  entries = list_folder(folder)
-  paths = [p for p in entries if stem(p) != p.name and not p.is_dir()]
-  if not paths:
-    raise InputError(
-      f'{folder}: no NIfTI files; found {name_some(p.name for p in entries)}; '
-      f'allowed are {" ".join(SUFFIXES)}'
-    )
-  by_stem = {}
-  for path in paths:
-    if stem(path) in by_stem:
-      raise InputError(
-        f'{folder}: {by_stem[stem(path)].name} and {path.name} have the same '
-        'stem; allowed is one file for each stem'
-      )
-    by_stem[stem(path)] = path
-  return paths
 
 
 def stem(path: str | os.PathLike) -> str:

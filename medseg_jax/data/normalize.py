@@ -28,7 +28,7 @@ class Channel(NamedTuple):
     low: for 'ct', in the units of the file (HU).
     high: likewise.
     mean: likewise.
-    std: likewise.
+    std: likewise, above 0.
   """
 
   scheme: str
@@ -118,8 +118,7 @@ def _lines(image, normalize, window, name) -> list[_Line]:
 def _channel_line(image, channel: Channel, mask, name) -> _Line:
   """Returns what a channel's scheme does to its image `[*S]`."""
   if channel.scheme == 'ct':
-    scale = max(channel.std, 1e-8)
-    return _Line(channel.mean, scale, channel.low, channel.high)
+    return _Line(channel.mean, channel.std, channel.low, channel.high)
   if channel.scheme == 'zscore':
     return _zscore(image)
   if channel.scheme == 'zscore_nonzero':

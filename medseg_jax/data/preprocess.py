@@ -102,9 +102,9 @@ def _check_plan(p: Preprocessing) -> None:
         f'{where} clips from {channel.low:g} to {channel.high:g}; the second '
         'has to be the larger one'
       )
-    if not channel.std >= 0:
+    if not 0 < channel.std < np.inf:
       raise InputError(
-        f'{where} has a std of {channel.std:g}; allowed are 0 and more'
+        f'{where} has a std of {channel.std:g}; allowed are numbers above 0'
       )
   if p.axes and sorted(p.axes) != list(range(len(p.axes))):
     raise InputError(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medseg_jax.errors import InputError
-from medseg_jax.files import write_atomically
+from medseg_jax.files import read_json, write_atomically
 
 # The seed that published folds of the Medical Segmentation Decathlon use.
 FOLD_SEED = 12345
@@ -67,7 +67,7 @@ def split_names(
     raise InputError(
       f'{where}: {len(names)} case{"s" * (len(names) != 1)} cannot make '
       f"{num_folds} folds; allowed are data.fold='all' (train on every case), "
-      'a val folder, or data.num_folds from 2 to the number of cases'
+      'data.num_folds from 2 to the number of cases, or a split of your own'
     )
   order = np.arange(len(names))
   if fold_order == 'shuffled':
@@ -123,16 +123,7 @@ def read_splits(path: str | os.PathLike, names: Sequence[str]) -> list[Fold]:
   """
   path = pathlib.Path(path)
   form = 'a list with one {"train": [names], "val": [names]} for each fold'
-  try:
-    folds = json.loads(path.read_text(encoding='utf-8-sig'))
-  except OSError as error:
-    raise InputError(
-      f'{path}: cannot be read ({error.strerror}); it must be {form}'
-    ) from error
-  except ValueError as error:  # no JSON, or no text at all
-    raise InputError(
-      f'{path}: not JSON ({error}); allowed is {form}'
-    ) from error
+  folds = read_json(path, form)
   if not isinstance(folds, list) or not folds:
     raise InputError(f'{path}: found no list of folds; allowed is {form}')
   known = set(names)

@@ -20,6 +20,7 @@ from medseg_jax.data import nifti
 from medseg_jax.data.dataset_json import Entry
 from medseg_jax.data.folder import MASK_FOLDERS, MASK_SUFFIXES
 from medseg_jax.data.images import list_folder, name_some
+from medseg_jax.data.nifti_header import SUFFIXES
 from medseg_jax.errors import InputError
 
 _LAYOUTS = (
@@ -296,7 +297,7 @@ def _by_stem(
   if not paths:
     raise InputError(
       f'{folder}: no NIfTI files; found {name_some(p.name for p in entries)}; '
-      f'allowed are {" ".join(nifti.SUFFIXES)}'
+      f'allowed are {" ".join(SUFFIXES)}'
     )
   stems = {}
   for path in paths:

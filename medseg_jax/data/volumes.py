@@ -9,7 +9,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -26,8 +25,8 @@ from medseg_jax.data.dataset_json import (
 )
 from medseg_jax.data.images import name_some
 from medseg_jax.data.volume_files import VolumeFiles
-from medseg_jax.data.volume_files import list_cases as list_cases  # for users
 from medseg_jax.errors import InputError
+from medseg_jax.files import stat_key
 
 # Labels are read in threads, each in memory as a whole.
 _THREADS = 4
@@ -175,19 +174,11 @@ class VolumeSource:
       InputError: a file is no longer there.
     """
     files = self.files[index]
-    lines = [files.name, self.label_values, self.ignore_value, self.channels]
-    for path in (*files.images, files.label):
-      if path is not None:
-        try:
-          stat = path.stat()
-        except OSError as error:
-          raise InputError(
-            f'{path}: no longer there; the files of a data set must stay'
-          ) from error
-        name = os.path.relpath(path, self.root)
-        lines.append((name, stat.st_size, stat.st_mtime_ns))
-    text = repr(lines).encode('utf-8', 'surrogateescape')
-    return hashlib.sha256(text).hexdigest()
+    return stat_key(
+      filter(None, (*files.images, files.label)),
+      self.root,
+      (files.name, self.label_values, self.ignore_value, self.channels),
+    )
 
   def subset(self, names: Sequence[str]) -> 'VolumeSource':
     """Returns the source of the cases of these names, in this order.

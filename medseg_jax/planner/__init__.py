@@ -12,7 +12,7 @@ normalise, and for each of the configurations that apply ('3d_fullres', '2d',
 """
 
 from medseg_jax.planner.check import check_plan
-from medseg_jax.planner.plan import make_plan
+from medseg_jax.planner.plan import make_plan, plan_rotation
 from medseg_jax.planner.text import describe, to_json
 
-__all__ = ['check_plan', 'describe', 'make_plan', 'to_json']
+__all__ = ['check_plan', 'describe', 'make_plan', 'plan_rotation', 'to_json']

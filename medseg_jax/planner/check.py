@@ -108,12 +108,12 @@ def _check_normalization(where: str, entry: Any) -> None:
   )
   for key in SCHEME_KEYS[1:]:
     _check(f'{where}.{key}', entry[key], _is_number, 'a finite number')
+  _check(f'{where}.std', entry['std'], _is_positive, 'above 0')
   if entry['scheme'] == 'ct':
     low = entry['low']
     _check(
       f'{where}.high', entry['high'], lambda v: v > low, f'above low, {low:g}'
     )
-    _check(f'{where}.std', entry['std'], lambda v: v > 0, 'above 0')
 
 
 def _check_configuration(where: str, c: Any, rank: int) -> None:

@@ -30,7 +30,7 @@ LOWRES_COVERAGE = 0.25
 LOWRES_STEP = 1.03
 LOWRES_VOXELS = 2
 # Schemes of the channel names that name one, in lower case; z-score otherwise.
-SCHEMES = {
+SCHEME_OF_NAME = {
   'ct': 'ct',
   'rgb_to_0_1': 'scale',
   'r': 'scale',
@@ -127,9 +127,7 @@ def make_plan(
     'axes': axes,
     'normalization': normalization,
     'configurations': {
-      name: _configuration(
-        *network, residual=kind.residual, batch_dice=name != '3d_fullres'
-      )
+      name: _configuration(*network, residual=kind.residual)
       for name, network in networks.items()
     },
     'notes': plan_notes,
@@ -247,7 +245,7 @@ def _lowres(
 
 
 def _normalization(name: str, intensities: dict, relative_size: float) -> dict:
-  scheme = SCHEMES.get(name.strip().lower(), 'zscore')
+  scheme = SCHEME_OF_NAME.get(name.strip().lower(), 'zscore')
   if scheme == 'zscore' and relative_size < NONZERO_RELATIVE_SIZE:
     scheme = 'zscore_nonzero'
   entry = {'scheme': scheme, 'low': 0.0, 'high': 0.0, 'mean': 0.0, 'std': 1.0}
@@ -274,12 +272,10 @@ def _configuration(
   network: Network,
   *,
   residual: bool,
-  batch_dice: bool,
 ) -> dict:
   topology = network.topology
   rank, num_stages = len(spacing), len(topology.strides)
   patch = topology.patch_size
-  in_plane = rank == 3 and max(patch) / patch[0] > ANISOTROPY
   return {
     'spacing': _floats(spacing),
     'median_shape': _numbers(median_shape),
@@ -290,11 +286,22 @@ def _configuration(
     'kernel_sizes': [list(k) for k in topology.kernel_sizes],
     'convs_per_stage': 1 if residual else 2,
     'residual_blocks': list(stage_blocks(num_stages)) if residual else [],
-    'batch_dice': batch_dice,
-    'augment': {
-      'rotation_degrees': 180.0 if in_plane or rank == 2 else 30.0,
-      'in_plane': in_plane,
-    },
+    # Over the batch in 2-D, per sample in 3-D.
+    'batch_dice': rank == 2,
+    'augment': plan_rotation(patch),
+  }
+
+
+def plan_rotation(patch_size: Sequence[int]) -> dict[str, float | bool]:
+  """Returns the largest angle of the augmentation, and whether in plane only.
+
+  A patch much thinner than wide is turned about its thin axis alone.
+  """
+  flat = len(patch_size) == 2
+  in_plane = not flat and max(patch_size) / patch_size[0] > ANISOTROPY
+  return {
+    'rotation_degrees': 180.0 if in_plane or flat else 30.0,
+    'in_plane': in_plane,
   }
 
 

@@ -1,8 +1,9 @@
-"""Overlapping regions, each made of some of the classes of a label map.
+"""From logits to labels and probabilities, of classes or of regions.
 
-A brain tumour, say, has the classes 1 oedema, 2 core and 3 enhancing core, and
-the regions (1, 2, 3), the whole tumour, (2, 3) and (3,). A network with sigmoid
-outputs predicts every region by itself.
+Classes exclude each other: the largest logit wins. Regions overlap, each made
+of some of the classes: a brain tumour, say, has the classes 1 oedema, 2 core
+and 3 enhancing core, and the regions (1, 2, 3), the whole tumour, (2, 3) and
+(3,). A network with sigmoid outputs predicts every region by itself.
 """
 
 from collections.abc import Sequence
@@ -10,9 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def membership(label: np.ndarray, indices: Sequence[int]) -> np.ndarray:
-  """Returns bool `[*S]`: whether the class in `label` is one of `indices`."""
-  return np.isin(label, indices)
+def argmax(logits: np.ndarray) -> np.ndarray:
+  """Returns the class of the largest logit, `[*S, K] -> [*S]`."""
+  return logits.argmax(-1)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+  """Returns the probabilities of exclusive classes, `[*S, K] -> [*S, K]`."""
+  powers = np.exp(logits - logits.max(-1, keepdims=True))
+  return powers / powers.sum(-1, keepdims=True)
 
 
 def labels_from_regions(

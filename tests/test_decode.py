@@ -1,19 +1,25 @@
-"""Regions and label maps, voxel by voxel."""
+"""Logits to labels, voxel by voxel."""
 
 import numpy as np
 import pytest
+from scipy import special
 
-from medseg_jax.regions import labels_from_regions, membership
+from medseg_jax.decode import argmax, labels_from_regions, sigmoid, softmax
 
 REGIONS = ((1, 2, 3), (2, 3), (3,))
 
 
-def test_membership_by_hand():
-  label = np.array([[-1, 0, 1], [2, 3, 3]])
-  np.testing.assert_array_equal(
-      membership(label, (2, 3)), [[False] * 3, [True] * 3])
-  assert membership(label, [1]).dtype == bool
-  assert not membership(label, ()).any()
+def test_the_largest_logit_wins_and_probabilities_sum_to_one():
+  logits = np.random.default_rng(0).normal(0, 30, (3, 4, 5)).astype('float32')
+  probs = softmax(logits)
+  np.testing.assert_allclose(probs, special.softmax(logits, -1), atol=1e-6)
+  np.testing.assert_array_equal(argmax(logits), probs.argmax(-1))
+  assert np.isfinite(softmax(np.array([1e4, -1e4, 0.0]))).all()
+
+
+def test_sigmoid_of_each_region():
+  logits = np.array([-1e4, -3, 0, 0.5, 1e4])
+  np.testing.assert_allclose(sigmoid(logits), special.expit(logits), atol=1e-12)
 
 
 def test_later_regions_paint_over_earlier_ones():
@@ -41,7 +47,7 @@ def test_any_logits_as_a_loop_over_voxels():
 
 def test_nested_regions_come_back_as_they_were():
   label = np.random.default_rng(0).integers(0, 4, (3, 4, 5))
-  inside = np.stack([membership(label, region) for region in REGIONS], -1)
+  inside = np.stack([np.isin(label, region) for region in REGIONS], -1)
   np.testing.assert_array_equal(
       labels_from_regions(np.where(inside, 3.0, -3.0), (1, 2, 3)), label)
 
