@@ -1,13 +1,13 @@
 """Augmentation against NumPy and SciPy, on shapes small enough for a CPU."""
 
+import functools
 import itertools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import ndimage, stats
 
 from medseg_jax.augment import create_augment, kernels, transforms
@@ -62,8 +62,8 @@ def test_warp_agrees_with_scipy_inside_and_far_outside(shape):
   coords = voxels(shape) + rng.normal(0, 6, (len(shape), *shape))
   # Nothing half-way between two voxels, where rounding is a matter of taste.
   coords = np.where(np.abs(coords % 1 - 0.5) < 1e-3, coords + 0.01, coords)
-  new_image, new_label = kernels.warp(
-      jnp.asarray(image), jnp.asarray(label), jnp.asarray(coords, jnp.float32)
+  new_image, new_label = jax.jit(kernels.warp)(
+      image, label, coords.astype(np.float32)
   )
   for channel in range(2):
     expected = ndimage.map_coordinates(
@@ -79,17 +79,22 @@ def test_warp_works_on_an_axis_of_one_voxel():
   label = np.arange(42).reshape(1, 6, 7)
   coords = voxels((1, 6, 7)).astype(np.float32)
   coords[0] += 0.4
-  new_image, new_label = kernels.warp(image, jnp.asarray(label), coords)
+  new_image, new_label = jax.jit(kernels.warp)(image, label, coords)
   np.testing.assert_allclose(new_image, image, rtol=1e-6)
   np.testing.assert_array_equal(new_label, label)
 
 
 def test_affine_coords_rotate_like_scipy():
   image = np.random.default_rng(3).normal(size=(11, 11)).astype(np.float32)
-  matrix = kernels.rotation_matrix(jnp.radians(jnp.array([25.0])))
-  coords = kernels.affine_coords(matrix, image.shape)
-  label = jnp.zeros(image.shape, jnp.int32)
-  new_image, _ = kernels.warp(image[..., None], label, coords)
+
+  @jax.jit
+  def rotate(angle):
+    matrix = kernels.rotation_matrix(jnp.radians(angle))
+    coords = kernels.affine_coords(matrix, image.shape)
+    label = jnp.zeros(image.shape, jnp.int32)
+    return kernels.warp(image[..., None], label, coords)
+
+  new_image, _ = rotate(jnp.array([25.0]))
   expected = ndimage.rotate(image, -25, reshape=False, order=1, mode='mirror')
   np.testing.assert_allclose(new_image[..., 0], expected, atol=1e-4)
 
@@ -106,13 +111,17 @@ def test_rotation_matrix_is_the_product_of_plane_rotations():
   np.testing.assert_allclose(matrix, expected, atol=1e-6)
 
 
+# One for all cases: a shape is compiled once for every sigma.
+blur = jax.jit(functools.partial(kernels.gaussian_blur, radius=6))
+
+
 @pytest.mark.parametrize('shape', [(9, 12), (5, 6, 7)])
 @pytest.mark.parametrize('sigma', [0.0, 0.6, 1.3])
 def test_gaussian_blur_agrees_with_scipy(shape, sigma):
   image = np.random.default_rng(4).normal(size=(*shape, 2)).astype(np.float32)
   sigmas = (sigma,) * len(shape) + (0,)
   expected = ndimage.gaussian_filter(image, sigmas, mode='mirror', radius=6)
-  blurred = kernels.gaussian_blur(jnp.asarray(image), sigma, radius=6)
+  blurred = blur(image, sigma)
   np.testing.assert_allclose(blurred, expected, atol=1e-5)
 
 
@@ -316,38 +325,23 @@ def test_float16_images_come_back_as_float16():
   assert result['image'].dtype == jnp.float16
 
 
-SHARDED = """
-import jax, numpy as np
-jax.config.update('jax_num_cpu_devices', 4)
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from test_augment import ALL_ON, make_batch, run
-batch = make_batch((8, 8), batch_size=4)
-# A halo exchange (blur), gathers (warp), a reduction (gamma), random numbers.
-names = ('flip', 'warp', 'rotation', 'blur', 'gamma', 'noise')
-fields = {k: v for k, v in ALL_ON.items() if k.startswith(names)}
-expected = run(batch, **fields)
-auto = (AxisType.Auto,) * 2
-mesh = jax.make_mesh((2, 2), ('data', 'spatial'), axis_types=auto)
-with jax.set_mesh(mesh):
-  sharding = NamedSharding(mesh, P('data', 'spatial'))
-  result = run(jax.device_put(batch, sharding), **fields)
-np.testing.assert_allclose(result['image'], expected['image'], atol=1e-5)
-np.testing.assert_array_equal(result['label'], expected['label'])
-assert not np.array_equal(result['label'], batch['label'])
-print('same')
-"""
-
-
-def test_sharding_over_examples_and_space_changes_nothing(request, monkeypatch):
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  done = subprocess.run(
-      [sys.executable, '-c', SHARDED],
-      cwd=request.path.parent,
-      capture_output=True,
-      text=True,
-      check=False,
+def test_sharding_over_examples_and_space_changes_nothing():
+  batch = make_batch((8, 8), batch_size=4)
+  # A halo exchange (blur), gathers (warp), a reduction (gamma), random numbers.
+  names = ('flip', 'warp', 'rotation', 'blur', 'gamma', 'noise')
+  fields = {k: v for k, v in ALL_ON.items() if k.startswith(names)}
+  expected = run(batch, **fields)
+  mesh = jax.make_mesh(
+      (2, 2), ('data', 'spatial'), axis_types=(AxisType.Auto,) * 2,
+      devices=jax.devices()[:4],
   )
-  assert done.stdout.strip() == 'same', done.stderr
+  with jax.set_mesh(mesh):
+    sharding = NamedSharding(mesh, PartitionSpec('data', 'spatial'))
+    result = run(jax.device_put(batch, sharding), **fields)
+  assert len(result['image'].sharding.device_set) == 4
+  np.testing.assert_allclose(result['image'], expected['image'], atol=1e-5)
+  np.testing.assert_array_equal(result['label'], expected['label'])
+  assert not np.array_equal(result['label'], batch['label'])
 
 
 # Wrong use.

@@ -87,14 +87,14 @@ def test_files_that_cannot_be_read_are_all_named(tmp_path):
   assert_lines(c.errors, ['labelsTr/c.nii.gz', 'a label with 2 channels'])
 
 
-def test_constant_images_and_empty_labels_are_odd(tmp_path):
+def test_constant_images_are_errors_and_empty_labels_odd(tmp_path):
   write_decathlon(tmp_path)
   save(tmp_path / 'imagesTr' / 'a.nii.gz', np.full(SHAPE, 17, np.int16))
   save(tmp_path / 'labelsTr' / 'b.nii.gz', np.zeros(SHAPE, np.uint8))
   _, (a, b), errors, warnings = inspect_all(tmp_path)
-  assert a.errors == b.errors == () and errors == warnings == []
-  assert a.case is not None and b.case is not None
-  assert_lines(a.warnings, ['imagesTr/a.nii.gz: a constant image, 17', 'MRI'])
+  assert b.errors == () and errors == warnings == []
+  assert a.case is None and b.case is not None
+  assert_lines(a.errors, ['imagesTr/a.nii.gz: a constant image, 17'])
   assert_lines(b.warnings, ['labelsTr/b.nii.gz: the label is empty'])
 
 
@@ -103,7 +103,9 @@ def test_a_constant_channel_names_its_file(tmp_path):
   save(tmp_path / 'images' / 'a_0001.nii.gz', np.zeros(SHAPE, np.int16))
   save(tmp_path / 'labels' / 'a.nii.gz', label_array())
   _, (a,), _, _ = inspect_all(tmp_path)
-  assert_lines(a.warnings, ['a_0001.nii.gz: a constant image, 0', 'channel_1'])
+  assert_lines(
+    a.warnings, ['a_0001.nii.gz: 0 everywhere in channel', 'channel_1']
+  )
 
 
 def test_files_of_the_set_without_partner_or_unlisted(tmp_path):

@@ -308,3 +308,13 @@ def test_writing_refuses_other_grids_and_keeps_what_is_there(tmp_path):
     nifti.write_volume(out, objects, like)
   assert out.read_bytes() == before
   assert sorted(p.name for p in tmp_path.iterdir()) == ['like.nii.gz', out.name]
+
+
+def test_a_constant_image_shows_nothing(tmp_path):
+  flat = save(tmp_path / 'flat.nii.gz', np.full(NOISE.shape, 17, np.int16))
+  with pytest.raises(InputError) as error:
+    nifti.read_channels([flat])
+  assert_one_line(error, flat, 'constant', '17', 'allowed')
+  noise = save(tmp_path / 'noise.nii.gz')
+  both = nifti.read_channels([flat, noise])  # one channel that is empty
+  assert both.array.shape == (18, 17, 16, 2)

@@ -269,7 +269,7 @@ def test_an_image_that_is_not_finite_or_has_other_channels(tmp_path):
   image[2, 2, 2] = np.nan
   path = save(tmp_path / 'imagesTr' / 'a.nii.gz', image)
   assert_one_line(error_of_case(source), path, 'not finite')
-  save(path, np.zeros((*SHAPE, 2), np.float32))
+  save(path, np.stack([image_array()] * 2, -1))
   line = error_of_case(source)
   assert_one_line(line, path, '2 channels; allowed is', '1 (MRI)')
 

@@ -232,6 +232,22 @@ def test_regions_and_ignored_voxels(regions_data, tmp_path):
   assert_one_line(error, 'xcase_00_0001')
 
 
+def test_a_scan_smaller_than_the_patch_in_every_axis(trained, tmp_path):
+  data, workdir = trained
+  scan = nibabel.load(data / 'imagesTr' / 'case_00.nii.gz')
+  small = scan.slicer[4:10, 5:10, 6:9]
+  small.to_filename(tmp_path / 'small.nii.gz')
+  predict.run(
+    experiment.read_config(workdir),
+    workdir,
+    input_path=tmp_path / 'small.nii.gz',
+    output_dir=tmp_path / 'out',
+  )
+  mask = nibabel.load(tmp_path / 'out' / 'small.nii.gz')
+  assert mask.shape == (6, 5, 3)
+  np.testing.assert_allclose(mask.affine, small.affine, atol=1e-6)
+
+
 def test_one_broken_scan_does_not_cost_the_others(trained, tmp_path):
   data, workdir = trained
   (tmp_path / 'new').mkdir()

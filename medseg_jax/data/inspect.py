@@ -118,7 +118,7 @@ def _constant_channels(
     low = channel.min()
     if low == channel.max():
       path = paths[i] if len(paths) > 1 else paths[0]
-      yield f'{path}: a constant image, {low:g} everywhere in channel {name}'
+      yield f'{path}: {low:g} everywhere in channel {name}'
 
 
 def _odd_ones(

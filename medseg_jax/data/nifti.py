@@ -88,11 +88,20 @@ def read_channels(paths: Sequence[str | os.PathLike]) -> Volume:
 
   Raises:
     InputError: as `read_image` and `align`; several channels in one of several
-      files.
+      files; nothing to see, one intensity in all channels.
   """
   first = read_image(paths[0])
-  if len(paths) == 1:
-    return first
+  image = first if len(paths) == 1 else _stack(paths, first)
+  flat = np.ravel(image.array[:1, :1, :1])
+  if all((plane == flat).all() for plane in image.array):
+    raise InputError(
+      f'{paths[0]}: a constant image, {flat[0]:g} everywhere; allowed are '
+      'images with at least two intensities'
+    )
+  return image
+
+
+def _stack(paths: Sequence[str | os.PathLike], first: Volume) -> Volume:
   arrays = []
   for path in paths:
     volume = read_image(path) if arrays else first
