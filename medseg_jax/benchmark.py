@@ -164,8 +164,9 @@ def peak_flops_per_s(dtype: jnp.dtype, size: int = 4096) -> float:
 
 
 def _median_seconds(
-  once: Callable[[], None], min_seconds: float = MIN_SECONDS
+  once: Callable[[], None], min_seconds: float | None = None
 ) -> float:
+  min_seconds = MIN_SECONDS if min_seconds is None else min_seconds
   times = []
   while len(times) < MIN_ROUNDS or sum(times) < min_seconds:
     begin = time.perf_counter()

@@ -44,7 +44,7 @@ def run(
     raise InputError(
       f'--split is {split!r}; the data has ' + ', '.join(by_split)
     )
-  trained_without = config.data.held_out
+  trained_without = config.data.get('held_out', '')
   if split == 'val' and trained_without not in (
     '', sources.held_out_key(by_split)
   ):

@@ -15,10 +15,6 @@ from PIL import Image
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-# Tests compile many programs and run each for a moment.
-os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
-)
 # Most of the time here goes into compiling. LLVM leaves out its expensive
 # passes, which change no program, only how fast it runs; and what many tests,
 # and the processes that some of them start, have in common is compiled once.
