@@ -74,17 +74,16 @@ def test_every_config_trains_and_evaluates(
   assert (workdir / 'checkpoints' / 'latest').is_dir()
 
   # Exact for any number of devices: eight share a batch, or one has it all.
-  # But half precision rounds a batch of another size differently.
   trained = experiment.read_config(workdir)
-  for devices in (8, 1):
-    monkeypatch.setattr(jax, 'device_count', lambda n=devices: n)
-    again = evaluate.run(trained, workdir, checkpoint=summary['checkpoint'])
-    if devices == 8 or trained.dtype == 'float32':
-      assert again == summary
-    else:
-      assert again['mean']['dice'] == pytest.approx(
-        summary['mean']['dice'], rel=0.02
-      )
+  which = summary['checkpoint']
+  again = evaluate.run(trained, workdir, checkpoint=which)
+  assert again == summary
+  if trained.dtype != 'float32':
+    # Half precision rounds a batch of another size differently.
+    trained.dtype = 'float32'
+    again = evaluate.run(trained, workdir, checkpoint=which)
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  assert evaluate.run(trained, workdir, checkpoint=which) == again
 
 
 def test_volumes_go_through_the_same_loop(tmp_path):
