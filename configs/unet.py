@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
   config.model.residual_blocks = _any(0)  # in the encoder; 0 for plain ones
   config.model.attention = False
   config.model.deep_supervision = False
-  config.model.remat = False  # less memory, a third more time
+  config.model.remat = False  # compute stages again in the backward pass
 
   # Name -> weight in the sum; see medseg_jax/losses/formulas.py.
   config.loss = ConfigDict()

@@ -1,6 +1,7 @@
-"""From a config to the objects of a run. Below here there is no config.
+"""From a config to the objects of a run.
 
-The programs (train, evaluate, predict, benchmark) share these steps, each a
+With `sources`, `planning` and `predictor` the lowest to know a config. The
+programs (train, evaluate, predict, benchmark) share these steps, each a
 plain function of the config or of a section of it.
 """
 

@@ -87,8 +87,8 @@ def sliding_slabs(
     overlap: likewise.
     batch_size: likewise.
     buffer_bytes: of device memory that the sums may take; where they need more
-      they are kept in host memory. None for half of what is free there. (On
-      CPU that is host memory in any case.)
+      they are kept in host memory. None for a quarter of what is free
+      there. (On CPU they always are in host memory.)
 
   Raises:
     ValueError: the ranks disagree or a number is out of range.
