@@ -5,12 +5,20 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 SMALL = {'features': 4, 'depth': 2}
 
 
 def image_of(*shape, seed=0):
   return jax.random.normal(jax.random.key(seed), shape)
+
+
+def conv_ref(x, kernel, strides, padding):
+  spatial = 'XYZ'[:x.ndim - 2]
+  return lax.conv_general_dilated(
+      x, kernel, strides, padding,
+      dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'))
 
 
 def random_variables(model, *args):

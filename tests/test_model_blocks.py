@@ -11,18 +11,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
-from model_cases import SMALL, image_of, param_shapes, random_variables
+from model_cases import (
+  SMALL,
+  conv_ref,
+  image_of,
+  param_shapes,
+  random_variables,
+)
 
 from medseg_jax import models
-from medseg_jax.models import blocks, convolution, norms, resampling
-
-
-def conv_ref(x, kernel, strides, padding):
-  spatial = 'XYZ'[:x.ndim - 2]
-  return lax.conv_general_dilated(
-      x, kernel, strides, padding,
-      dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'))
-
+from medseg_jax.models import blocks, norms, resampling
 
 # Resampling.
 
@@ -115,73 +113,28 @@ def test_he_normal_counts_what_adds_up_in_an_output(activation, gain):
 # Convolution, normalisation, dropout, attention.
 
 
-@pytest.mark.parametrize('kernel, stride', [
-    ((3, 3, 3), (1, 1, 1)), ((3, 3, 3), (2, 1, 2)), ((1, 3, 2), (1, 2, 2)),
-    ((5, 1, 3), (3, 1, 1)), ((1, 3, 3), (1, 1, 1))])
-def test_3d_convolution_and_gradients_equal_lax(kernel, stride):
-  x = image_of(2, 6, 4, 4, 3)
-  module = convolution.conv(5, kernel, stride, use_bias=False)
-  weights = random_variables(module, x)
-  padding = [((k - 1) // 2, k // 2) for k in kernel]
-  size = [n // s for n, s in zip((6, 4, 4), stride, strict=True)]
-  cotangent = image_of(2, *size, 5, seed=2)
+@pytest.mark.parametrize('axes, num_groups', [
+    ((0, 1, 2), 6), ((1, 2), 6), ((1, 2), 3), ((1, 2), 1)])
+def test_norm_and_its_gradient_equal_the_derived_ones(axes, num_groups):
+  x, cotangent = image_of(3, 4, 5, 6) * 3 + 2, image_of(3, 4, 5, 6, seed=1)
+  scale, bias = image_of(6, seed=2), image_of(6, seed=3)
 
-  def reference(weights, x):
-    return conv_ref(x, weights['params']['kernel'], stride, padding)
+  def reference(x, scale, bias):
+    split = x.reshape(3, 4, 5, num_groups, -1)
+    over = (*axes, 4)
+    split -= split.mean(over, keepdims=True)
+    split /= jnp.sqrt(jnp.square(split).mean(over, keepdims=True) + 1e-5)
+    return split.reshape(x.shape) * scale + bias
+
+  def ours(x, scale, bias):
+    return norms.standardize(x, scale, bias, axes, num_groups)[0]
 
   def run(fn):
-    y, vjp = jax.vjp(fn, weights, x)
+    y, vjp = jax.vjp(fn, x, scale, bias)
     return y, vjp(cotangent)
 
-  ours, theirs = jax.jit(lambda: (run(module.apply), run(reference)))()
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
-               ours, theirs)
-
-
-@pytest.mark.parametrize('shape, stride', [
-    ((2, 7, 12, 200, 2), (1, 1, 1)),  # several rows of a slice in a product
-    ((1, 60, 42, 44, 2), (3, 1, 1)),  # one slice
-    ((2, 80, 15, 15, 4), (1, 1, 1)),  # several slices
-    ((1, 2, 28, 2400, 1), (1, 2, 2)),  # one row, of every second voxel
-    ((1, 1, 9, 4000, 1), (1, 1, 1)),  # a row is more than a product's share
-])
-def test_kernel_gradient_of_large_slices_equals_lax(shape, stride):
-  x = image_of(*shape)
-  kernel = image_of(3, 3, 3, shape[-1], 3)
-  padding = [(1, 1)] * 3
-  module = convolution.conv(3, (3, 3, 3), stride, use_bias=False)
-
-  def gradient(fn):
-    y, vjp = jax.vjp(fn, kernel)
-    return vjp(image_of(*y.shape, seed=2))[0]
-
-  ours, theirs = jax.jit(lambda: (
-      gradient(lambda k: module.apply({'params': {'kernel': k}}, x)),
-      gradient(lambda k: conv_ref(x, k, stride, padding))))()
-  np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-3)
-
-
-def test_3d_convolution_under_vmap_and_in_bfloat16():
-  x = image_of(3, 4, 4, 4, 2)
-  module = convolution.conv(3, (3, 3, 3), (1, 1, 1), use_bias=False,
-                            dtype='bfloat16')
-  weights = random_variables(module, x)
-
-  @jax.jit
-  def both():
-    def loss(weights, x):
-      return module.apply(weights, x).astype(jnp.float32).sum()
-
-    whole = jax.grad(loss)(weights, x)
-    single = jax.vmap(lambda x: jax.grad(loss)(weights, x[None]))(x)
-    exact = jax.grad(lambda k: conv_ref(
-        x.astype(jnp.bfloat16).astype(jnp.float32), k, (1, 1, 1),
-        'SAME').sum())(weights['params']['kernel'])
-    return whole['params']['kernel'], single['params']['kernel'].sum(0), exact
-
-  whole, single, exact = both()
-  np.testing.assert_allclose(whole, exact, rtol=2e-2, atol=0.1)
-  np.testing.assert_allclose(single, exact, rtol=2e-2, atol=0.1)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+               *jax.jit(lambda: (run(ours), run(reference)))())
 
 
 def test_group_norm_equals_numpy_far_from_zero():

@@ -21,7 +21,9 @@ DTYPES = ('float32', 'bfloat16')
 UP_METHODS = ('transpose', *resampling.UPSAMPLE)
 
 # A 1x1 convolution as the matrix product that it is, on any number of axes.
-pointwise = nn.Dense
+pointwise = functools.partial(
+    nn.Dense,
+    dot_general=lambda x, kernel, *_, **__: convolution.matmul(x, kernel))
 
 ACTIVATIONS = {
     'relu': jax.nn.relu,
@@ -174,8 +176,9 @@ class Up(nn.Module):
     x, kernel, bias = (
         value.astype(self.dtype) for value in (x, kernel, bias))
     if self.method == 'transpose':
-      return resampling.transposed_conv(x, kernel) + bias
-    return resampling.UPSAMPLE[self.method](x @ kernel + bias, self.factors)
+      return convolution.transposed_conv(x, kernel) + bias
+    x = convolution.matmul(x, kernel) + bias
+    return resampling.UPSAMPLE[self.method](x, self.factors)
 
 
 class AttentionGate(nn.Module):

@@ -1,5 +1,6 @@
 """Normalisations of images `[B, *S, C]`, with statistics in float32 always."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -10,14 +11,122 @@ from jax import lax
 from jax.nn import initializers
 
 MAX_GROUPS = 8
+EPSILON = 1e-5
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def standardize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, axes: tuple[int, ...],
+    num_groups: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns `x` with mean `bias` and deviation `scale`, its mean and variance.
+
+  The gradient is written down (Ioffe & Szegedy, Batch normalization, 2015): it
+  keeps only `x` and reads it twice, where the derived one keeps `x` less its
+  mean as well and makes five passes. It is for the first result alone: the
+  mean and variance are to be taken as constants.
+
+  Args:
+    x: `[B, *S, C]`, of any float type.
+    scale: `[C]` float32.
+    bias: `[C]` float32.
+    axes: what the statistics are taken over, besides the channels of a group.
+    num_groups: of channels with common statistics; divides C.
+
+  Returns:
+    `x`, and mean and variance, float32, with size 1 along `axes`.
+  """
+  return _standardize(x, scale, bias, axes, num_groups)[0]
+
+
+def _standardize(x, scale, bias, axes, num_groups):
+  wide = x.astype(jnp.float32)
+  group_mean = functools.partial(
+      _group_mean, axes=axes, num_groups=num_groups)
+  mean = group_mean(wide)
+  variance = group_mean(jnp.square(wide - mean))
+  factor = lax.rsqrt(variance + EPSILON)
+  y = (wide - mean) * (factor * scale) + bias
+  return (y.astype(x.dtype), mean, variance), (x, scale, mean, factor)
+
+
+def _standardize_backward(axes, num_groups, saved, cotangents):
+  x, scale, mean, factor = saved
+  cotangent = cotangents[0].astype(jnp.float32)
+  wide = x.astype(jnp.float32)
+  # As sums over x itself, which is in memory, not over what is made of it.
+  total = cotangent.sum(axes, keepdims=True)
+  weighted = ((cotangent * wide).sum(axes, keepdims=True)
+              - mean * total) * factor
+  count = math.prod(x.shape[axis] for axis in axes)
+  inside = functools.partial(_group_mean, axes=(), num_groups=num_groups)
+  mean_total, mean_weighted = (
+      inside(value * scale) / count for value in (total, weighted))
+  slope = -factor * factor * mean_weighted
+  gradient = (cotangent * (factor * scale) + wide * slope
+              - (factor * mean_total + mean * slope))
+  rest = tuple(range(x.ndim - 1))
+  return (gradient.astype(x.dtype), weighted.sum(rest), total.sum(rest))
+
+
+standardize.defvjp(_standardize, _standardize_backward)
+
+
+def _group_mean(values, axes, num_groups):
+  """Returns the means over `axes` and over each group of channels, spread out.
+
+  Taken for each channel and then merged: reducing over a split channel axis is
+  slow.
+  """
+  means = values.mean(axes, keepdims=True) if axes else values
+  channels = values.shape[-1]
+  if num_groups == channels:
+    return means
+  split = means.reshape(*means.shape[:-1], num_groups, -1)
+  split = jnp.broadcast_to(split.mean(-1, keepdims=True), split.shape)
+  return split.reshape(means.shape)
+
+
+class BatchNorm(nn.Module):
+  """Normalisation of each channel over the batch (Ioffe & Szegedy 2015).
+
+  Running statistics, with momentum 0.9, take its place in inference.
+
+  Attributes:
+    train: whether to use and learn the batch's own statistics.
+    dtype: of the result.
+    scale_init: of the factor for each channel.
+  """
+
+  train: bool
+  dtype: str = 'float32'
+  scale_init: Callable = initializers.ones
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    channels = x.shape[-1]
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
+    variance = self.variable('batch_stats', 'var', jnp.ones, (channels,))
+    scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
+    bias = self.param('bias', initializers.zeros, (channels,), jnp.float32)
+    if not self.train:
+      factor = lax.rsqrt(variance.value + EPSILON) * scale
+      x = (x.astype(jnp.float32) - mean.value) * factor + bias
+      return x.astype(self.dtype)
+    axes = tuple(range(x.ndim - 1))
+    x, new_mean, new_variance = standardize(
+        x.astype(self.dtype), scale, bias, axes, channels)
+    if not self.is_initializing():
+      for stored, new in ((mean, new_mean), (variance, new_variance)):
+        stored.value = 0.9 * stored.value + 0.1 * new.reshape(channels)
+    return x
 
 
 class GroupNorm(nn.Module):
   """Normalisation over the voxels and a group of channels of each example.
 
   Wu & He, Group normalization, 2018. One channel a group is instance
-  normalisation (Ulyanov et al. 2016). Statistics are taken for each channel and
-  then merged: reducing over a split channel axis is slow.
+  normalisation (Ulyanov et al. 2016).
 
   Attributes:
     num_groups: divides the channels.
@@ -31,31 +140,21 @@ class GroupNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    batch, *size, channels = x.shape
+    _, *size, channels = x.shape
     if math.prod(size) * (channels // self.num_groups) == 1:
       raise ValueError(
           f'nothing to normalise over in a feature map of size {tuple(size)}: '
           'use a larger image, fewer stages or another norm')
-    x = x.astype(jnp.float32)
-    axes = tuple(range(1, x.ndim - 1))
-
-    def group_mean(values):
-      means = values.mean(axes).reshape(batch, self.num_groups, -1)
-      means = jnp.broadcast_to(means.mean(-1, keepdims=True), means.shape)
-      return means.reshape(batch, *(1 for _ in size), channels)
-
-    x -= group_mean(x)
     scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
     bias = self.param('bias', initializers.zeros, (channels,), jnp.float32)
-    x = x * (lax.rsqrt(group_mean(jnp.square(x)) + 1e-5) * scale) + bias
-    return x.astype(self.dtype)
+    axes = tuple(range(1, x.ndim - 1))
+    return standardize(
+        x.astype(self.dtype), scale, bias, axes, self.num_groups)[0]
 
 
 def _batch_norm(channels, train, dtype, name, scale_init):
   del channels
-  return nn.BatchNorm(use_running_average=not train, momentum=0.9,
-                      epsilon=1e-5, dtype=dtype, name=name,
-                      scale_init=scale_init)
+  return BatchNorm(train, dtype, scale_init, name=name)
 
 
 def _instance_norm(channels, train, dtype, name, scale_init):

@@ -101,21 +101,4 @@ def depth_to_space(x: jax.Array, factors: Sequence[int]) -> jax.Array:
                    x.shape[-1])
 
 
-def transposed_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Returns the transposed convolution with stride = kernel size.
-
-  Every voxel becomes a cell of voxels, each by a matrix of its own, which is a
-  1x1 convolution and `depth_to_space`.
-
-  Args:
-    x: `[B, *S, C]`.
-    kernel: `[*factors, C, features]`.
-
-  Returns:
-    `[B, *(S*factors), features]`.
-  """
-  matrix = jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1)
-  return depth_to_space(x @ matrix, kernel.shape[:-2])
-
-
 UPSAMPLE = {'nearest': upsample_nearest, 'linear': upsample_linear}
