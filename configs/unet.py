@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
   config.num_steps = 500
   config.num_epochs = 0  # passes over the data, in place of num_steps
   config.batch_size = 8  # over all devices
+  config.batch_splits = 1  # parts computed one after the other: less memory
   config.patch_size = (128, 128)  # 2 or 3 numbers, in voxels
   config.dtype = 'float32'  # of the network's inside; or 'bfloat16'
   config.ema_decay = 0.0  # of the weights' moving average; 0 for none
@@ -92,6 +93,8 @@ def get_config() -> ConfigDict:
   config.data.num_folds = 5
   config.data.fold_order = 'shuffled'  # or 'block', for neighbouring slices
   config.data.cache_dir = ''  # '' for the user's cache folder
+  # The data set in device memory: 'auto' (where it fits), 'on', 'off'.
+  config.data.device_cache = 'auto'
   # Share of each batch that is centred on a foreground voxel.
   config.data.foreground_share = 0.0
   # The next seven are filled in from the data set and its plan: a hash of the
@@ -167,6 +170,10 @@ def get_config() -> ConfigDict:
   config.evaluation = ConfigDict()
   config.evaluation.surface_tolerance = 1.0  # mm, of surface Dice
   config.evaluation.lesions = False  # count components found and missed
+
+  config.benchmark = ConfigDict()
+  # Also look for the quickest batch size, and the largest that fits.
+  config.benchmark.sweep_batch = False
 
   config.log_every = 50  # steps
   config.eval_every = 250  # on the validation split; 0 for only at the end

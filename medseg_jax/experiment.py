@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import augment, planning, sharding, sources
+from medseg_jax import augment, device_cache, planning, sharding, sources
 from medseg_jax.data.case import Source
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
 from medseg_jax.errors import InputError
@@ -24,6 +24,7 @@ from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model, create_model
 from medseg_jax.models.blocks import check_divisible
 from medseg_jax.optim import create_optimizer, create_schedule
+from medseg_jax.step import check_batch_splits
 
 SOFT_TISSUE = (-160.0, 240.0)  # HU, the usual window on the abdomen
 _MEANING_OF_DATA = (
@@ -190,7 +191,13 @@ def check_shapes(config: ConfigDict, source: Source, mesh: Mesh) -> None:
         f'config.{key} is {tuple(size)}, but the images have {rank} axes; '
         f'{rank} numbers are needed'
       )
+  if config.data.device_cache not in device_cache.MODES:
+    raise InputError(
+      f'config.data.device_cache is {config.data.device_cache!r}; allowed are '
+      f'{", ".join(device_cache.MODES)}'
+    )
   sharding.check_batch_size(config.batch_size, mesh)
+  check_batch_splits(config.batch_size, config.batch_splits, mesh)
   shards = mesh.shape['spatial']
   if config.patch_size[0] % shards:
     raise InputError(

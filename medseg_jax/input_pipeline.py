@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from medseg_jax import sharding
 from medseg_jax.data import sampling
 from medseg_jax.data.cache import Cache
+from medseg_jax.errors import InputError
 
 
 def create_batches(
@@ -42,8 +43,17 @@ def create_batches(
 
   Yields:
     `{'image': [B, *read, C] float16, 'label': [B, *read] int16}`.
+
+  Raises:
+    InputError: TensorFlow is not installed.
   """
-  import tensorflow as tf  # late: seconds to import, and only training needs it
+  try:
+    import tensorflow as tf  # late: seconds to import, and only this needs it
+  except ImportError as error:
+    raise InputError(
+      'TensorFlow is not installed, and reads the batches where the data set '
+      'does not lie on the device; see config.data.device_cache'
+    ) from error
 
   with contextlib.suppress(RuntimeError):  # too late where it runs already
     tf.config.set_visible_devices([], 'GPU')  # the accelerator belongs to jax

@@ -78,6 +78,9 @@ def _run() -> None:
   config, workdir = _config_and_workdir()
   mode = _MODE.value
   # Late: jax takes seconds, and a wrong flag should be told at once.
+  from medseg_jax import process
+
+  process.set_up()
   run = importlib.import_module(f'medseg_jax.{mode}').run
   if mode not in ('evaluate', 'predict'):
     run(config, workdir)

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import decode, sharding
+from medseg_jax import decode, process, sharding
 from medseg_jax.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.experiment import (
   mesh_of,
@@ -93,7 +93,7 @@ def compile_predict(
   layout = sharding.examples(mesh)
   shape = (_tiles_at_once(config, mesh), *tile_size(config))
   tiles = jax.ShapeDtypeStruct((*shape, config.data.channels), jnp.float32)
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), process.not_kept(mesh.size):
     compiled = jax.jit(
       predict,
       in_shardings=(sharding.replicated(mesh), layout),

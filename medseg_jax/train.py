@@ -2,13 +2,11 @@
 
 import contextlib
 import functools
-import itertools
 import pathlib
 import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -17,20 +15,22 @@ from ml_collections import ConfigDict
 from medseg_jax import evaluate, experiment, predictor, sharding
 from medseg_jax.augment import create_augment
 from medseg_jax.checkpoint import BEST, LATEST, Checkpoints
-from medseg_jax.data import cache as caches
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
 from medseg_jax.data.sampling import choose_patches
 from medseg_jax.errors import InputError, Stopped
-from medseg_jax.input_pipeline import create_batches
+from medseg_jax.feed import Feed, create_feed
 from medseg_jax.losses import create_loss
 from medseg_jax.metric_writer import MetricWriter
 from medseg_jax.models import Model
 from medseg_jax.prepare import describe, prepare
-from medseg_jax.progress import Progress, format_seconds
+from medseg_jax.progress import Progress
 from medseg_jax.state import TrainState, abstract_state, create_state
 from medseg_jax.step import create_train_step
 from medseg_jax.stop_signal import stop_on_signal
+
+# A signal waits for three calls at the most.
+SECONDS_A_CALL = 1.0
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
@@ -77,7 +77,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       if int(state.step) < config.num_steps:
         state = train(
           state,
-          compile_step(train_step, state, config, mesh),
+          create_feed(train_step, state, cache, config, mesh),
           cache,
           config=config,
           mesh=mesh,
@@ -128,36 +128,13 @@ def step_of(
     schedule=schedule,
     seed=config.seed,
     ema_decay=config.ema_decay,
+    batch_splits=config.batch_splits,
   )
-
-
-def compile_step(
-  train_step: Callable, state: TrainState, config: ConfigDict, mesh: Mesh
-) -> Callable:
-  """Returns the step compiled for this state and the config's batches."""
-  patches = experiment.patch_settings(config)
-  shape = (patches['batch_size'], *patches['read_size'])
-  layout = sharding.patches(mesh)
-  batch = {
-    'image': jax.ShapeDtypeStruct(
-      (*shape, config.data.channels), caches.IMAGE_DTYPE, sharding=layout
-    ),
-    'label': jax.ShapeDtypeStruct(shape, jnp.int16, sharding=layout),
-  }
-  begin = time.perf_counter()
-  jitted = jax.jit(
-    train_step, donate_argnums=0, out_shardings=sharding.replicated(mesh)
-  )
-  with jax.set_mesh(mesh):
-    compiled = jitted.lower(state, batch).compile()
-  took = format_seconds(time.perf_counter() - begin)
-  print(f'compiled  the training step in {took}', flush=True)
-  return compiled
 
 
 def train(
   state: TrainState,
-  train_step: Callable,
+  feed: Feed,
   cache: Cache,
   *,
   config: ConfigDict,
@@ -170,7 +147,7 @@ def train(
 
   Args:
     state: of step k; the loop goes on to `config.num_steps`.
-    train_step: compiled `(state, batch) -> (state, metrics)`.
+    feed: of the batches from step k on.
     cache: of the training split.
     config: for the intervals, the seed and the pipeline.
     mesh: of the state and the batches.
@@ -182,16 +159,9 @@ def train(
   best = -np.inf
   if checkpoints.step(BEST) is not None:
     best = checkpoints.metadata(BEST)['dice']
-  batches = create_batches(
-    cache,
-    seed=config.seed,
-    first_step=first_step,
-    num_steps=num_steps,
-    mesh=mesh,
-    **experiment.patch_settings(config),
-  )
-  unread: list[dict[str, jax.Array]] = []  # metrics still on the device
-  metrics: list[dict[str, np.ndarray]] = []  # those since the last log line
+  step, limit = first_step, 1  # the most steps of the next call
+  unread: list[tuple[int, dict]] = []  # (count, metrics) of calls not read yet
+  metrics: list[dict[str, np.ndarray]] = []  # of steps since the last log line
   busy = waited = 0.0  # seconds in steps, and of these waiting for data
   with (
     stop_on_signal() as stop,
@@ -199,7 +169,7 @@ def train(
     jax.transfer_guard('disallow'),
     Progress(num_steps, first_step, desc='train') as progress,
   ):
-    for step in itertools.count(first_step):
+    while True:
       last = step == num_steps or bool(stop)
       log, evaluation, save = (
         step > first_step and (step == num_steps or _due(step, every))
@@ -211,7 +181,7 @@ def train(
         # Read before anything is evaluated or saved: after a loss that was
         # not finite the state is not that of this step.
         begin = time.perf_counter()
-        metrics += jax.device_get(unread)
+        metrics += [row for call in unread for row in _rows(*call)]
         busy += time.perf_counter() - begin
         unread = []
         _check_finite(metrics, step, state, config, cache, checkpoints, mesh)
@@ -238,17 +208,22 @@ def train(
         checkpoints.save(LATEST, step, state, {})
       if last:
         break
+      count = min(limit, _steps_to_next_stop(step, config))
       begin = time.perf_counter()
-      batch = next(batches)
+      data = next(feed.data)
       waited += time.perf_counter() - begin
-      state, newest = train_step(state, batch)
-      unread.append(newest)
-      # Keeps the host at most two steps ahead: nothing is read here, but
+      state, newest = feed.advance(state, data, count)
+      unread.append((count, newest))
+      # Keeps the host at most two calls ahead: nothing is read here, but
       # batches do not pile up on the device, and slow data shows as a wait.
       if len(unread) > 2:
-        jax.block_until_ready(unread[-3])
+        made, oldest = unread[-3]
+        jax.block_until_ready(oldest)
+        pace = made / (time.perf_counter() - begin)  # steps a second
+        limit = int(np.clip(SECONDS_A_CALL * pace, 1, feed.max_count))
       busy += time.perf_counter() - begin
-      progress.advance()
+      step += count
+      progress.advance(count)
     checkpoints.wait()
   if stop:
     raise Stopped(
@@ -261,6 +236,22 @@ def train(
 
 def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
+
+
+def _steps_to_next_stop(step: int, config: ConfigDict) -> int:
+  """Returns how far it is to the next log, evaluation, saving or the end."""
+  intervals = (config.log_every, config.eval_every, config.checkpoint_every)
+  ends = [step - step % every + every for every in intervals if every > 0]
+  return min([config.num_steps, *ends]) - step
+
+
+def _rows(count: int, metrics: dict) -> list[dict[str, np.ndarray]]:
+  """Returns the metrics of each of `count` steps, read from the device."""
+  read = jax.device_get(metrics)
+  rows = {name: np.atleast_1d(values) for name, values in read.items()}
+  return [
+    {name: row[i] for name, row in rows.items()} for i in range(count)
+  ]
 
 
 def _check_finite(

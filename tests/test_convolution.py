@@ -7,8 +7,25 @@ import pytest
 from jax.sharding import PartitionSpec
 from model_cases import conv_ref, image_of, random_variables
 
-from medseg_jax import models, sharding
+from medseg_jax import models, process, sharding
 from medseg_jax.models import convolution, onednn
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept_on_disk():
+  # Where compiled programs are kept, as the other tests do, XLA's own is used.
+  with process.not_kept():
+    yield
+
+
+def test_a_program_that_is_kept_on_disk_does_without_onednn():
+  module = convolution.conv(3, (3, 3), (1, 1), use_bias=False)
+  x = image_of(2, 6, 6, 2)
+  weights = random_variables(module, x)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  assert jax.config.jax_compilation_cache_dir
+  text = jax.jit(module.apply).lower(weights, x).as_text()
+  assert 'onednn' not in text
 
 
 def test_onednn_is_used_where_the_tests_run():
@@ -27,7 +44,7 @@ def test_without_onednn_the_convolution_is_xlas_own(monkeypatch):
   x = image_of(2, 6, 6, 2)
   weights = random_variables(module, x)
   expected = jax.jit(module.apply)(weights, x)
-  monkeypatch.setattr(onednn, 'available', lambda: False)
+  monkeypatch.setattr(onednn, 'usable', lambda: False)
   own = jax.jit(lambda weights, x: module.apply(weights, x))
   assert 'onednn' not in own.lower(weights, x).as_text()
   np.testing.assert_allclose(own(weights, x), expected, atol=1e-5)
@@ -74,7 +91,8 @@ def _cases():
              padding)
 
 
-@pytest.mark.parametrize('shape, kernel_shape, strides, padding', list(_cases()))
+@pytest.mark.parametrize('shape, kernel_shape, strides, padding',
+                         list(_cases()))
 def test_convolution_and_gradients_equal_lax(
     shape, kernel_shape, strides, padding):
   x, kernel = image_of(*shape), image_of(*kernel_shape, seed=1)

@@ -10,22 +10,27 @@ PACKAGE = ROOT / 'medseg_jax'
 BASE = {'errors', 'files'}
 INFRASTRUCTURE = BASE | {
   'sharding', 'checkpoint', 'metric_writer', 'progress', 'stop_signal',
+  'flops', 'machine', 'process',
 }
 LEAVES = {
   'models', 'losses', 'metrics', 'surface', 'lesions', 'decode', 'augment',
   'optim', 'planner',
 }
-OUTPUT = {'panels', 'report'}
+OUTPUT = {'panels', 'report', 'benchmark_table'}
 COMPOSITION = {
-  'step', 'state', 'input_pipeline', 'inference', 'segment', 'scores',
+  'step', 'state', 'input_pipeline', 'device_cache', 'inference', 'segment',
+  'scores',
 }
-CONFIGURED = {'experiment', 'planning', 'predictor', 'sources'}
-PROGRAMS = {'train', 'evaluate', 'predict', 'plan', 'prepare', 'benchmark'}
+CONFIGURED = {'experiment', 'feed', 'planning', 'predictor', 'sources'}
+PROGRAMS = {
+  'train', 'evaluate', 'predict', 'plan', 'prepare', 'benchmark',
+  'profile_step', 'profile_prediction', 'sweep',
+}
 ALLOWED = (
   {name: BASE for name in INFRASTRUCTURE}
   | {name: set() for name in LEAVES}
   | {name: BASE for name in OUTPUT}
-  | {'data': BASE}
+  | {'data': BASE, 'process': BASE | {'data'}}
   | {
     name: INFRASTRUCTURE | LEAVES | OUTPUT | COMPOSITION | {'data'}
     for name in COMPOSITION
@@ -39,7 +44,7 @@ ALLOWED = (
     | PROGRAMS | {'data'}
     for name in PROGRAMS
   }
-  | {'main': {'errors', 'experiment'} | PROGRAMS}
+  | {'main': {'errors', 'experiment', 'process'} | PROGRAMS}
 )
 
 

@@ -10,7 +10,7 @@ from conftest import ROOT, disc, write_pairs, write_volumes
 from PIL import Image
 from small import load, shrink
 
-from medseg_jax import benchmark, evaluate, experiment, predict, train
+from medseg_jax import evaluate, experiment, predict, train
 from medseg_jax.data.images import read_mask
 
 CONFIGS = sorted(p.stem for p in (ROOT / 'configs').glob('[!_]*.py'))
@@ -121,26 +121,6 @@ def test_predict_writes_a_mask_of_each_images_own_size(disc_folder, tmp_path):
     mask = read_mask(tmp_path / 'out' / f'{stem}.png')
     assert mask.shape == (height, width)
     assert set(np.unique(mask)) <= {0, 255}
-
-
-def test_benchmark_measures_the_pipeline_too(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(benchmark, 'MIN_SECONDS', 0.1)
-  result = benchmark.run(shrink(load('unet')), tmp_path)
-  last = capsys.readouterr().out.splitlines()[-1]
-  assert json.loads(last) == result
-  assert result == json.loads((tmp_path / 'benchmark.json').read_text())
-  assert result['end_to_end_images_per_s'] > 0
-  assert 0 <= result['data_wait_frac'] <= 1
-  assert result['images_per_s'] == pytest.approx(8e3 / result['step_ms'])
-  config = shrink(load('unet'))
-  monkeypatch.setattr(jax, 'device_count', lambda: 1)
-  one = benchmark.run(config, tmp_path)
-  assert result['flops_per_step'] == pytest.approx(
-    one['flops_per_step'], rel=0.2
-  )
-  assert result['mfu'] == pytest.approx(
-    result['tflops_per_s'] / result['peak_tflops_per_s']
-  )
 
 
 def losses(tmp_path, name, *, mesh):

@@ -1,5 +1,6 @@
 """Interrupted runs: killed, stopped, diverged, or out of disk space."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -121,11 +122,14 @@ def test_a_loss_that_is_not_finite_saves_and_names_step_and_cases(
   real = train.step_of
 
   def step_that_meets_nan(*args):
-    def step(state, batch):
-      bad = jax.numpy.where(state.step == 3, np.nan, 1.0).astype(np.float16)
-      return real(*args)(state, batch | {'image': batch['image'] * bad})
+    step = real(*args)
 
-    return step
+    def augment(number, batch):
+      bad = jax.numpy.where(number == 3, np.nan, 1.0)
+      batch = step.augment(number, batch)
+      return batch | {'image': batch['image'] * bad}
+
+    return dataclasses.replace(step, augment=augment)
 
   monkeypatch.setattr(train, 'step_of', step_that_meets_nan)
   with pytest.raises(InputError) as caught:
@@ -152,12 +156,12 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
   # No file may grow beyond 2 kB from here on: writing fails as on a full disk.
   limit = '''
 import resource
-real = train.compile_step
+real = train.create_feed
 def compile_and_fill_the_disk(*args):
-  compiled = real(*args)
+  feed = real(*args)
   resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-  return compiled
-train.compile_step = compile_and_fill_the_disk
+  return feed
+train.create_feed = compile_and_fill_the_disk
 config.data.phantom.num_val = 0  # its pictures would fail first
 config.log_every = 0
 config.checkpoint_every = 0

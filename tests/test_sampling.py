@@ -1,13 +1,16 @@
 """The order of the data is a pure function of (seed, step)."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import random as jax_random
 
 from medseg_jax.data.sampling import (
   IGNORE,
   Patches,
   choose_patches,
   read_batch,
+  threefry2x32,
 )
 
 SHAPES = [(10, 12), (8, 8), (20, 9), (8, 30), (16, 16), (11, 11), (9, 9)]
@@ -75,3 +78,84 @@ def test_a_patch_larger_than_the_image_is_centred_and_ignored_outside():
   outside = [0, 1, 6, 7]
   assert (got_label[0, outside] == IGNORE).all()
   assert (got_image[0, outside] == 0).all()
+
+
+@pytest.mark.parametrize(
+  ('key', 'counter', 'expected'),
+  [  # The vectors of Random123, the authors' own code.
+    ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+    ((2**32 - 1,) * 2, (2**32 - 1,) * 2, (0x1CB996FC, 0xBB002BE7)),
+    (
+      (0x13198A2E, 0x03707344),
+      (0x243F6A88, 0x85A308D3),
+      (0xC4923A9C, 0x483DF7A0),
+    ),
+  ],
+)
+@pytest.mark.parametrize('xp', [np, jnp])
+def test_the_random_bits_are_those_of_the_paper(key, counter, expected, xp):
+  x0, x1 = (np.array([c], np.uint32) for c in counter)
+  got = threefry2x32(key, x0, x1, xp)
+  assert [int(word[0]) for word in got] == list(expected)
+
+
+def test_the_random_bits_are_those_of_jax():
+  counters = np.arange(1000, dtype=np.uint32).reshape(2, 500) * 2_654_435
+  key = (12345, 2**31 + 7)
+  expected = jax_random.threefry_2x32(
+    tuple(np.uint32(k) for k in key), counters.ravel()
+  )
+  for xp in (np, jnp):
+    got = threefry2x32(key, *counters, xp)
+    assert got[0].dtype == np.uint32
+    np.testing.assert_array_equal(np.concatenate(got), expected)
+
+
+def test_a_pass_is_a_permutation_for_every_number_of_cases():
+  for count in range(1, 70):
+    chosen = choose_patches(
+      seed=count, step=0, batch_size=3 * count, shapes=[(8, 8)] * count,
+      patch_size=(8, 8),
+    )
+    passes = np.sort(chosen.cases.reshape(3, count), 1)
+    np.testing.assert_array_equal(passes, [range(count)] * 3)
+
+
+def test_all_orders_are_equally_likely():
+  shapes = [(8, 8)] * 4
+  order = np.concatenate([
+    choose(step, batch_size=480, shapes=shapes).cases for step in range(200)
+  ])
+  _, counts = np.unique(order.reshape(-1, 4), axis=0, return_counts=True)
+  # 24 orders, 1000 draws of each: chi-square of 23 degrees of freedom.
+  assert len(counts) == 24
+  assert ((counts - 1000) ** 2 / 1000).sum() < 50
+
+
+def test_positions_are_uniform_and_independent():
+  starts = np.concatenate([
+    choose(step, batch_size=500, shapes=[(12, 11)]).starts for step in range(80)
+  ])
+  counts = np.bincount(starts[:, 0] * 4 + starts[:, 1], minlength=20)
+  assert len(counts) == 20  # 2000 draws of each, 19 degrees of freedom
+  assert ((counts - 2000) ** 2 / 2000).sum() < 44
+
+
+def test_long_runs_do_not_overflow():
+  step = 2**31 - 2
+  got = choose(step, batch_size=4096, shapes=[(9, 9)] * 5000)
+  # Batches of 5000 are whole passes: the same order, by another way.
+  epoch, place = divmod(step * 4096, 5000)
+  other = choose_patches(
+    seed=3, step=epoch, batch_size=5000, shapes=[(9, 9)] * 5000,
+    patch_size=(8, 8),
+  )
+  first = 5000 - place
+  np.testing.assert_array_equal(got.cases[:first], other.cases[place:])
+  with pytest.raises(ValueError, match=r'2\*\*31'):
+    choose(0, batch_size=2**20, shapes=[(9, 9)] * 2048)
+
+
+def test_seeds_beyond_32_bits_differ():
+  orders = [choose(0, seed=s).cases.tolist() for s in (1, 2**32 + 1, 2**40 + 1)]
+  assert len({tuple(order) for order in orders}) == 3

@@ -7,10 +7,19 @@ import numpy as np
 import optax
 import pytest
 
+from medseg_jax import sharding
+from medseg_jax.augment import create_augment
+from medseg_jax.errors import InputError
 from medseg_jax.losses import create_loss
+from medseg_jax.models import create_model
 from medseg_jax.sharding import check_batch_size, create_mesh
 from medseg_jax.state import create_state
-from medseg_jax.step import create_predict, create_train_step, flip_sets
+from medseg_jax.step import (
+  check_batch_splits,
+  create_predict,
+  create_train_step,
+  flip_sets,
+)
 
 
 class Linear(nn.Module):
@@ -31,7 +40,7 @@ def mesh(monkeypatch):
   return create_mesh()
 
 
-def setup(mesh, *, ema=False, learning_rate=0.5, ema_decay=0.0):
+def setup(mesh, *, ema=False, learning_rate=0.5, ema_decay=0.0, splits=1):
   tx = optax.sgd(learning_rate)
   state = create_state(
     model=Linear(), tx=tx, key=jax.random.key(0),
@@ -40,17 +49,17 @@ def setup(mesh, *, ema=False, learning_rate=0.5, ema_decay=0.0):
   step = create_train_step(
     model=Linear(), tx=tx, loss_fn=create_loss({'cross_entropy': 1.0}),
     augment_fn=unchanged, schedule=optax.constant_schedule(learning_rate),
-    seed=0, ema_decay=ema_decay,
+    seed=0, ema_decay=ema_decay, batch_splits=splits,
   )
   return state, jax.jit(step)
 
 
-def batch(seed=0, value=None):
+def batch(seed=0, value=None, count=2):
   rng = np.random.default_rng(seed)
-  image = rng.standard_normal((2, 4, 4, 3)).astype(np.float16)
+  image = rng.standard_normal((count, 4, 4, 3)).astype(np.float16)
   if value is not None:
     image[0, 0, 0, 0] = value
-  label = rng.integers(0, 2, (2, 4, 4)).astype(np.int16)
+  label = rng.integers(0, 2, (count, 4, 4)).astype(np.int16)
   return {'image': image, 'label': label}
 
 
@@ -113,6 +122,127 @@ def test_the_moving_average_follows_its_formula(mesh):
     state.ema_params['dense']['kernel'], average, rtol=1e-5
   )
   assert state.eval_variables['params'] is state.ema_params
+
+
+def test_the_parts_of_a_step_are_the_step(mesh):
+  state, step = setup(mesh)
+  parts = step.__wrapped__
+  data = batch()
+  whole = step(state, data)
+  augmented = jax.jit(parts.augment)(state.step, data)
+  assert augmented['image'].dtype == jnp.float32
+  assert augmented['label'].dtype == jnp.int32
+  gradient = jax.jit(parts.gradient)(state, augmented)
+  again = jax.jit(parts.apply)(state, gradient)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, again
+  )
+
+
+@pytest.mark.parametrize('splits', [2, 3, 6])
+def test_a_split_batch_has_the_gradient_of_the_whole(mesh, splits):
+  # One step of plain descent, by which weights and loss are compared with
+  # those of test_one_step_is_theta_minus_alpha_times_the_gradient's step.
+  data = batch(count=6)
+  data['label'][1] = -1
+  state, whole = setup(mesh)
+  _, split = setup(mesh, splits=splits)
+  expected, metrics = whole(state, data)
+  got, split_metrics = split(state, data)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    (expected, metrics), (got, split_metrics),
+  )
+
+
+def small_unet(norm):
+  return create_model('unet', num_classes=2, features=4, depth=2, norm=norm)
+
+
+def unet_step(mesh, norm, splits, **augment):
+  model, tx = small_unet(norm), optax.sgd(0.1)
+  state = create_state(
+    model=model, tx=tx, key=jax.random.key(0), image_shape=(1, 8, 8, 1),
+    mesh=mesh,
+  )
+  step = create_train_step(
+    model=model, tx=tx,
+    loss_fn=create_loss({'cross_entropy': 1.0, 'dice_loss': 1.0}),
+    augment_fn=create_augment(**augment), batch_splits=splits,
+    schedule=optax.constant_schedule(0.1), seed=0,
+  )
+  return state, step
+
+
+def unet_batch(count):
+  rng = np.random.default_rng(0)
+  return {
+    'image': rng.standard_normal((count, 8, 8, 1)).astype(np.float16),
+    'label': rng.integers(0, 2, (count, 8, 8)).astype(np.int16),
+  }
+
+
+def test_batch_norm_sees_one_part_after_the_other(mesh):
+  state, step = unet_step(mesh, 'batch', splits=2)
+  data = unet_batch(4)
+  got = jax.jit(step.gradient)(state, step.augment(state.step, data))
+  _, single = unet_step(mesh, 'batch', splits=1)
+  gradient = jax.jit(single.gradient)
+  stats, grads = state.batch_stats, []
+  for part in range(2):
+    one = single.augment(
+      state.step, {name: x[part::2] for name, x in data.items()}
+    )
+    result = gradient(state.replace(batch_stats=stats), one)
+    stats = result.batch_stats
+    grads.append(result.grads)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    (got.batch_stats, got.grads),
+    (stats, jax.tree.map(lambda *x: sum(x) / 2, *grads)),
+  )
+
+
+def test_a_batch_spread_over_devices_is_split_where_it_lies():
+  # Augmentation and all: the whole batch on one device is the oracle.
+  mesh = create_mesh(data=4, spatial=2)
+  data = unet_batch(16)
+  fields = dict(flip_prob=0.5, noise_prob=0.5, noise_std=0.1)
+  state, whole = unet_step(mesh, 'instance', splits=1, **fields)
+  local = jax.device_put(state, jax.devices()[0])
+  expected = jax.jit(whole)(local, data)
+  _, step = unet_step(mesh, 'instance', splits=2, **fields)
+  layout = sharding.patches(mesh)
+  with jax.set_mesh(mesh):
+    spread = jax.tree.map(lambda x: jax.device_put(x, layout), data)
+    compiled = jax.jit(step).lower(state, spread).compile()
+    got = compiled(state, spread)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    expected, got,
+  )
+  # Images cross over only as the rows at the borders of the spatial axis: a
+  # device sees 2 of the 16 examples at a time, and only half of their rows.
+  text = compiled.as_text()
+  assert 'all-to-all' not in text
+  assert 'f32[2,4,8,4]' in text and 'f32[4,4,8,4]' not in text
+
+
+@pytest.mark.parametrize(
+  ('size', 'splits', 'words'),
+  [(16, 0, '1 or more'), (16, 3, '3 parts x 4'), (16, 8, '8 parts x 4')],
+)
+def test_splits_that_do_not_fit(size, splits, words):
+  mesh = create_mesh(data=4, spatial=2)
+  check_batch_splits(size, 4, mesh)
+  with pytest.raises(InputError, match=f'config.batch_splits is.*{words}'):
+    check_batch_splits(size, splits, mesh)
+
+
+def test_a_batch_that_cannot_be_split(mesh):
+  state, step = setup(mesh, splits=4)
+  with pytest.raises(ValueError, match='batch of 6 .* 4 equal parts'):
+    step(state, batch(count=6))
 
 
 def test_prediction_averages_over_all_mirrorings():

@@ -2,13 +2,18 @@
 
 Nothing of the order needs to be saved: a resumed run asks for the batch of its
 next step and sees exactly what an uninterrupted one would have seen.
+
+The random numbers are those of a counter: `threefry2x32(seed, (step, i))`, in
+uint32 arithmetic on whole arrays. So NumPy on the host and jax.numpy inside the
+compiled step (`xp`) choose the same patches to the bit. A number below `n` is
+the remainder by `n`, whose bias is less than n / 2**32.
 """
 
 import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -18,18 +23,20 @@ IGNORE = -1  # label of pixels outside the image, left out of the loss
 MIN_VOXELS = 10_000
 SHARE_OF_VOXELS = 0.01
 
+Array = Any  # of NumPy or of jax.numpy
+
 
 class Patches(NamedTuple):
   """The patches of one batch.
 
   Attributes:
-    cases: `[B]` index of the case of each patch.
-    starts: `[B, R]` first voxel of each patch; negative where the patch is
-      larger than its image.
+    cases: `[B]` int32, index of the case of each patch.
+    starts: `[B, R]` int32, first voxel of each patch; negative where the patch
+      is larger than its image.
   """
 
-  cases: np.ndarray
-  starts: np.ndarray
+  cases: Array
+  starts: Array
 
 
 def volume_patch(patch_size: tuple[int, ...], rank: int) -> tuple[int, ...]:
@@ -70,40 +77,146 @@ def choose_patches(
   """
   if foreground_share and voxels is None:
     raise ValueError('foreground_share needs voxels, the places of the classes')
-  patch_size = volume_patch(patch_size, len(shapes[0]))
-  uniform = batch_size
+
+  def voxel_fn(cases, class_bits, voxel_bits):
+    centres = np.full((len(cases), len(shapes[0])), -1, np.int32)
+    for i, case in enumerate(cases):
+      if present := voxels[case]:
+        points = present[sorted(present)[class_bits[i] % len(present)]]
+        centres[i] = points[voxel_bits[i] % len(points)]
+    return centres
+
+  return draw_patches(
+    seed=seed,
+    step=step,
+    batch_size=batch_size,
+    num_cases=len(shapes),
+    rank=len(shapes[0]),
+    shape_fn=lambda cases: np.asarray([shapes[i] for i in cases], np.int32),
+    voxel_fn=voxel_fn,
+    patch_size=patch_size,
+    foreground_share=foreground_share,
+  )
+
+
+def draw_patches(
+  *,
+  seed: int,
+  step: Array,
+  batch_size: int,
+  num_cases: int,
+  rank: int,
+  shape_fn: Callable[[Array], Array],
+  voxel_fn: Callable[[Array, Array, Array], Array],
+  patch_size: tuple[int, ...],
+  foreground_share: float = 0.0,
+  xp: Any = np,
+) -> Patches:
+  """Returns what `choose_patches` does, for data that lies anywhere.
+
+  Args:
+    seed: 0 or more, below 2**64.
+    step: scalar int, which may be traced; below 2**31.
+    batch_size: times `num_cases` below 2**31.
+    num_cases: in the data set.
+    rank: `R`, the spatial axes of the cases.
+    shape_fn: `cases [n] -> [n, R]` int32, their shapes.
+    voxel_fn: `(cases [n], class_bits [n], voxel_bits [n]) -> [n, R]` int32, a
+      voxel of one of the classes in each case, as the random bits say; -1
+      where it has none. Called where there is a share.
+    patch_size: spatial; with fewer than `R` numbers, slices.
+    foreground_share: of the batch.
+    xp: `numpy`, or `jax.numpy` for traced values.
+  """
+  patch_size = np.asarray(volume_patch(patch_size, rank), np.int32)
+  cases = _cases(seed, step, batch_size, num_cases, xp)
+  bits = _bits_of_patches(seed, step, batch_size, rank + 2, xp)
+  room = shape_fn(cases) - patch_size
+  # A patch larger than its image is centred on it.
+  low = xp.where(room < 0, room // 2, 0)
+  high = xp.where(room < 0, room // 2, room)
+  steps = bits[:, :rank] % (high - low + 1).astype(xp.uint32)
+  starts = low + steps.astype(xp.int32)
   if foreground_share:
-    uniform = min(round(batch_size * (1 - foreground_share)), batch_size - 1)
-  cases, starts = [], []
-  for n in range(step * batch_size, (step + 1) * batch_size):
-    epoch, place = divmod(n, len(shapes))
-    case = int(_permutation(seed, epoch, len(shapes))[place])
-    rng = _generator(seed, 2 * n)
-    room = np.subtract(shapes[case], patch_size)
-    # A patch larger than its image is centred on it.
-    low = np.where(room < 0, room // 2, 0)
-    high = np.where(room < 0, room // 2, room)
-    present = voxels[case] if n - step * batch_size >= uniform else None
-    if present:
-      points = present[sorted(present)[rng.integers(len(present))]]
-      centre = points[rng.integers(len(points))].astype(int)
-      start = np.clip(centre - np.floor_divide(patch_size, 2), low, high)
-    else:
-      start = low + rng.integers(0, high - low + 1)
-    cases.append(case)
-    starts.append(start)
-  return Patches(np.asarray(cases), np.asarray(starts))
+    first = min(round(batch_size * (1 - foreground_share)), batch_size - 1)
+    centres = voxel_fn(cases[first:], *bits[first:, rank : rank + 2].T)
+    forced = xp.clip(centres - patch_size // 2, low[first:], high[first:])
+    forced = xp.where(centres < 0, starts[first:], forced)
+    starts = xp.concatenate([starts[:first], forced])
+  return Patches(cases, starts)
 
 
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-  # Odd counters keep these draws apart from those of the positions.
-  return _generator(seed, 2 * epoch + 1).permutation(size)
+def _cases(seed, step, batch_size, num_cases, xp) -> Array:
+  """Returns the cases of the batch: `[B]` int32."""
+  if num_cases * batch_size >= 2**31:
+    raise ValueError(
+      f'{num_cases} cases times batch_size={batch_size} is 2**31 or more'
+    )
+  # step * batch_size itself could exceed 32 bits in a long run.
+  passes, rest = divmod(step, num_cases)
+  begin = rest * batch_size
+  first_epoch = passes * batch_size + begin // num_cases
+  places = begin % num_cases + np.arange(batch_size, dtype=np.int32)
+  num_epochs = (num_cases + batch_size - 2) // num_cases + 1
+  orders = _orders_on_host if xp is np else _orders
+  order = orders(seed, first_epoch, num_epochs, num_cases, xp)
+  return order[places // num_cases, places % num_cases]
 
 
-def _generator(seed: int, counter: int) -> np.random.Generator:
-  key = np.asarray([seed, counter], np.uint64)
-  return np.random.Generator(np.random.Philox(key=key))
+def _orders(seed, first_epoch, num_epochs, num_cases, xp) -> Array:
+  """Returns the order of the cases in some epochs: `[epochs, cases]` int32."""
+  first_epoch = xp.asarray(first_epoch).astype(xp.uint32)  # modulo 2**32
+  epochs = first_epoch + np.arange(num_epochs, dtype=np.uint32)
+  hashes, _ = threefry2x32(
+    _key(seed), epochs[:, None], np.arange(num_cases, dtype=np.int32), xp
+  )
+  # Equal hashes, one pair in 2**32, keep the order of the cases.
+  return xp.argsort(hashes, axis=-1, stable=True).astype(xp.int32)
+
+
+_orders_on_host = functools.lru_cache(maxsize=4)(_orders)
+
+
+def _bits_of_patches(seed, step, batch_size, count, xp) -> Array:
+  """Returns `[B, count]` random uint32 (or one more) for each patch."""
+  pairs = np.arange(batch_size * -(-count // 2), dtype=np.uint32)
+  # The top bit keeps these draws apart from those of the order.
+  counters = pairs.reshape(batch_size, -1) | np.uint32(1 << 31)
+  words = threefry2x32(_key(seed), step, counters, xp)
+  return xp.stack(words, -1).reshape(batch_size, -1)
+
+
+def _key(seed: int) -> tuple[int, int]:
+  return seed & 0xFFFFFFFF, seed >> 32
+
+
+def threefry2x32(
+  key: tuple[int, int], x0: Array, x1: Array, xp: Any
+) -> tuple[Array, Array]:
+  """Returns two arrays of random uint32 for the counters `(x0, x1)`.
+
+  Twenty rounds of the block cipher of Salmon et al., "Parallel random numbers:
+  as easy as 1, 2, 3" (2011), which jax.random uses, too.
+
+  Args:
+    key: two numbers below 2**32.
+    x0: int or array, below 2**32.
+    x1: likewise; broadcast against `x0`.
+    xp: `numpy` or `jax.numpy`.
+  """
+  keys = [np.uint32(k) for k in (*key, key[0] ^ key[1] ^ 0x1BD11BDA)]
+  x0, x1 = xp.broadcast_arrays(
+    xp.asarray(x0).astype(xp.uint32), xp.asarray(x1).astype(xp.uint32)
+  )
+  x0, x1 = x0 + keys[0], x1 + keys[1]
+  for block in range(5):
+    for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[block % 2]:
+      x0 = x0 + x1
+      x1 = (x1 << np.uint32(turn)) | (x1 >> np.uint32(32 - turn))
+      x1 = x1 ^ x0
+    x0 = x0 + keys[(block + 1) % 3]
+    x1 = x1 + keys[(block + 2) % 3] + np.uint32(block + 1)
+  return x0, x1
 
 
 def foreground_voxels(label: np.ndarray, *, name: str) -> dict[int, np.ndarray]:

@@ -7,7 +7,8 @@
 Flax Linen modules; the number of spatial axes comes from the image. Parameters
 and logits are float32 whatever `dtype` the network computes in. In training,
 batch normalisation updates the collection 'batch_stats' (make it mutable) and
-dropout draws from the random stream 'dropout'.
+dropout draws from the random stream 'dropout'. Gradients are reverse-mode only
+(`jax.grad`, `jax.vjp`): norms and convolutions have written ones.
 """
 
 import dataclasses

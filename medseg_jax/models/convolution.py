@@ -62,7 +62,7 @@ def _by_platform(x, kernel, own, cpu):
   # XLA knows how to share its own convolution among devices.
   mesh = jax.sharding.get_abstract_mesh()
   several = not mesh.empty and mesh.size > 1
-  if jax.default_backend() != 'cpu' or several or not onednn.available():
+  if jax.default_backend() != 'cpu' or several or not onednn.usable():
     return own(x, kernel)
   return lax.platform_dependent(x, kernel, cpu=cpu, default=own)
 

@@ -5,11 +5,13 @@ experimental flags, which the jaxlib of Python 3.11 ignores. The calls are the
 same ones, `__onednn$convolution` and `__onednn$matmul`, made here directly:
 3 to 10 times as fast as XLA's own convolutions where channels are few or axes
 are three. They are not an interface that XLA promises to keep, so `available`
-tries them once and compares with XLA's own result.
+tries them once and compares with XLA's own result, and `usable` heeds what they
+cannot do.
 """
 
 import functools
 import json
+import math
 import platform
 from collections.abc import Sequence
 
@@ -20,6 +22,21 @@ from jax import lax
 # The releases of jax that this was tried with: a call that a later one has
 # changed might end the process, which no test at run time can catch.
 _SINCE, _BEFORE = (0, 10), (0, 13)
+
+
+def usable() -> bool:
+  """Returns whether a program that is compiled now may make the calls.
+
+  Not where JAX would keep it on disk (`jax_compilation_cache_dir`): in writing
+  a program XLA takes these calls for others, and reads beyond their end. A
+  `jax_persistent_cache_min_compile_time_secs` of infinity keeps nothing.
+  """
+  config = jax.config
+  is_kept = (
+      config.jax_enable_compilation_cache
+      and config.jax_compilation_cache_dir is not None
+      and math.isfinite(config.jax_persistent_cache_min_compile_time_secs))
+  return not is_kept and available()
 
 
 @functools.cache

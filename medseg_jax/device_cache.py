@@ -1,0 +1,373 @@
+"""The data set in device memory, and steps that read their batches from it.
+
+All cases lie one after the other in flat buffers. Which patches make a batch
+and the patches themselves are computed inside the compiled step, and a compiled
+loop makes many steps, so the host has nothing to do between them. The batches
+are those of `input_pipeline`, to the bit.
+"""
+
+import contextlib
+import functools
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+
+from medseg_jax import sharding
+from medseg_jax.data import sampling
+from medseg_jax.data.cache import Cache
+from medseg_jax.data.sampling import IGNORE, Patches
+from medseg_jax.errors import InputError
+from medseg_jax.state import TrainState
+
+MODES = ('auto', 'on', 'off')
+# Of the memory of an accelerator, or of the host where that is the device.
+DEVICE_SHARE = 0.3
+HOST_SHARE, HOST_BYTES = 0.1, 2e9
+MOST = 0.8  # that mode 'on' may take
+MAX_VOXELS = 2**31 - 1  # indices are int32
+MAX_STEPS = 50  # of one call on an accelerator
+
+
+class Voxels(NamedTuple):
+  """Foreground voxels of all cases.
+
+  Attributes:
+    points: `[M]` int32, places in the flattened case.
+    first: `[N, K]` int32, where in `points` the k-th class that is present in
+      a case begins, classes in ascending order.
+    counts: `[N, K]` int32, how many it has; 0 beyond the last class present.
+  """
+
+  points: jax.Array | np.ndarray
+  first: jax.Array | np.ndarray
+  counts: jax.Array | np.ndarray
+
+
+class DeviceData(NamedTuple):
+  """A data set of `N` cases as flat buffers, `V` voxels in all.
+
+  Attributes:
+    image: `[V, C]` float16.
+    label: `[V]` uint8 or int16.
+    offsets: `[N]` int32, first voxel of each case.
+    shapes: `[N, R]` int32.
+    voxels: of the foreground; None where they were not asked for.
+  """
+
+  image: jax.Array | np.ndarray
+  label: jax.Array | np.ndarray
+  offsets: jax.Array | np.ndarray
+  shapes: jax.Array | np.ndarray
+  voxels: Voxels | None = None
+
+
+# Putting the data set on the device.
+
+
+def place(
+  cache: Cache, *, mode: str, mesh: Mesh, foreground: bool = False
+) -> DeviceData | None:
+  """Returns the data set on every device of `mesh`, None where it is not to be.
+
+  Prints where it lies.
+
+  Args:
+    cache: of the training split.
+    mode: 'auto' where it fits a share of the memory, 'on', or 'off'.
+    mesh: every device holds a whole copy.
+    foreground: whether to take the foreground's voxels along.
+
+  Raises:
+    InputError: `mode` is 'on', and the memory does not suffice.
+  """
+  if mode == 'off':
+    return None
+  size = num_bytes(cache, foreground=foreground)
+  why_not = _why_not(cache, size, mode)
+  if why_not and mode == 'on':
+    raise InputError(
+      f'config.data.device_cache is on, but {why_not}; auto or off reads the '
+      'batches on the host'
+    )
+  if why_not:
+    print(f'patches   read on the host: {why_not}', flush=True)
+    return None
+  layout = sharding.replicated(mesh)
+  data = jax.tree.map(
+    functools.partial(sharding.to_devices, layout),
+    flatten(cache, foreground=foreground),
+  )
+  size = sum(array.nbytes for array in jax.tree.leaves(data))
+  print(f'patches   from the data set on the device: {_size(size)}', flush=True)
+  return data
+
+
+def num_bytes(cache: Cache, *, foreground: bool) -> int:
+  """Returns the most that the data set may take on a device."""
+  channels = cache.images[0].shape[-1]
+  each = cache.images[0].dtype.itemsize * channels + 2  # int16 labels
+  size = each * _num_voxels(cache)
+  if foreground:
+    size += sum(
+      12 * len(points) for case in cache.voxels for points in case.values()
+    )
+  return size
+
+
+def _num_voxels(cache: Cache) -> int:
+  return sum(int(np.prod(shape)) for shape in cache.shapes)
+
+
+def _why_not(cache: Cache, size: int, mode: str) -> str:
+  """Returns why `size` bytes are not put on the device; '' where they are."""
+  if _num_voxels(cache) > MAX_VOXELS:
+    return (
+      f'the data set has {_num_voxels(cache)} voxels, more than {MAX_VOXELS}'
+    )
+  if mode == 'auto' and jax.process_count() > 1:
+    # Their hosts could have different memory and come to different answers.
+    return 'several processes share the training'
+  limit = _room(mode)
+  if size <= limit:
+    return ''
+  room = 'for that' if mode == 'auto' else 'at the most'
+  return (
+    f'the data set takes {_size(size)} on each device, and there are '
+    f'{_size(limit)} {room}'
+  )
+
+
+def _room(mode: str) -> float:
+  """Returns the bytes of a device that a data set may take."""
+  host = _available_memory()
+  devices = jax.local_devices()
+  if devices[0].platform == 'cpu':
+    most = min(HOST_SHARE * host, HOST_BYTES) if mode == 'auto' else MOST * host
+    return most / len(devices)  # these share the memory of the host
+  limit = (devices[0].memory_stats() or {}).get('bytes_limit', 0)
+  share = DEVICE_SHARE if mode == 'auto' else MOST
+  # The buffers are put together on the host.
+  return min(share * limit, MOST * host)
+
+
+def _available_memory() -> float:
+  """Returns the bytes that the host has left; infinite where it cannot tell."""
+  with contextlib.suppress(OSError):
+    text = pathlib.Path('/proc/meminfo').read_text()
+    if available := re.search(r'MemAvailable:\s*(\d+) kB', text):
+      return 1024.0 * int(available[1])
+  return np.inf
+
+
+def _size(count: float) -> str:
+  for unit, scale in (('GB', 1e9), ('MB', 1e5)):
+    if count >= scale:
+      return f'{count / max(scale, 1e6):.1f} {unit}'
+  return f'{count / 1e3:.1f} kB'
+
+
+def flatten(cache: Cache, *, foreground: bool = False) -> DeviceData:
+  """Returns the data set as flat buffers on the host."""
+  ends = np.cumsum([np.prod(shape) for shape in cache.shapes])
+  offsets = np.concatenate([[0], ends[:-1]]).astype(np.int32)
+  channels = cache.images[0].shape[-1]
+  image = np.empty((ends[-1], channels), cache.images[0].dtype)
+  dtypes = {cache.labels[i].dtype for i in range(len(offsets))}
+  label = np.empty(ends[-1], np.result_type(*dtypes))
+  for i, (begin, end) in enumerate(zip(offsets, ends, strict=True)):
+    image[begin:end] = cache.images[i].reshape(-1, channels)
+    label[begin:end] = cache.labels[i].reshape(-1)
+  return DeviceData(
+    image=image,
+    label=label,
+    offsets=offsets,
+    shapes=np.asarray(cache.shapes, np.int32),
+    voxels=_flatten_voxels(cache) if foreground else None,
+  )
+
+
+def _flatten_voxels(cache: Cache) -> Voxels:
+  num_classes = max([1, *map(len, cache.voxels)])
+  counts = np.zeros((len(cache.shapes), num_classes), np.int32)
+  points = [np.zeros(0, np.int32)]
+  for i, (case, shape) in enumerate(
+    zip(cache.voxels, cache.shapes, strict=True)
+  ):
+    for k, index in enumerate(sorted(case)):
+      counts[i, k] = len(case[index])
+      points.append(np.ravel_multi_index(tuple(case[index].T), shape))
+  ends = np.cumsum(counts).reshape(counts.shape)
+  return Voxels(
+    points=np.concatenate(points).astype(np.int32),
+    first=(ends - counts).astype(np.int32),
+    counts=counts,
+  )
+
+
+# Reading batches inside a compiled program.
+
+
+def read_batch(
+  data: DeviceData,
+  step: jax.Array,
+  *,
+  seed: int,
+  batch_size: int,
+  patch_size: tuple[int, ...],
+  read_size: tuple[int, ...],
+  layout: NamedSharding,
+  foreground_share: float = 0.0,
+) -> dict[str, jax.Array]:
+  """Returns the batch of a step, as `input_pipeline` yields it.
+
+  `{'image': [B, *read, C] float16, 'label': [B, *read] int16}`
+
+  Args:
+    data: on the devices; with voxels for a foreground share.
+    step: scalar int32.
+    seed: of the order and of the patch positions.
+    batch_size: global.
+    patch_size: spatial; two numbers for slices of volumes.
+    read_size: of what is read around each patch.
+    layout: of the batch.
+    foreground_share: of the batch, centred on foreground.
+  """
+  chosen = sampling.draw_patches(
+    seed=seed,
+    step=step,
+    batch_size=batch_size,
+    num_cases=data.shapes.shape[0],
+    rank=data.shapes.shape[1],
+    shape_fn=lambda cases: data.shapes[cases],
+    voxel_fn=functools.partial(_pick_voxels, data),
+    patch_size=patch_size,
+    foreground_share=foreground_share,
+    xp=jnp,
+  )
+  # A few numbers, which every device had better compute than be sent.
+  chosen = lax.with_sharding_constraint(
+    chosen, sharding.replicated(layout.mesh)
+  )
+  return cut(data, chosen, patch_size, read_size, layout)
+
+
+def _pick_voxels(data, cases, class_bits, voxel_bits):
+  """Returns a voxel of one of the classes in each case, -1 where is none."""
+  points, first, counts = data.voxels
+  if not points.shape[0]:
+    return jnp.full((cases.shape[0], data.shapes.shape[1]), -1, jnp.int32)
+  present = (counts[cases] > 0).sum(1).astype(jnp.uint32)
+  chosen = (class_bits % jnp.maximum(present, 1)).astype(jnp.int32)
+  count = jnp.maximum(counts[cases, chosen], 1).astype(jnp.uint32)
+  number = (voxel_bits % count).astype(jnp.int32)
+  left = points[first[cases, chosen] + number]
+  shapes = data.shapes[cases]
+  places = []
+  for axis in reversed(range(shapes.shape[1])):
+    left, place = jnp.divmod(left, shapes[:, axis])
+    places.append(place)
+  voxel = jnp.stack(places[::-1], -1)
+  return jnp.where(present[:, None] > 0, voxel, -1)
+
+
+def cut(
+  data: DeviceData,
+  patches: Patches,
+  patch_size: tuple[int, ...],
+  read_size: tuple[int, ...],
+  layout: NamedSharding,
+) -> dict[str, jax.Array]:
+  """Returns the patches, as `sampling.read_batch` does: 0 and -1 outside."""
+  batch_size, rank = patches.starts.shape
+  size = sampling.volume_patch(read_size, rank)
+  margin = np.subtract(size, sampling.volume_patch(patch_size, rank)) // 2
+  starts = patches.starts - margin.astype(np.int32)
+  shapes = data.shapes[patches.cases]
+  index = jnp.zeros((batch_size, *size), jnp.int32)
+  inside = jnp.ones((batch_size, *size), bool)
+  for axis in range(rank):
+    along = [-1, *[1] * rank]
+    each = [1] * (rank + 1)
+    each[axis + 1] = -1
+    place = starts[:, axis].reshape(along) + np.arange(
+      size[axis], dtype=np.int32
+    ).reshape(each)
+    length = shapes[:, axis].reshape(along)
+    index = index * length + place
+    inside &= (place >= 0) & (place < length)
+  index = jnp.where(inside, index, 0) + data.offsets[patches.cases].reshape(
+    along
+  )
+  shape = (batch_size, *read_size)
+  # Every device of the mesh looks up its own part of the batch.
+  index, inside = (
+    lax.with_sharding_constraint(x.reshape(shape), layout)
+    for x in (index, inside)
+  )
+  image = data.image.at[index].get(mode='promise_in_bounds')
+  label = data.label.at[index].get(mode='promise_in_bounds').astype(jnp.int16)
+  return {
+    'image': jnp.where(inside[..., None], image, 0),
+    'label': jnp.where(inside, label, IGNORE),
+  }
+
+
+# Many steps in one program.
+
+
+def create_steps(
+  train_step: Callable[[TrainState, Any], tuple[TrainState, dict]],
+  *,
+  read_fn: Callable[[DeviceData, jax.Array], dict[str, jax.Array]],
+  max_count: int,
+) -> Callable[[TrainState, DeviceData, jax.Array], tuple[TrainState, dict]]:
+  """Returns `(state, data, count) -> (state, metrics)`, for the caller to jit.
+
+  It makes `count` steps (scalar int32, 1 .. `max_count`), whatever the number
+  compiled once. The metrics are `[max_count]` each, of which the first `count`
+  are set.
+
+  Args:
+    train_step: `(state, batch) -> (state, metrics)`.
+    read_fn: `(data, step) -> batch`.
+    max_count: the most steps of a call. With 1 there is no loop.
+  """
+
+  @jax.jit  # so that it is traced once, for its shapes and for the loop
+  def one(state, data):
+    return train_step(state, read_fn(data, state.step))
+
+  def single(state, data, count):
+    state, metrics = one(state, data)
+    return state, jax.tree.map(lambda value: value[None], metrics)
+
+  def several(state, data, count):
+    def body(i, carry):
+      state, rows = carry
+      state, metrics = one(state, data)
+      return state, jax.tree.map(
+        lambda row, value: row.at[i].set(value), rows, metrics
+      )
+
+    _, metrics = jax.eval_shape(one, state, data)
+    rows = jax.tree.map(
+      lambda value: jnp.zeros((max_count, *value.shape), value.dtype), metrics
+    )
+    return lax.fori_loop(0, count, body, (state, rows))
+
+  return single if max_count == 1 else several
+
+
+def max_steps() -> int:
+  """Returns the most steps of one call on this backend.
+
+  One on CPU: launching a step costs nothing there, and it may take seconds.
+  """
+  return 1 if jax.default_backend() == 'cpu' else MAX_STEPS

@@ -1,0 +1,191 @@
+"""Batches and the compiled steps that take them, from a config."""
+
+import contextlib
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from medseg_jax import device_cache, experiment, process, sharding
+from medseg_jax.data import cache as caches
+from medseg_jax.data.cache import Cache
+from medseg_jax.input_pipeline import create_batches
+from medseg_jax.progress import format_seconds
+from medseg_jax.state import TrainState
+from medseg_jax.step import TrainStep
+
+
+class Feed(NamedTuple):
+  """Where the batches come from, and the compiled steps that take them.
+
+  Attributes:
+    data: yields what each call of `advance` takes.
+    advance: `(state, data, count) -> (state, metrics)`, compiled; makes `count`
+      steps; the metrics are a row each, or scalars of the one step.
+    max_count: the most steps of a call.
+  """
+
+  data: Iterator[Any]
+  advance: Callable[[TrainState, Any, int], tuple[TrainState, dict]]
+  max_count: int
+
+
+def create_feed(
+  train_step: TrainStep,
+  state: TrainState,
+  cache: Cache,
+  config: ConfigDict,
+  mesh: Mesh,
+) -> Feed:
+  """Returns the steps from `state` on, compiled, and their data.
+
+  With the data set on the device the compiled program chooses patches, cuts
+  them out and trains, many steps a call. Otherwise the host sends batches.
+
+  Args:
+    train_step: not compiled.
+    state: where a run begins or goes on.
+    cache: of the training split.
+    config: resolved.
+    mesh: of the state and the batches.
+
+  Raises:
+    InputError: there is no place for the data set where it has to be.
+  """
+  settings = dict(seed=config.seed, **experiment.patch_settings(config))
+  data = device_cache.place(
+    cache,
+    mode=config.data.device_cache,
+    mesh=mesh,
+    foreground=config.data.foreground_share > 0,
+  )
+  if data is None:
+    stream = create_batches(
+      cache,
+      first_step=int(state.step),
+      num_steps=config.num_steps,
+      mesh=mesh,
+      **settings,
+    )
+    data, max_count = _abstract_batch(config, mesh), 1
+
+    def read_fn(batch, step):
+      return batch  # the host has read it
+
+  else:
+    stream, max_count = itertools.repeat(data), device_cache.max_steps()
+    read_fn = functools.partial(
+      device_cache.read_batch, layout=sharding.patches(mesh), **settings
+    )
+  compile_fn = _compile_steps
+  if jax.default_backend() == 'cpu' and max_count == 1:
+    compile_fn = _compile_parts
+  begin = time.perf_counter()
+  advance = compile_fn(train_step, read_fn, max_count, state, data, mesh)
+  _print_compiled(begin)
+  return Feed(stream, advance, max_count)
+
+
+def _compile_steps(train_step, read_fn, max_count, state, data, mesh):
+  """Returns `advance` as one program."""
+  place = sharding.replicated(mesh)
+  steps = device_cache.create_steps(
+    train_step, read_fn=read_fn, max_count=max_count
+  )
+  count = jax.ShapeDtypeStruct((), jnp.int32, sharding=place)
+  compiled = _compile(
+    steps, place, state, data, count, convolves=True, donate_argnums=0
+  )
+
+  def advance(state, data, count):
+    return compiled(state, data, jax.device_put(np.int32(count), place))
+
+  return advance
+
+
+def _compile_parts(train_step, read_fn, max_count, state, data, mesh):
+  """Returns `advance` as three programs: batch, gradient, update.
+
+  Compiled programs with convolutions cannot be kept on disk for the next run
+  on CPU; the others can, which saves it a third of the time.
+  """
+  del max_count  # 1
+  layout, everywhere = sharding.patches(mesh), sharding.replicated(mesh)
+
+  def prepare(step, data):
+    return train_step.augment(step, read_fn(data, step))
+
+  prepare = _compile(prepare, layout, state.step, data)
+  gradient = _compile(
+    train_step.gradient, everywhere, state, _outputs(prepare, layout),
+    convolves=True,
+  )
+  update = _compile(
+    train_step.apply, everywhere, state, _outputs(gradient, everywhere),
+    donate_argnums=0,
+  )
+
+  def advance(state, data, count):
+    batch = prepare(state.step, data)
+    return update(state, gradient(state, batch))
+
+  return advance
+
+
+def _outputs(compiled, layout):
+  """Returns the shapes of what a program returns, for the next one."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
+    compiled.out_info,
+  )
+
+
+def compile_step(
+  train_step: TrainStep, state: TrainState, config: ConfigDict, mesh: Mesh
+) -> Callable:
+  """Returns the step compiled for this state and the config's batches."""
+
+  def step(state, batch):
+    return train_step(state, batch)
+
+  begin = time.perf_counter()
+  compiled = _compile(
+    step, sharding.replicated(mesh), state, _abstract_batch(config, mesh),
+    convolves=True, donate_argnums=0,
+  )
+  _print_compiled(begin)
+  return compiled
+
+
+def _abstract_batch(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shapes and the layout of a batch as the host sends it."""
+  settings = experiment.patch_settings(config)
+  shape = (settings['batch_size'], *settings['read_size'])
+  layout = sharding.patches(mesh)
+  return {
+    'image': jax.ShapeDtypeStruct(
+      (*shape, config.data.channels), caches.IMAGE_DTYPE, sharding=layout
+    ),
+    'label': jax.ShapeDtypeStruct(shape, jnp.int16, sharding=layout),
+  }
+
+
+def _compile(fn, layout, *arguments, convolves=False, **options):
+  jitted = jax.jit(fn, out_shardings=layout, **options)
+  kept = contextlib.nullcontext()
+  if convolves:
+    kept = process.not_kept(layout.mesh.size)
+  with jax.set_mesh(layout.mesh), kept:
+    return jitted.lower(*arguments).compile()
+
+
+def _print_compiled(begin: float) -> None:
+  took = format_seconds(time.perf_counter() - begin)
+  print(f'compiled  the training step in {took}', flush=True)

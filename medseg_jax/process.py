@@ -1,0 +1,157 @@
+"""Settings of the whole process: memory allocator, compiler, compiled programs.
+
+`set_up` is for programs and scripts, not for libraries. Whatever the user has
+set in the environment stays.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import warnings
+from collections.abc import Iterator, Mapping
+
+from medseg_jax.data.cache import default_root
+
+# Flags of XLA that pay, name -> value, without the leading dashes. One that the
+# installed XLA does not know ends the process.
+XLA_FLAGS: dict[str, str] = {}
+# Compiled programs on disk: once there are more bytes than this the least
+# recently used go.
+MAX_BYTES = 2e9
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
+
+
+def set_up() -> None:
+  """Sets up the process; call it before JAX computes anything."""
+  keep_freed_memory()
+  add_xla_flags(XLA_FLAGS)
+  keep_compiled_programs()
+
+
+def keep_freed_memory() -> bool:
+  """Makes malloc keep what is freed; returns whether it did.
+
+  The GNU C library takes every large buffer from the system and gives it back
+  when it is freed. On CPU a step allocates the same buffers as the last one,
+  and the system, which hands out memory page by page and cleared, would take a
+  quarter to half of the time. Accelerators have allocators of their own.
+  """
+  if any(
+    name.startswith('MALLOC_')
+    or (name == 'GLIBC_TUNABLES' and 'malloc' in value)
+    for name, value in os.environ.items()
+  ):
+    return False
+  try:
+    library = ctypes.CDLL(None)
+    library.gnu_get_libc_version  # noqa: B018  is it this library?
+  except (AttributeError, OSError, TypeError):
+    return False
+  done = [
+    library.mallopt(_M_MMAP_MAX, 0),
+    library.mallopt(_M_TRIM_THRESHOLD, -1),
+    # The arenas of further threads, XLA's among them, hold no large buffers.
+    library.mallopt(_M_ARENA_MAX, 1),
+  ]
+  return all(done)
+
+
+def add_xla_flags(flags: Mapping[str, str]) -> None:
+  """Adds to XLA_FLAGS those that the user has not set there."""
+  given = os.environ.get('XLA_FLAGS', '').split()
+  names = {flag.lstrip('-').partition('=')[0] for flag in given}
+  given += [f'--{k}={v}' for k, v in flags.items() if k not in names]
+  if given:
+    os.environ['XLA_FLAGS'] = ' '.join(given)
+
+
+def keep_compiled_programs() -> None:
+  """Makes JAX write compiled programs to the user's cache folder.
+
+  Does nothing where the user has named a folder, as JAX_COMPILATION_CACHE_DIR
+  or in jax.config. A folder that cannot be written is no error.
+  """
+  import jax
+
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
+  # One folder for each kind of processor: a program compiled for another one
+  # could hold instructions that this one does not have.
+  folder = default_root() / 'compiled' / processor()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return
+  remove_oldest(folder.parent, MAX_BYTES)
+  for name, value in {
+    'jax_compilation_cache_dir': str(folder),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_persistent_cache_min_entry_size_bytes': -1,
+  }.items():
+    if name.upper() not in os.environ:
+      jax.config.update(name, value)
+  # A full disk, a file cut off by a killed run, a program that cannot be
+  # written: then it is compiled anew, which is no news.
+  warnings.filterwarnings(
+    'ignore', 'Error (reading|writing) persistent compilation cache'
+  )
+
+
+@contextlib.contextmanager
+def not_kept(num_devices: int = 1) -> Iterator[None]:
+  """Keeps what is compiled in the block from being written to disk, on CPU.
+
+  For convolutions: only so may they call oneDNN there (`models/onednn.py`),
+  which is worth more than the seconds of compiling. Programs for several
+  devices, and those for accelerators, do without oneDNN and are kept.
+  """
+  import jax
+
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  before = getattr(jax.config, name)
+  if jax.default_backend() != 'cpu' or num_devices > 1:
+    yield
+    return
+  jax.config.update(name, float('inf'))
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
+
+
+@functools.cache
+def processor() -> str:
+  """Returns a name of the processor's kind, good for a file name."""
+  kind = platform.processor()
+  with contextlib.suppress(OSError):
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    kind = ' '.join(
+      sorted({
+        line for line in lines
+        if line.startswith(('model name', 'flags', 'Features', 'CPU part'))
+      })
+    )
+  digest = hashlib.sha256(kind.encode()).hexdigest()[:8]
+  return f'{platform.machine()}-{digest}'
+
+
+def remove_oldest(folder: pathlib.Path, max_bytes: float) -> None:
+  """Removes the least recently used files below `folder` beyond `max_bytes`."""
+  found = []
+  for path in folder.rglob('*'):
+    with contextlib.suppress(OSError):  # another process has removed it
+      status = path.stat()
+      if path.is_file():
+        used = max(status.st_atime, status.st_mtime)
+        found.append((used, status.st_size, path))
+  total = 0
+  for _, size, path in sorted(found, reverse=True):
+    total += size
+    if total > max_bytes:
+      with contextlib.suppress(OSError):
+        path.unlink()

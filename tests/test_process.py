@@ -1,0 +1,122 @@
+"""The set-up of the process: it helps, and never stands in the way."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from conftest import ROOT
+
+from medseg_jax import process
+
+# Compiles a program and says how many came from the disk.
+PROGRAM = """
+import resource, sys
+from medseg_jax import process
+process.set_up()
+import jax
+hits = []
+jax.monitoring.register_event_listener(
+  lambda event, **_: hits.append(event) if 'cache_hits' in event else None
+)
+if 'full' in sys.argv:  # every write fails, as on a full disk
+  resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+assert int(jax.jit(lambda x: x + 1)(1)) == 2
+print(len(hits))
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def run(cache, *args, **environment):
+  """Returns what the program wrote to stdout; nothing else is written."""
+  kept = {
+    name: value for name, value in os.environ.items()
+    if not name.startswith('JAX_')
+  }
+  environment = kept | {
+    'XDG_CACHE_HOME': str(cache), 'JAX_PLATFORMS': 'cpu'
+  } | environment
+  done = subprocess.run(
+    [sys.executable, '-c', PROGRAM, *args], env=environment, cwd=ROOT,
+    capture_output=True, text=True, timeout=120,
+  )
+  assert done.returncode == 0 and done.stderr == '', done.stderr
+  return done.stdout.splitlines()
+
+
+def test_a_second_process_need_not_compile(tmp_path):
+  hits, folder = run(tmp_path)
+  assert hits == '0'
+  assert folder.startswith(str(tmp_path / 'medseg_jax' / 'compiled'))
+  assert int(run(tmp_path)[0]) > 0
+  for path in (tmp_path / 'medseg_jax' / 'compiled').rglob('*-cache'):
+    path.write_bytes(path.read_bytes()[:-20])  # killed while it wrote
+  assert run(tmp_path)[0] == '0'
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
+  file = tmp_path / 'file'
+  file.write_text('not a folder')
+  assert run(file) == ['0', 'None']
+  assert run(tmp_path, 'full')[0] == '0'
+
+
+def test_the_users_own_folder_stays(tmp_path):
+  own = str(tmp_path / 'own')
+  assert run(tmp_path, JAX_COMPILATION_CACHE_DIR=own)[1] == own
+  assert not (tmp_path / 'medseg_jax').exists()
+
+
+def test_flags_of_the_user_win(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_b=7 --xla_other')
+  process.add_xla_flags({'xla_a': '1', 'xla_b': '2', 'xla_other': 'false'})
+  assert os.environ['XLA_FLAGS'] == '--xla_b=7 --xla_other --xla_a=1'
+  monkeypatch.delenv('XLA_FLAGS')
+  process.add_xla_flags({})
+  assert 'XLA_FLAGS' not in os.environ
+  process.add_xla_flags({'xla_a': '1'})
+  assert os.environ['XLA_FLAGS'] == '--xla_a=1'
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [('MALLOC_ARENA_MAX', '1'), ('GLIBC_TUNABLES', 'glibc.malloc.top_pad=1')],
+)
+def test_an_allocator_that_the_user_has_set_up_stays(name, value, monkeypatch):
+  monkeypatch.setattr(process.ctypes, 'CDLL', None)  # not to be called
+  monkeypatch.setenv(name, value)
+  assert not process.keep_freed_memory()
+
+
+@pytest.mark.parametrize('error', [OSError, TypeError])
+def test_another_c_library_is_left_alone(error, monkeypatch):
+  def no_library(name):
+    raise error
+
+  monkeypatch.setattr(process.ctypes, 'CDLL', no_library)
+  assert not process.keep_freed_memory()
+  monkeypatch.setattr(process.ctypes, 'CDLL', lambda name: object())
+  assert not process.keep_freed_memory()
+
+
+def test_the_least_recently_used_go_first(tmp_path):
+  for i in range(5):
+    path = tmp_path / f'{i % 2}' / f'{i}-cache'
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(100))
+    os.utime(path, (1000 - 10 * i, 500))
+  process.remove_oldest(tmp_path, 350)
+  assert sorted(p.name for p in tmp_path.rglob('*-cache')) == [
+    '0-cache', '1-cache', '2-cache'
+  ]
+  process.remove_oldest(tmp_path / 'nowhere', 0)
+
+
+def test_a_program_that_cannot_be_written_is_not():
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  before = getattr(jax.config, name)
+  with pytest.raises(KeyError), process.not_kept():
+    assert getattr(jax.config, name) == float('inf')
+    raise KeyError
+  assert getattr(jax.config, name) == before
