@@ -4,30 +4,43 @@ import functools
 import importlib.util
 import json
 import pathlib
-import statistics
 import time
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment, predictor, segment, sharding, train
+from medseg_jax import (
+  experiment,
+  machine,
+  predictor,
+  profile_prediction,
+  profile_step,
+  segment,
+  sweep,
+  train,
+)
+from medseg_jax.benchmark_table import least_ms, tables
+from medseg_jax.device_cache import DeviceData
+from medseg_jax.errors import InputError
+from medseg_jax.feed import Feed, compile_step, create_feed
 from medseg_jax.files import write_atomically
-from medseg_jax.input_pipeline import create_batches
+from medseg_jax.flops import count_flops
 from medseg_jax.prepare import prepare
 from medseg_jax.state import create_state
 
-MIN_SECONDS = 5.0  # of each measurement
-MIN_ROUNDS = 3
+MIN_SECONDS = 1.5  # of each measurement
+MIN_STEPS = 3  # of the loop with the data pipeline
+WAITING = 0.1  # share of the time from which on the data are the limit
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
-  """Measures, writes `benchmark.json`, prints it as the last line.
+  """Measures, writes `benchmark.json`, prints tables and, last, that JSON.
 
-  The step is timed alone, on one batch that stays on the devices, and end to
-  end, with the data pipeline; prediction on whole held-out images. Medians.
+  The step is timed alone, on one batch that stays on the devices, end to end,
+  with the data, and in its parts; prediction on whole held-out images. Medians.
   What a backend cannot tell, or what needs a missing TensorFlow, is None.
   """
   config, sources = experiment.open_run(config, workdir)
@@ -40,23 +53,41 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     **experiment.state_arguments(config, model, tx, mesh),
   )
   begin = time.perf_counter()
-  compiled = train.compile_step(train_step, state, config, mesh)
+  compiled = compile_step(train_step, state, config, mesh)
   compile_s = time.perf_counter() - begin
+  cache = prepare(config, {'train': sources['train']})
 
-  state, step_s = _time_steps(compiled, state, _fixed_batch(config, mesh))
-  peak_memory = _peak_memory()
-  state, end_to_end, wait = _time_loop(compiled, state, sources, config, mesh)
-  predict_fn = predictor.compile_predict(
-    config, model, mesh, state.eval_variables
+  _say('the machine')
+  peak = machine.peak_flops_per_s(jnp.dtype(config.dtype), MIN_SECONDS)
+  bandwidth = machine.bytes_per_s(MIN_SECONDS)
+  _say('the training step')
+  batch = sweep.random_batch(config, mesh)
+  state, step_s = _time_steps(compiled, state, batch)
+  peak_memory = machine.peak_memory()
+  _say('training with data')
+  feed = _create_feed(train_step, state, cache, config, mesh)
+  data = loop_s = wait = None
+  if feed is not None:
+    state, loop_s, wait = _time_loop(feed, state)
+    first = next(feed.data)
+    data = first if isinstance(first, DeviceData) else None
+  _say('the parts of the step')
+  parts = profile_step.loading_parts(config, cache, data, mesh, MIN_SECONDS)
+  parts |= profile_step.step_parts(
+    config, model, train_step, state, batch, mesh, MIN_SECONDS
   )
-  inference_rate = _inference_rate(
-    functools.partial(predict_fn, state.eval_variables), sources, config, mesh
+  _say('prediction')
+  predict_fn = functools.partial(
+    predictor.compile_predict(config, model, mesh, state.eval_variables),
+    state.eval_variables,
   )
-  flops = (compiled.cost_analysis() or {}).get('flops')
-  if flops:
-    flops *= mesh.size  # the compiler counts those of one device
-  peak = peak_flops_per_s(jnp.dtype(config.dtype)) * mesh.size
-  rate = flops / step_s if flops else None
+  source = sources.get('test') or sources.get('val') or sources['train']
+  case = source[0]
+  count = profile_prediction.cases_at_once(case, config, mesh)
+  inference_rate = _inference_rate(predict_fn, case, count, config, mesh)
+  inference_parts = profile_prediction.prediction_parts(
+    predict_fn, case, count, config, mesh, MIN_SECONDS
+  )
   result = {
     'device': jax.devices()[0].device_kind,
     'num_devices': mesh.size,
@@ -66,33 +97,31 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     'compile_s': compile_s,
     'step_ms': step_s * 1e3,
     'images_per_s': config.batch_size / step_s,
-    'end_to_end_images_per_s': end_to_end,
+    'end_to_end_images_per_s': loop_s and config.batch_size / loop_s,
     'data_wait_frac': wait,
-    'flops_per_step': flops,
-    'tflops_per_s': rate and rate / 1e12,
-    'peak_tflops_per_s': peak / 1e12,
-    'mfu': rate and rate / peak,
+    **_rates(
+      step_s,
+      flops=_flops_of_step(config, state, batch),
+      num_bytes=_bytes_of_step(compiled, mesh),
+      peak=peak * mesh.size,
+      bandwidth=bandwidth * mesh.size,
+    ),
     'peak_memory_bytes': peak_memory,
     'inference_images_per_s': inference_rate,
+    'program_memory_bytes': sweep.memory_bytes(compiled),
+    **_breakdown('', parts),
+    **_breakdown('inference_', inference_parts),
+    **_sweep(config, train_step, state, mesh),
   }
+  result |= _limit(result)
   text = json.dumps(result)
   write_atomically(workdir / 'benchmark.json', (text + '\n').encode())
-  print(text, flush=True)
+  print(f'\n{tables(result)}\n\n{text}', flush=True)
   return result
 
 
-def _fixed_batch(config: ConfigDict, mesh) -> dict[str, jax.Array]:
-  """Returns a random batch on the devices, of the config's shape."""
-  rng = np.random.default_rng(config.seed)
-  patches = experiment.patch_settings(config)
-  shape = (patches['batch_size'], *patches['read_size'])
-  layout = sharding.patches(mesh)
-  image = rng.standard_normal((*shape, config.data.channels))
-  label = rng.integers(0, len(config.data.classes), shape)
-  return {
-    'image': sharding.to_devices(layout, image.astype(np.float16)),
-    'label': sharding.to_devices(layout, label.astype(np.int16)),
-  }
+def _say(what: str) -> None:
+  print(f'measuring {what}', flush=True)
 
 
 def _time_steps(compiled, state, batch):
@@ -104,78 +133,133 @@ def _time_steps(compiled, state, batch):
     state, metrics = compiled(state, batch)
     jax.block_until_ready(metrics)
 
-  seconds = _median_seconds(once)
+  seconds = machine.median_seconds(once, MIN_SECONDS)
   return state, seconds
 
 
-def _time_loop(compiled, state, sources, config, mesh):
-  """Returns the state after, images a second, and the share of waiting."""
-  if importlib.util.find_spec('tensorflow') is None:
+def _create_feed(train_step, state, cache, config, mesh) -> Feed | None:
+  """Returns what feeds a training run; None where that needs a TensorFlow."""
+  config = ConfigDict(config.to_dict())
+  config.num_steps = 1_000_000  # as many as time allows
+  try:
+    return create_feed(train_step, state, cache, config, mesh)
+  except InputError:
+    if importlib.util.find_spec('tensorflow') is not None:
+      raise
+    if config.data.device_cache == 'on':
+      raise
     print('no TensorFlow here: the data pipeline is not measured', flush=True)
-    return state, None, None
-  batches = create_batches(
-    prepare(config, {'train': sources['train']}),
-    seed=config.seed,
-    first_step=0,
-    num_steps=1_000_000,
-    mesh=mesh,
-    **experiment.patch_settings(config),
-  )
-  state, metrics = compiled(state, next(batches))
-  jax.block_until_ready(metrics)
-  begin, steps, waited = time.perf_counter(), 0, 0.0
-  while steps < MIN_ROUNDS or time.perf_counter() - begin < MIN_SECONDS:
-    before = metrics
+    return None
+
+
+def _time_loop(feed, state):
+  """Returns the state after, seconds of a step, and the share of waiting."""
+  waited = 0.0
+
+  def call(count):
+    nonlocal state, waited
     asked = time.perf_counter()
-    batch = next(batches)
+    data = next(feed.data)
     waited += time.perf_counter() - asked
-    state, metrics = compiled(state, batch)
-    jax.block_until_ready(before)  # one step ahead, as in training
-    steps += 1
+    state, metrics = feed.advance(state, data, count)
+    return metrics
+
+  for _ in range(2):  # the first call touches its memory
+    begin = time.perf_counter()
+    jax.block_until_ready(call(1))
+  seconds = time.perf_counter() - begin
+  count = int(np.clip(train.SECONDS_A_CALL / seconds, 1, feed.max_count))
+  begin, steps, waited, metrics = time.perf_counter(), 0, 0.0, None
+  while steps < MIN_STEPS or time.perf_counter() - begin < 2 * MIN_SECONDS:
+    before, metrics = metrics, call(count)
+    jax.block_until_ready(before)  # one call ahead, as in training
+    steps += count
   jax.block_until_ready(metrics)
   total = time.perf_counter() - begin
-  return state, steps * config.batch_size / total, waited / total
+  return state, total / steps, waited / total
 
 
-def _inference_rate(predict_fn, sources, config, mesh) -> float:
+def _inference_rate(predict_fn, case, count, config, mesh) -> float:
   """Returns whole images predicted a second, preprocessing included."""
-  source = sources.get('test') or sources.get('val') or sources['train']
-  case = source[0]
   settings = predictor.prediction_settings(config, mesh)
-  count = settings['batch_size']
 
   def once():
     for _ in segment.predict_cases(predict_fn, [case] * count, **settings):
       pass
 
   once()  # compiles
-  return count / _median_seconds(once)
+  return count / machine.median_seconds(once, MIN_SECONDS)
 
 
-def peak_flops_per_s(dtype: jnp.dtype, size: int = 4096) -> float:
-  """Returns the measured rate of a large matrix product on one device."""
-  if jax.default_backend() == 'cpu':
-    size = 2048
-  a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
-  product = jax.jit(lambda a: a @ a)
-  jax.block_until_ready(product(a))
-  seconds = _median_seconds(lambda: jax.block_until_ready(product(a)), 1.0)
-  return 2 * size**3 / seconds
+def _flops_of_step(config, state, batch) -> int:
+  """Returns the work of a step, without what is computed twice for memory."""
+  config = ConfigDict(config.to_dict())
+  if 'remat' in config.model:
+    config.model.remat = False
+  tx, schedule = experiment.optimizer_of(config)
+  step = train.step_of(config, experiment.model_of(config), tx, schedule)
+  return count_flops(step, state, batch)
 
 
-def _median_seconds(
-  once: Callable[[], None], min_seconds: float | None = None
-) -> float:
-  min_seconds = MIN_SECONDS if min_seconds is None else min_seconds
-  times = []
-  while len(times) < MIN_ROUNDS or sum(times) < min_seconds:
-    begin = time.perf_counter()
-    once()
-    times.append(time.perf_counter() - begin)
-  return statistics.median(times)
+def _bytes_of_step(compiled, mesh) -> float | None:
+  """Returns what the program's operations read and write, caches apart."""
+  each = (compiled.cost_analysis() or {}).get('bytes accessed')
+  return each * mesh.size if each else None  # counted for one device
 
 
-def _peak_memory() -> int | None:
-  """Returns the most bytes in use on one device, None where not told."""
-  stats = jax.devices()[0].memory_stats()
-  return stats.get('peak_bytes_in_use') if stats else None
+def _rates(step_s, *, flops, num_bytes, peak, bandwidth) -> dict[str, Any]:
+  """Returns the keys on work, rates and the least time of a step."""
+  rate = flops / step_s
+  result = {
+    'flops_per_step': flops,
+    'tflops_per_s': rate / 1e12,
+    'peak_tflops_per_s': peak / 1e12,
+    'mfu': rate / peak,
+    'bytes_per_step': num_bytes,
+    'memory_bandwidth_gb_per_s': bandwidth / 1e9,
+  }
+  least = max(least_ms(result).values())
+  return result | {
+    'least_step_ms': least, 'roofline_ratio': least / (1e3 * step_s)
+  }
+
+
+def _breakdown(prefix: str, seconds: dict[str, float]) -> dict[str, Any]:
+  total = sum(seconds.values())
+  return {
+    f'{prefix}breakdown_ms': {k: 1e3 * s for k, s in seconds.items()},
+    f'{prefix}breakdown_share': {k: s / total for k, s in seconds.items()},
+  }
+
+
+def _limit(result: dict[str, Any]) -> dict[str, str]:
+  """Returns what keeps the training from being faster."""
+  if (result['data_wait_frac'] or 0) > WAITING:
+    return {'limit': 'data'}
+  least = least_ms(result)
+  return {'limit': max(least, key=least.get)}
+
+
+def _sweep(config, train_step, state, mesh) -> dict[str, Any]:
+  """Returns the keys of the sweep over batch sizes, None where none is due."""
+  keys = (
+    'sweep', 'best_batch_size', 'largest_batch_size', 'largest_batch_is_limit'
+  )
+  if not config.benchmark.sweep_batch:
+    return dict.fromkeys(keys)
+  _say('batch sizes')
+  host = jax.device_get(state)
+  jax.tree.map(lambda x: x.delete(), state)  # room for the largest batch
+  found = sweep.sweep(config, train_step, host, mesh, MIN_SECONDS)
+  rows = [
+    {
+      'batch_size': row.batch_size,
+      'step_ms': 1e3 * row.seconds,
+      'images_per_s': row.images_per_s,
+      'memory_bytes': row.memory_bytes,
+    }
+    for row in found.rows
+  ]
+  return dict(
+    zip(keys, (rows, found.best, found.largest, found.limited), strict=True)
+  )
