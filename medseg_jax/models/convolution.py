@@ -38,33 +38,25 @@ def conv(features: int, kernel: Sequence[int], stride: Sequence[int], **kwargs):
 def _convolve(x, kernel, strides, padding, **kwargs):
   """Returns what `lax.conv_general_dilated` does, which Flax calls like this.
   """
-
-  def own(x, kernel):
-    return lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
-
-  return _by_platform(x, kernel, own, functools.partial(
-      convolve, strides=tuple(strides), padding=tuple(map(tuple, padding))))
+  if _on_one_cpu():
+    return convolve(x, kernel, tuple(strides), tuple(map(tuple, padding)))
+  return lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
 
 
 def matmul(x: jax.Array, matrix: jax.Array) -> jax.Array:
   """Returns `x @ matrix`, `[B, *S, C]` x `[C, F]`: a convolution by one tap."""
+  if not _on_one_cpu():
+    return x @ matrix
   ones = (1,) * (x.ndim - 2)
-
-  def convolved(x, matrix):
-    return convolve(
-        x, matrix.reshape(*ones, *matrix.shape), ones, ((0, 0),) * len(ones))
-
-  return _by_platform(x, matrix, jnp.matmul, convolved)
+  return convolve(
+      x, matrix.reshape(*ones, *matrix.shape), ones, ((0, 0),) * len(ones))
 
 
-def _by_platform(x, kernel, own, cpu):
-  """Returns `cpu(x, kernel)` on a single CPU device, else `own(x, kernel)`."""
-  # XLA knows how to share its own convolution among devices.
+def _on_one_cpu():
+  # XLA knows how to share its own convolution among several devices.
   mesh = jax.sharding.get_abstract_mesh()
   several = not mesh.empty and mesh.size > 1
-  if jax.default_backend() != 'cpu' or several or not onednn.usable():
-    return own(x, kernel)
-  return lax.platform_dependent(x, kernel, cpu=cpu, default=own)
+  return jax.default_backend() == 'cpu' and not several and onednn.usable()
 
 
 def transposed_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -85,7 +77,7 @@ def transposed_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def convolve(x, kernel, strides, padding):
-  """Returns the convolution `[B, *S, C]` x `[*taps, C, F]`, on CPU.
+  """Returns the convolution `[B, *S, C]` x `[*taps, C, F]`, fast on CPU.
 
   Computed in float32, returned in the dtype of `x`. Reverse-mode gradients
   only.
@@ -97,19 +89,39 @@ def convolve(x, kernel, strides, padding):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_float32(x, kernel, strides, padding):
-  return onednn.convolution(x, kernel, strides, padding)
+  # A program that is lowered on a CPU for another platform has no oneDNN.
+  settings = dict(strides=strides, padding=padding)
+  return lax.platform_dependent(
+      x, kernel, cpu=functools.partial(onednn.convolution, **settings),
+      default=functools.partial(_own, **settings))
+
+
+def _own(x, kernel, strides, padding):
+  axes = 'XYZ'[:len(strides)]
+  return lax.conv_general_dilated(
+      x, kernel, strides, padding,
+      dimension_numbers=(f'N{axes}C', f'{axes}IO', f'N{axes}C'))
 
 
 def _forward(x, kernel, strides, padding):
-  return onednn.convolution(x, kernel, strides, padding), (x, kernel)
+  return _convolve_float32(x, kernel, strides, padding), (x, kernel)
 
 
 def _backward(strides, padding, saved, cotangent):
-  x, kernel = saved
-  return (
-      _image_gradient(x.shape, kernel, cotangent, strides, padding),
-      _kernel_gradient(x, kernel.shape, cotangent, strides, padding),
-  )
+
+  def gradients(x, kernel, cotangent):
+    return (
+        _image_gradient(x.shape, kernel, cotangent, strides, padding),
+        _kernel_gradient(x, kernel.shape, cotangent, strides, padding),
+    )
+
+  def own(x, kernel, cotangent):
+    _, vjp = jax.vjp(lambda x, kernel: _own(x, kernel, strides, padding),
+                     x, kernel)
+    return vjp(cotangent)
+
+  return lax.platform_dependent(
+      *saved, cotangent, cpu=gradients, default=own)
 
 
 _convolve_float32.defvjp(_forward, _backward)
