@@ -183,7 +183,9 @@ def _compile(fn, layout, *arguments, convolves=False, **options):
   if convolves:
     kept = process.not_kept(layout.mesh.size)
   with jax.set_mesh(layout.mesh), kept:
-    return jitted.lower(*arguments).compile()
+    compiled = jitted.lower(*arguments).compile()
+  process.return_freed_memory()
+  return compiled
 
 
 def _print_compiled(begin: float) -> None:

@@ -61,6 +61,12 @@ def keep_freed_memory() -> bool:
   return all(done)
 
 
+def return_freed_memory() -> None:
+  """Gives the system what is freed, once: after compiling, which takes much."""
+  with contextlib.suppress(AttributeError, OSError, TypeError):
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def add_xla_flags(flags: Mapping[str, str]) -> None:
   """Adds to XLA_FLAGS those that the user has not set there."""
   given = os.environ.get('XLA_FLAGS', '').split()
