@@ -227,11 +227,8 @@ def summary(ours: list[float], torch: list[float]) -> dict:
   ratios = [t / o for t, o in zip(torch, ours, strict=True)]
   ours, torch = statistics.median(ours), statistics.median(torch)
   return {
-    'ours_ms': 1e3 * ours,
-    'torch_ms': 1e3 * torch,
-    'ratio': torch / ours,
-    'lowest_ratio': min(ratios),
-    'highest_ratio': max(ratios),
+    'ours_ms': 1e3 * ours, 'torch_ms': 1e3 * torch, 'ratio': torch / ours,
+    'lowest_ratio': min(ratios), 'highest_ratio': max(ratios),
   }
 
 

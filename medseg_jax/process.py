@@ -38,8 +38,8 @@ def keep_freed_memory() -> bool:
 
   The GNU C library takes every large buffer from the system and gives it back
   when it is freed. On CPU a step allocates the same buffers as the last one,
-  and the system, which hands out memory page by page and cleared, would take a
-  quarter to half of the time. Accelerators have allocators of their own.
+  and the system hands out memory page by page and cleared: a U-Net's step took
+  14 to 30 % longer that way. Accelerators have allocators of their own.
   """
   if any(
     name.startswith('MALLOC_')
