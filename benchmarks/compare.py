@@ -87,8 +87,8 @@ def main():
   add('--round-seconds', type=float, default=0.0, help='0: 2.5, on GPU 1')
   add('--check', action='store_true', help='compare results, time nothing')
   add('--no-check', action='store_true', help='compare first losses only')
-  add('--keep-memory', action='store_true',
-      help='PyTorch on CPU keeps freed memory, as ours does')
+  add('--huge-pages', action='store_true',
+      help='PyTorch on CPU has huge pages, as ours does')
   add('--json', type=pathlib.Path, help='file for all numbers')
   args = parser.parse_args()
   names = args.workloads.split(',') if args.workloads else [
@@ -135,7 +135,7 @@ def compare(
       ('torch', args.torch_python, 'torch_unet.py',
        shlex.split(args.torch_args)),
     ):
-      environment = worker_environment(side, on_gpu, args.keep_memory)
+      environment = worker_environment(side, on_gpu, args.huge_pages)
       sides[side] = stack.enter_context(contextlib.closing(Worker(
         [python, str(HERE / script), *common, *options], environment
       )))
@@ -265,18 +265,14 @@ def has_gpu() -> bool:
   ).stdout
 
 
-def worker_environment(side, on_gpu, keep_memory) -> dict[str, str]:
+def worker_environment(side, on_gpu, huge_pages) -> dict[str, str]:
   """Returns the variables that put a worker on its device."""
   environment = dict(os.environ)
   if not on_gpu:
     environment |= {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
-    if side == 'torch' and keep_memory:
-      # What medseg_jax does for itself: glibc else gives every large buffer
-      # back to the system, which has to clear it before the next step.
-      environment |= {
-        'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**62),
-        'MALLOC_ARENA_MAX': '1',
-      }
+    if side == 'torch' and huge_pages:
+      # What medseg_jax/huge_pages.py does for itself.
+      environment['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
     return environment
   # One GPU, and JAX must leave room on it for the other side.
   environment.setdefault('CUDA_VISIBLE_DEVICES', '0')

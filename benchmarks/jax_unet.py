@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from medseg_jax import process, sharding
+from medseg_jax import huge_pages, process, sharding
 from medseg_jax.losses import create_loss
 from medseg_jax.models import create_model
 from medseg_jax.optim import create_optimizer, create_schedule
@@ -188,4 +188,5 @@ def main():
 
 
 if __name__ == '__main__':
+  huge_pages.restart()
   main()

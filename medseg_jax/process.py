@@ -1,4 +1,4 @@
-"""Settings of the whole process: memory allocator, compiler, compiled programs.
+"""Settings of the whole process: compiler, compiled programs.
 
 `set_up` is for programs and scripts, not for libraries. Whatever the user has
 set in the environment stays.
@@ -23,42 +23,11 @@ XLA_FLAGS: dict[str, str] = {}
 # recently used go.
 MAX_BYTES = 2e9
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
-
 
 def set_up() -> None:
   """Sets up the process; call it before JAX computes anything."""
-  keep_freed_memory()
   add_xla_flags(XLA_FLAGS)
   keep_compiled_programs()
-
-
-def keep_freed_memory() -> bool:
-  """Makes malloc keep what is freed; returns whether it did.
-
-  The GNU C library takes every large buffer from the system and gives it back
-  when it is freed. On CPU a step allocates the same buffers as the last one,
-  and the system hands out memory page by page and cleared: a U-Net's step took
-  14 to 30 % longer that way. Accelerators have allocators of their own.
-  """
-  if any(
-    name.startswith('MALLOC_')
-    or (name == 'GLIBC_TUNABLES' and 'malloc' in value)
-    for name, value in os.environ.items()
-  ):
-    return False
-  try:
-    library = ctypes.CDLL(None)
-    library.gnu_get_libc_version  # noqa: B018  is it this library?
-  except (AttributeError, OSError, TypeError):
-    return False
-  done = [
-    library.mallopt(_M_MMAP_MAX, 0),
-    library.mallopt(_M_TRIM_THRESHOLD, -1),
-    # The arenas of further threads, XLA's among them, hold no large buffers.
-    library.mallopt(_M_ARENA_MAX, 1),
-  ]
-  return all(done)
 
 
 def return_freed_memory() -> None:

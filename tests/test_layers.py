@@ -10,7 +10,7 @@ PACKAGE = ROOT / 'medseg_jax'
 BASE = {'errors', 'files'}
 INFRASTRUCTURE = BASE | {
   'sharding', 'checkpoint', 'metric_writer', 'progress', 'stop_signal',
-  'flops', 'machine', 'process',
+  'flops', 'machine', 'process', 'huge_pages',
 }
 LEAVES = {
   'models', 'losses', 'metrics', 'surface', 'lesions', 'decode', 'augment',
@@ -44,7 +44,7 @@ ALLOWED = (
     | PROGRAMS | {'data'}
     for name in PROGRAMS
   }
-  | {'main': {'errors', 'experiment', 'process'} | PROGRAMS}
+  | {'main': {'errors', 'experiment', 'huge_pages', 'process'} | PROGRAMS}
 )
 
 

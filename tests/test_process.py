@@ -79,27 +79,6 @@ def test_flags_of_the_user_win(monkeypatch):
   assert os.environ['XLA_FLAGS'] == '--xla_a=1'
 
 
-@pytest.mark.parametrize(
-  ('name', 'value'),
-  [('MALLOC_ARENA_MAX', '1'), ('GLIBC_TUNABLES', 'glibc.malloc.top_pad=1')],
-)
-def test_an_allocator_that_the_user_has_set_up_stays(name, value, monkeypatch):
-  monkeypatch.setattr(process.ctypes, 'CDLL', None)  # not to be called
-  monkeypatch.setenv(name, value)
-  assert not process.keep_freed_memory()
-
-
-@pytest.mark.parametrize('error', [OSError, TypeError])
-def test_another_c_library_is_left_alone(error, monkeypatch):
-  def no_library(name):
-    raise error
-
-  monkeypatch.setattr(process.ctypes, 'CDLL', no_library)
-  assert not process.keep_freed_memory()
-  monkeypatch.setattr(process.ctypes, 'CDLL', lambda name: object())
-  assert not process.keep_freed_memory()
-
-
 def test_the_least_recently_used_go_first(tmp_path):
   for i in range(5):
     path = tmp_path / f'{i % 2}' / f'{i}-cache'

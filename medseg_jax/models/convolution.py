@@ -5,7 +5,8 @@ machine's rate in 3-D, where channels are few, and for the gradient with respect
 to the kernel. There oneDNN computes the convolution and the gradient with
 respect to the image, which is a convolution, too, at 50 to 100 %, and the
 kernel's gradient is a sum of matrix products over blocks of voxels that stay in
-the caches, at 40 to 80 %.
+the caches, at 40 to 80 %. Where channels are many, half of the products are
+saved (`winograd.py`).
 """
 
 import functools
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from medseg_jax.models import onednn, resampling
+from medseg_jax.models import onednn, resampling, winograd
 
 # Of a block with all that its taps see: 2 to 8 MB are alike, less is slower.
 _BLOCK_BYTES = 2**22
@@ -92,8 +93,24 @@ def _convolve_float32(x, kernel, strides, padding):
   # A program that is lowered on a CPU for another platform has no oneDNN.
   settings = dict(strides=strides, padding=padding)
   return lax.platform_dependent(
-      x, kernel, cpu=functools.partial(onednn.convolution, **settings),
+      x, kernel, cpu=functools.partial(_fast, **settings),
       default=functools.partial(_own, **settings))
+
+
+def _fast(x, kernel, strides, padding, *, swapped=False):
+  """Returns the convolution by oneDNN, on CPU, float32.
+
+  If `swapped` the kernel is `[*taps, F, C]`.
+  """
+  rows = (x.shape[1] + sum(padding[0]) - kernel.shape[0]) // strides[0] + 1
+  if not winograd.pays(x.shape, kernel.shape, strides[0], rows):
+    return onednn.convolution(x, kernel, strides, padding, swapped=swapped)
+  return winograd.join([
+      onednn.convolution(
+          part, taps, strides, ((0, 0), *padding[1:]), swapped=swapped)
+      for part, taps in zip(winograd.split(x, padding[0][0], rows),
+                            winograd.split_kernel(kernel), strict=True)
+  ], rows)
 
 
 def _own(x, kernel, strides, padding):
@@ -152,15 +169,31 @@ def _image_gradient(shape, kernel, cotangent, strides, padding):
       *(n for pair in zip(widths, strides, strict=True) for n in pair),
       channels, features)
   kernel = jnp.flip(kernel, range(0, 2 * rank, 2)).transpose(
-      *range(0, 2 * rank, 2), 2 * rank + 1, *range(1, 2 * rank, 2), 2 * rank)
-  kernel = kernel.reshape(*widths, features, -1)
-  gradient = onednn.convolution(cotangent, kernel, (1,) * rank, tuple(around))
+      *range(0, 2 * rank, 2), *range(1, 2 * rank, 2), 2 * rank, 2 * rank + 1)
+  kernel = kernel.reshape(*widths, -1, features)
+  gradient = _fast(
+      cotangent, kernel, (1,) * rank, tuple(around), swapped=True)
   gradient = resampling.depth_to_space(gradient, strides)
   return gradient[:, *(slice(n) for n in shape[1:-1])]
 
 
 def _kernel_gradient(x, shape, cotangent, strides, padding):
-  """Returns the gradient with respect to the kernel, of size `shape`.
+  """Returns the gradient with respect to the kernel, of size `shape`."""
+  rows = cotangent.shape[1]
+  if not winograd.pays(x.shape, shape, strides[0], rows):
+    return _all_products(x, shape, cotangent, strides, padding)
+  # What is left along the first axis is one tap: one more axis of examples.
+  parts = (_stack(winograd.split(x, padding[0][0], rows)),
+           _stack(winograd.split_cotangent(cotangent)))
+  parts = [y.reshape(winograd.SUMS, -1, *y.shape[3:]) for y in parts]
+  gradients = lax.map(
+      lambda pair: _all_products(
+          pair[0], shape[1:], pair[1], strides[1:], padding[1:]), parts)
+  return winograd.join_kernel(gradients)
+
+
+def _all_products(x, shape, cotangent, strides, padding):
+  """Returns the gradient with respect to the kernel.
 
   For every voxel of a block, what its taps see on `x` lies side by side, and so
   do the voxels of the cotangent that see it along the first axis: that way 12
@@ -249,6 +282,14 @@ def _side_by_side(buffer, arrays):
   for i, array in enumerate(arrays):
     buffer = lax.dynamic_update_slice_in_dim(
         buffer, array, i * array.shape[-1], -1)
+  return buffer
+
+
+def _stack(arrays):
+  """Returns `arrays` along a new first axis, by plain copies."""
+  buffer = jnp.zeros((len(arrays), *arrays[0].shape), arrays[0].dtype)
+  for i, array in enumerate(arrays):
+    buffer = lax.dynamic_update_index_in_dim(buffer, array, i, 0)
   return buffer
 
 

@@ -73,10 +73,14 @@ def available() -> bool:
 
 def convolution(
     x: jax.Array, kernel: jax.Array, strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
+    padding: Sequence[tuple[int, int]], *, swapped: bool = False,
 ) -> jax.Array:
-  """Returns the convolution `[B, *S, C]` x `[*taps, C, F]`, on CPU, float32."""
+  """Returns the convolution `[B, *S, C]` x `[*taps, C, F]`, on CPU, float32.
+
+  If `swapped` the kernel is `[*taps, F, C]`.
+  """
   rank = x.ndim - 2
+  given, made = (rank + 1, rank) if swapped else (rank, rank + 1)
   axes = [str(axis) for axis in range(1, rank + 1)]
   image = {'data': {'batch_dim': '0', 'feature_dim': str(rank + 1),
                     'spatial_dims': axes}}
@@ -86,8 +90,8 @@ def convolution(
       'input': image,
       'output': image,
       'kernel': {'filter': {
-          'input_feature_dim': str(rank),
-          'output_feature_dim': str(rank + 1),
+          'input_feature_dim': str(given),
+          'output_feature_dim': str(made),
           'shape': [str(n) for n in kernel.shape],
           'spatial_dims': [str(axis) for axis in range(rank)],
       }},
@@ -104,7 +108,7 @@ def convolution(
           x.shape[1:-1], padding, kernel.shape, strides, strict=False)
   ]
   return _call('convolution', {'onednn_conv_config': config},
-               (x.shape[0], *size, kernel.shape[-1]), x, kernel)
+               (x.shape[0], *size, kernel.shape[made]), x, kernel)
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:

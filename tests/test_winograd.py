@@ -1,0 +1,100 @@
+"""Convolutions with half the products, against all of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_cases import conv_ref, image_of
+
+from medseg_jax import process
+from medseg_jax.models import convolution, winograd
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept_on_disk():
+  # Where compiled programs are kept, XLA's own convolutions are used.
+  with process.not_kept():
+    yield
+
+
+def wherever_possible(shape, kernel, stride, rows):
+  return kernel[0] == 3 and stride == 1
+
+
+@pytest.mark.parametrize('rows', range(1, 11))
+@pytest.mark.parametrize('rank, padding', [
+  (1, (1, 1)), (2, (1, 1)), (2, (2, 0)), (3, (0, 2)), (3, (1, 1)),
+])
+def test_convolution_and_gradients_equal_lax(rows, rank, padding, monkeypatch):
+  monkeypatch.setattr(winograd, 'pays', wherever_possible)
+  strides = (1, 1, 2)[:rank]
+  x = image_of(2, *(rows, 6, 5)[:rank], 3)
+  kernel = image_of(*(3, 3, 2)[:rank], 3, 4, seed=1)
+  paddings = (padding, (0, 1), (1, 0))[:rank]
+
+  def run(fn):
+    y, vjp = jax.vjp(lambda x, kernel: fn(x, kernel, strides, paddings),
+                     x, kernel)
+    return y, vjp(image_of(*y.shape, seed=2))
+
+  ours, theirs = jax.jit(lambda: (
+    run(convolution.convolve), run(conv_ref)))()
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+    a, b, atol=1e-5 * np.abs(b).max()), ours, theirs)
+
+
+def test_errors_are_twice_those_of_all_products(monkeypatch):
+  x, kernel = np.maximum(image_of(1, 12, 9, 9, 32), 0), image_of(3, 3, 3, 32, 8)
+  padded = np.pad(np.asarray(x, float), [(0, 0), *[(1, 1)] * 3, (0, 0)])
+  exact = sum(
+    padded[:, i:i + 12, j:j + 9, k:k + 9] @ np.asarray(kernel[i, j, k], float)
+    for i in range(3) for j in range(3) for k in range(3)
+  )
+  errors = []
+  for pays in (wherever_possible, lambda *_: False):
+    monkeypatch.setattr(winograd, 'pays', pays)
+    y = convolution.convolve(x, kernel, (1, 1, 1), ((1, 1),) * 3)
+    errors.append(np.sqrt(np.mean((np.asarray(y) - exact) ** 2)))
+  assert errors[0] < 2.5 * errors[1] < 1e-6 * np.abs(exact).max()
+
+
+def test_the_sums_are_those_of_the_formula():
+  # Three taps on six values, and four values on six: Lavin & Gray, section 4.
+  signal, taps = image_of(1, 6, 1)[..., 0], image_of(3, 1, 1)[..., 0]
+  parts = [
+    v[0] * u[0] for v, u in zip(
+      winograd.split(signal[..., None], 0, 4), winograd.split_kernel(
+        taps[..., None]), strict=True)
+  ]
+  y = winograd.join([p[None] for p in parts], 4)
+  np.testing.assert_allclose(
+    y.ravel(), np.correlate(signal.ravel(), taps.ravel()), atol=1e-5)
+  values = image_of(1, 4, 1, seed=2)
+  products = jnp.stack([
+    v[0] * z[0] for v, z in zip(
+      winograd.split(signal[..., None], 0, 4),
+      winograd.split_cotangent(values), strict=True)
+  ])
+  np.testing.assert_allclose(
+    winograd.join_kernel(products).ravel(),
+    np.correlate(signal.ravel(), values.ravel()), atol=1e-5)
+
+
+@pytest.mark.parametrize('shape, kernel, stride, rows, expected', [
+  ((2, 40, 56, 40, 64), (3, 3, 3, 64, 32), 1, 40, True),
+  ((4, 64, 64, 128), (3, 3, 128, 128), 1, 64, True),
+  ((4, 256, 256, 32), (3, 3, 32, 32), 1, 256, False),  # memory is the limit
+  ((2, 40, 56, 40, 64), (3, 3, 3, 64, 32), 2, 20, False),
+  ((2, 40, 56, 40, 64), (1, 3, 3, 64, 32), 1, 40, False),
+  ((2, 5, 28, 28, 256), (3, 3, 3, 256, 256), 1, 5, False),  # 3 of 8 for nothing
+  ((1, 4, 4, 512), (3, 3, 512, 512), 1, 4, False),  # the kernel is the most
+])
+def test_it_is_used_where_it_was_faster(shape, kernel, stride, rows, expected):
+  assert winograd.pays(shape, kernel, stride, rows) == expected
+
+
+def test_half_the_products_are_left():
+  x, kernel = image_of(1, 32, 32, 128), image_of(3, 3, 128, 64)
+  text = jax.jit(convolution.convolve, static_argnums=(2, 3)).lower(
+    x, kernel, (1, 1), ((1, 1), (1, 1))).as_text()
+  assert text.count('__onednn$convolution') == winograd.SUMS
