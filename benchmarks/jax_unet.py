@@ -60,12 +60,25 @@ class Programs:
       image_shape=(*workload['batch'], workload['channels']),
       mesh=mesh,
     )
-    self.step = jax.jit(
+    self.step = _compiled_once(
       lambda state, batch: train_step(state, batch),
       donate_argnums=0,
       out_shardings=sharding.replicated(mesh),
     )
-    self.predict = jax.jit(create_predict(model=model))
+    self.predict = _compiled_once(create_predict(model=model))
+
+
+def _compiled_once(fn, **options):
+  """Returns `fn` compiled by the first call, as `medseg_jax.feed` does it."""
+  compiled = []
+
+  def call(*arguments):
+    if not compiled:
+      compiled.append(jax.jit(fn, **options).lower(*arguments).compile())
+      process.return_freed_memory()
+    return compiled[0](*arguments)
+
+  return call
 
 
 def first_state(programs, mesh):
