@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from medseg_jax import huge_pages, process, sharding
+from medseg_jax import host_memory, process, sharding
 from medseg_jax.losses import create_loss
 from medseg_jax.models import create_model
 from medseg_jax.optim import create_optimizer, create_schedule
@@ -75,7 +75,7 @@ def _compiled_once(fn, **options):
   def call(*arguments):
     if not compiled:
       compiled.append(jax.jit(fn, **options).lower(*arguments).compile())
-      process.return_freed_memory()
+      host_memory.return_freed()
     return compiled[0](*arguments)
 
   return call
@@ -201,5 +201,5 @@ def main():
 
 
 if __name__ == '__main__':
-  huge_pages.restart()
+  host_memory.restart_with_huge_pages()
   main()

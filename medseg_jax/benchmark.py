@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import pathlib
+import statistics
 import time
 from typing import Any
 
@@ -32,7 +33,8 @@ from medseg_jax.prepare import prepare
 from medseg_jax.state import create_state
 
 MIN_SECONDS = 1.5  # of each measurement
-MIN_STEPS = 3  # of the loop with the data pipeline
+MIN_STEPS = 3  # of a round of the loop with the data pipeline
+ROUNDS = 3  # of steps alone and of the loop, in turn
 WAITING = 0.1  # share of the time from which on the data are the limit
 
 
@@ -62,19 +64,18 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   bandwidth = machine.bytes_per_s(MIN_SECONDS)
   _say('the training step')
   batch = sweep.random_batch(config, mesh)
-  state, step_s = _time_steps(compiled, state, batch)
+  state, _ = jax.block_until_ready(compiled(state, batch))
   peak_memory = machine.peak_memory()
-  _say('training with data')
   feed = _create_feed(train_step, state, cache, config, mesh)
-  data = loop_s = wait = None
+  state, step_s, loop_s, wait = _time_training(compiled, feed, state, batch)
+  data = None
   if feed is not None:
-    state, loop_s, wait = _time_loop(feed, state)
     first = next(feed.data)
     data = first if isinstance(first, DeviceData) else None
   _say('the parts of the step')
   parts = profile_step.loading_parts(config, cache, data, mesh, MIN_SECONDS)
   parts |= profile_step.step_parts(
-    config, model, train_step, state, batch, mesh, MIN_SECONDS
+    config, train_step, state, batch, mesh, MIN_SECONDS
   )
   _say('prediction')
   predict_fn = functools.partial(
@@ -124,6 +125,24 @@ def _say(what: str) -> None:
   print(f'measuring {what}', flush=True)
 
 
+def _time_training(compiled, feed, state, batch):
+  """Returns the state after, and medians of what the rounds took.
+
+  Seconds of a step alone, of a step in the loop with data, and its share of
+  waiting for them; None where there is no feed. In turn, so that what else the
+  machine does falls on both.
+  """
+  alone, loop = [], []
+  for _ in range(ROUNDS):
+    state, seconds = _time_steps(compiled, state, batch)
+    alone.append(seconds)
+    if feed is not None:
+      state, *times = _time_loop(feed, state)
+      loop.append(times)
+  loop_s, wait = np.median(loop, axis=0).tolist() if loop else (None, None)
+  return state, statistics.median(alone), loop_s, wait
+
+
 def _time_steps(compiled, state, batch):
   """Returns the state after, and the median seconds of a step."""
   state, _ = compiled(state, batch)  # the first call touches its memory
@@ -170,7 +189,7 @@ def _time_loop(feed, state):
   seconds = time.perf_counter() - begin
   count = int(np.clip(train.SECONDS_A_CALL / seconds, 1, feed.max_count))
   begin, steps, waited, metrics = time.perf_counter(), 0, 0.0, None
-  while steps < MIN_STEPS or time.perf_counter() - begin < 2 * MIN_SECONDS:
+  while steps < MIN_STEPS or time.perf_counter() - begin < MIN_SECONDS:
     before, metrics = metrics, call(count)
     jax.block_until_ready(before)  # one call ahead, as in training
     steps += count

@@ -6,10 +6,7 @@ loop makes many steps, so the host has nothing to do between them. The batches
 are those of `input_pipeline`, to the bit.
 """
 
-import contextlib
 import functools
-import pathlib
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +16,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
-from medseg_jax import sharding
+from medseg_jax import host_memory, sharding
 from medseg_jax.data import sampling
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.sampling import IGNORE, Patches
@@ -146,7 +143,7 @@ def _why_not(cache: Cache, size: int, mode: str) -> str:
 
 def _room(mode: str) -> float:
   """Returns the bytes of a device that a data set may take."""
-  host = _available_memory()
+  host = host_memory.available()
   devices = jax.local_devices()
   if devices[0].platform == 'cpu':
     most = min(HOST_SHARE * host, HOST_BYTES) if mode == 'auto' else MOST * host
@@ -155,15 +152,6 @@ def _room(mode: str) -> float:
   share = DEVICE_SHARE if mode == 'auto' else MOST
   # The buffers are put together on the host.
   return min(share * limit, MOST * host)
-
-
-def _available_memory() -> float:
-  """Returns the bytes that the host has left; infinite where it cannot tell."""
-  with contextlib.suppress(OSError):
-    text = pathlib.Path('/proc/meminfo').read_text()
-    if available := re.search(r'MemAvailable:\s*(\d+) kB', text):
-      return 1024.0 * int(available[1])
-  return np.inf
 
 
 def _size(count: float) -> str:

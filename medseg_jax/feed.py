@@ -13,7 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import device_cache, experiment, process, sharding
+from medseg_jax import (
+  device_cache,
+  experiment,
+  host_memory,
+  process,
+  sharding,
+)
 from medseg_jax.data import cache as caches
 from medseg_jax.data.cache import Cache
 from medseg_jax.input_pipeline import create_batches
@@ -184,7 +190,7 @@ def _compile(fn, layout, *arguments, convolves=False, **options):
     kept = process.not_kept(layout.mesh.size)
   with jax.set_mesh(layout.mesh), kept:
     compiled = jitted.lower(*arguments).compile()
-  process.return_freed_memory()
+  host_memory.return_freed()
   return compiled
 
 

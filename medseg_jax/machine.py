@@ -1,14 +1,14 @@
 """What this machine can do, measured: arithmetic, memory traffic, memory."""
 
-import os
-import pathlib
-import re
+import math
 import statistics
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from medseg_jax import host_memory
 
 MIN_ROUNDS = 3
 SHARE_OF_RAM = 0.8  # what of the available one a program may take
@@ -73,22 +73,10 @@ def free_memory() -> int | None:
   is left for everything else.
   """
   if jax.default_backend() == 'cpu':
-    available = _available_ram()
     share = SHARE_OF_RAM / jax.local_device_count()
-    return None if available is None else int(available * share)
+    left = host_memory.available() * share
+    return int(left) if math.isfinite(left) else None
   stats = jax.local_devices()[0].memory_stats() or {}
   if 'bytes_limit' not in stats:
     return None
   return stats['bytes_limit'] - stats.get('bytes_in_use', 0)
-
-
-def _available_ram() -> int | None:
-  meminfo = pathlib.Path('/proc/meminfo')
-  if meminfo.exists():
-    found = re.search(r'MemAvailable:\s*(\d+) kB', meminfo.read_text())
-    if found:
-      return 1024 * int(found[1])
-  try:  # elsewhere no more than half of all is taken to be free
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2
-  except (AttributeError, ValueError, OSError):
-    return None

@@ -14,7 +14,7 @@ import traceback
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from medseg_jax import huge_pages
+from medseg_jax import host_memory
 from medseg_jax.errors import InputError, Stopped
 
 _STARTED = time.perf_counter()
@@ -206,7 +206,7 @@ def _keys(config: ConfigDict, prefix: str = '') -> list[str]:
 
 
 if __name__ == '__main__':
-  huge_pages.restart()
+  host_memory.restart_with_huge_pages()
   # TensorFlow only feeds data here; its notes on its own kernels are no news.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')

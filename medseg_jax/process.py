@@ -5,7 +5,6 @@ set in the environment stays.
 """
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import os
@@ -28,12 +27,6 @@ def set_up() -> None:
   """Sets up the process; call it before JAX computes anything."""
   add_xla_flags(XLA_FLAGS)
   keep_compiled_programs()
-
-
-def return_freed_memory() -> None:
-  """Gives the system what is freed, once: after compiling, which takes much."""
-  with contextlib.suppress(AttributeError, OSError, TypeError):
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def add_xla_flags(flags: Mapping[str, str]) -> None:

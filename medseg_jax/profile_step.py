@@ -14,9 +14,7 @@ from medseg_jax import device_cache, experiment, process, sharding
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.sampling import choose_patches, read_batch
 from medseg_jax.device_cache import DeviceData
-from medseg_jax.losses import create_loss
 from medseg_jax.machine import median_seconds
-from medseg_jax.models import Model
 from medseg_jax.state import TrainState
 from medseg_jax.step import TrainStep, split_batch
 
@@ -80,7 +78,6 @@ def loading_parts(
 
 def step_parts(
   config: ConfigDict,
-  model: Model,
   train_step: TrainStep,
   state: TrainState,
   batch: dict[str, jax.Array],
@@ -110,7 +107,7 @@ def step_parts(
     part = jax.jit(first_part, out_shardings=many)(augmented)
     with process.not_kept(mesh.size):
       _, forward = _timed(
-        jax.jit(_forward(config, model), out_shardings=one),
+        jax.jit(train_step.forward, out_shardings=one),
         lambda: (state, part),
         min_seconds,
       )
@@ -131,27 +128,6 @@ def step_parts(
     'backward': max(gradient_s - forward, 0.0),
     'optimizer': optimizer,
   }
-
-
-def _forward(config: ConfigDict, model: Model) -> Callable:
-  """Returns `(state, augmented batch) -> (loss, batch_stats)`, as in a step."""
-  loss_fn = create_loss(
-    config.loss,
-    regions=tuple(classes for _, classes in config.data.regions),
-    **config.overlap,
-  )
-
-  def forward(state, batch):
-    logits, updated = model.apply(
-      {'params': state.params, 'batch_stats': state.batch_stats},
-      batch['image'],
-      train=True,
-      rngs={'dropout': jax.random.key(config.seed)},
-      mutable=['batch_stats'],
-    )
-    return loss_fn(logits, batch['label']).mean(), updated
-
-  return forward
 
 
 def _timed(

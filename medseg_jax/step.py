@@ -41,11 +41,14 @@ class TrainStep:
 
   Attributes:
     augment: `(step, batch) -> batch`, with an int32 label and a float32 image.
+    forward: `(state, batch) -> (loss, batch_stats)` of an augmented batch, in
+      one part; a part of `gradient`, for measuring.
     gradient: `(state, batch) -> Gradient` of an augmented batch.
     apply: `(state, Gradient) -> (state, metrics)`.
   """
 
   augment: Callable[[jax.Array, Batch], Batch]
+  forward: Callable[[TrainState, Batch], tuple[jax.Array, Any]]
   gradient: Callable[[TrainState, Batch], Gradient]
   apply: Callable[[TrainState, Gradient], tuple[TrainState, Metrics]]
 
@@ -117,6 +120,10 @@ def create_train_step(
     loss = loss_fn(logits, batch['label']).mean()
     return loss, updated.get('batch_stats', {})
 
+  def forward(state, batch):
+    key = keys_of(state.step)[1]
+    return mean_loss(state.params, state.batch_stats, key, batch)
+
   def part_gradient(params, batch_stats, key, batch):
     (loss, batch_stats), grads = jax.value_and_grad(mean_loss, has_aux=True)(
       params, batch_stats, key, batch
@@ -177,7 +184,7 @@ def create_train_step(
     }
     return kept.replace(halted=bad), metrics
 
-  return TrainStep(augment, gradient, apply)
+  return TrainStep(augment, forward, gradient, apply)
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:

@@ -202,7 +202,7 @@ def test_auto_is_on_where_it_fits(device, host, fits, monkeypatch, capsys):
   cache, mesh = cache_of(SHAPES_2D), one_device()
   assert device_cache.num_bytes(cache, foreground=False) == 12_520
   monkeypatch.setattr(jax, 'local_devices', lambda: [device])
-  monkeypatch.setattr(device_cache, '_available_memory', lambda: host)
+  monkeypatch.setattr(device_cache.host_memory, 'available', lambda: host)
   data = device_cache.place(cache, mode='auto', mesh=mesh)
   words = capsys.readouterr().out
   assert (data is not None) == fits and words.count('\n') == 1
@@ -216,7 +216,7 @@ def test_auto_is_on_where_it_fits(device, host, fits, monkeypatch, capsys):
 
 def test_on_says_what_it_takes_where_it_does_not_fit(monkeypatch):
   cache, mesh = cache_of(SHAPES_3D), one_device()
-  monkeypatch.setattr(device_cache, '_available_memory', lambda: 1e4)
+  monkeypatch.setattr(device_cache.host_memory, 'available', lambda: 1e4)
   with pytest.raises(InputError) as error:
     device_cache.place(cache, mode='on', mesh=mesh)
   assert_one_line(error, 'config.data.device_cache is on', ' 45.6 kB', '1.0 kB')

@@ -7,10 +7,10 @@ from conftest import ROOT
 PACKAGE = ROOT / 'medseg_jax'
 
 # Each part of the package, and the parts below it that it may import.
-BASE = {'errors', 'files'}
+BASE = {'errors', 'files', 'host_memory'}
 INFRASTRUCTURE = BASE | {
   'sharding', 'checkpoint', 'metric_writer', 'progress', 'stop_signal',
-  'flops', 'machine', 'process', 'huge_pages',
+  'flops', 'machine', 'process',
 }
 LEAVES = {
   'models', 'losses', 'metrics', 'surface', 'lesions', 'decode', 'augment',
@@ -44,7 +44,7 @@ ALLOWED = (
     | PROGRAMS | {'data'}
     for name in PROGRAMS
   }
-  | {'main': {'errors', 'experiment', 'huge_pages', 'process'} | PROGRAMS}
+  | {'main': {'errors', 'experiment', 'host_memory', 'process'} | PROGRAMS}
 )
 
 

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medseg_jax import host_memory
 from medseg_jax.data.case import Source
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.sampling import foreground_voxels
@@ -91,19 +91,15 @@ def num_workers(bytes_each: float = 0.0) -> int:
   """Returns how many threads may read cases that take `bytes_each` in memory.
 
   One for each CPU that this process may use, but with no more than 60 % of
-  the memory that is available, where the system tells.
+  the memory that is available.
   """
   if hasattr(os, 'sched_getaffinity'):
     cpus = len(os.sched_getaffinity(0))
   else:
     cpus = os.cpu_count() or 1
-  meminfo = pathlib.Path('/proc/meminfo')
-  if not bytes_each or not meminfo.exists():
+  if not bytes_each:
     return cpus
-  available = re.search(r'MemAvailable:\s*(\d+) kB', meminfo.read_text())
-  if not available:
-    return cpus
-  return int(np.clip(0.6 * 1024 * int(available[1]) / bytes_each, 1, cpus))
+  return int(np.clip(0.6 * host_memory.available() / bytes_each, 1, cpus))
 
 
 def prepare(

@@ -1,5 +1,6 @@
-"""A program that starts anew with huge pages, and does so once."""
+"""What memory is left; a program that starts anew with huge pages, once."""
 
+import math
 import os
 import subprocess
 import sys
@@ -7,13 +8,13 @@ import sys
 import pytest
 from conftest import ROOT
 
-from medseg_jax import huge_pages
+from medseg_jax import host_memory
 
 PROGRAM = """
 import os, sys
 print(os.getpid(), flush=True)
-from medseg_jax import huge_pages
-huge_pages.restart()
+from medseg_jax import host_memory
+host_memory.restart_with_huge_pages()
 print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:], __name__)
 """
 
@@ -21,7 +22,7 @@ print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:], __name__)
 def on_request(tmp_path, monkeypatch, text='always [madvise] never\n'):
   file = tmp_path / 'enabled'
   file.write_text(text)
-  monkeypatch.setattr(huge_pages, '_SYSTEM', file)
+  monkeypatch.setattr(host_memory, '_WHO_HAS_THEM', file)
 
 
 def test_a_program_starts_anew_once_with_its_arguments(tmp_path):
@@ -36,7 +37,7 @@ def test_a_program_starts_anew_once_with_its_arguments(tmp_path):
   )
   assert (done.returncode, done.stderr) == (0, '')
   *starts, last = done.stdout.splitlines()
-  wanted = huge_pages.with_huge_pages(environment).get('GLIBC_TUNABLES')
+  wanted = host_memory.with_huge_pages(environment).get('GLIBC_TUNABLES')
   assert len(starts) == (2 if wanted else 1)
   assert len(set(starts)) == 1  # the same process
   assert last == f"{wanted} ['--a=b c', '\"'] __main__"
@@ -44,11 +45,11 @@ def test_a_program_starts_anew_once_with_its_arguments(tmp_path):
 
 def test_nothing_is_left_to_do_after_the_restart(tmp_path, monkeypatch):
   on_request(tmp_path, monkeypatch)
-  once = huge_pages.with_huge_pages({'A': 'b'})
+  once = host_memory.with_huge_pages({'A': 'b'})
   assert once == {'A': 'b', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
-  assert huge_pages.with_huge_pages(once) == once
+  assert host_memory.with_huge_pages(once) == once
   other = {'GLIBC_TUNABLES': 'glibc.cpu.x86_shstk=off'}
-  assert huge_pages.with_huge_pages(other)['GLIBC_TUNABLES'] == (
+  assert host_memory.with_huge_pages(other)['GLIBC_TUNABLES'] == (
     'glibc.cpu.x86_shstk=off:glibc.malloc.hugetlb=1'
   )
 
@@ -58,12 +59,26 @@ def test_nothing_is_left_to_do_after_the_restart(tmp_path, monkeypatch):
 ])
 def test_what_the_user_has_set_up_stays(name, value, tmp_path, monkeypatch):
   on_request(tmp_path, monkeypatch)
-  assert huge_pages.with_huge_pages({name: value}) == {name: value}
+  assert host_memory.with_huge_pages({name: value}) == {name: value}
 
 
 @pytest.mark.parametrize('text', ['[always] madvise never\n', ''])
 def test_where_the_system_decides_nothing_is_done(text, tmp_path, monkeypatch):
   on_request(tmp_path, monkeypatch, text)
-  assert huge_pages.with_huge_pages({}) == {}
-  monkeypatch.setattr(huge_pages, '_SYSTEM', tmp_path / 'hidden')
-  assert huge_pages.with_huge_pages({}) == {}
+  assert host_memory.with_huge_pages({}) == {}
+  monkeypatch.setattr(host_memory, '_WHO_HAS_THEM', tmp_path / 'hidden')
+  assert host_memory.with_huge_pages({}) == {}
+
+
+def test_available_is_what_the_system_says(tmp_path, monkeypatch):
+  told = host_memory.available()
+  everything = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  assert 0 < told < everything
+  meminfo = tmp_path / 'meminfo'
+  monkeypatch.setattr(host_memory, '_MEMINFO', meminfo)
+  assert host_memory.available() == everything / 2  # as on macOS
+  meminfo.write_text('MemTotal: 90 kB\nMemAvailable:    17 kB\n')
+  assert host_memory.available() == 17 * 1024
+  meminfo.write_text('MemTotal: 90 kB\n')
+  monkeypatch.delattr(os, 'sysconf')  # as on Windows
+  assert math.isinf(host_memory.available())
