@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from medseg_jax.models import convolution
+
 SMALL = {'features': 4, 'depth': 2}
 
 
@@ -39,3 +41,18 @@ def param_shapes(model, shape):
   variables = jax.eval_shape(
       lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
   return variables['params']
+
+
+def check_convolution(shape, kernel_shape, strides, padding):
+  """Compares `convolution.convolve` and its gradients with `conv_ref`."""
+  x, kernel = image_of(*shape), image_of(*kernel_shape, seed=1)
+
+  def run(fn):
+    y, vjp = jax.vjp(lambda x, kernel: fn(x, kernel, strides, padding),
+                     x, kernel)
+    return y, vjp(image_of(*y.shape, seed=2))
+
+  ours, theirs = jax.jit(lambda: (
+      run(convolution.convolve), run(conv_ref)))()
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, atol=1e-5 * np.abs(b).max()), ours, theirs)

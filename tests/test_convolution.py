@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from model_cases import conv_ref, image_of, random_variables
+from model_cases import check_convolution, conv_ref, image_of, random_variables
 
 from medseg_jax import models, process, sharding
 from medseg_jax.models import convolution, onednn
@@ -95,17 +95,7 @@ def _cases():
                          list(_cases()))
 def test_convolution_and_gradients_equal_lax(
     shape, kernel_shape, strides, padding):
-  x, kernel = image_of(*shape), image_of(*kernel_shape, seed=1)
-
-  def run(fn):
-    y, vjp = jax.vjp(lambda x, kernel: fn(x, kernel, strides, padding),
-                     x, kernel)
-    return y, vjp(image_of(*y.shape, seed=2))
-
-  ours, theirs = jax.jit(lambda: (
-      run(convolution.convolve), run(conv_ref)))()
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      a, b, atol=1e-5 * np.abs(b).max()), ours, theirs)
+  check_convolution(shape, kernel_shape, strides, padding)
 
 
 @pytest.mark.parametrize('rank', [1, 2, 3])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import conv_ref, image_of
+from model_cases import check_convolution, image_of
 
 from medseg_jax import process
 from medseg_jax.models import convolution, winograd
@@ -27,20 +27,12 @@ def wherever_possible(shape, kernel, stride, rows):
 ])
 def test_convolution_and_gradients_equal_lax(rows, rank, padding, monkeypatch):
   monkeypatch.setattr(winograd, 'pays', wherever_possible)
-  strides = (1, 1, 2)[:rank]
-  x = image_of(2, *(rows, 6, 5)[:rank], 3)
-  kernel = image_of(*(3, 3, 2)[:rank], 3, 4, seed=1)
-  paddings = (padding, (0, 1), (1, 0))[:rank]
-
-  def run(fn):
-    y, vjp = jax.vjp(lambda x, kernel: fn(x, kernel, strides, paddings),
-                     x, kernel)
-    return y, vjp(image_of(*y.shape, seed=2))
-
-  ours, theirs = jax.jit(lambda: (
-    run(convolution.convolve), run(conv_ref)))()
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(
-    a, b, atol=1e-5 * np.abs(b).max()), ours, theirs)
+  check_convolution(
+    (2, *(rows, 6, 5)[:rank], 3),
+    (*(3, 3, 2)[:rank], 3, 4),
+    (1, 1, 2)[:rank],
+    (padding, (0, 1), (1, 0))[:rank],
+  )
 
 
 def test_errors_are_twice_those_of_all_products(monkeypatch):
