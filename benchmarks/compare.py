@@ -192,7 +192,7 @@ def compile_kind(name: str, kind: str, sides: dict[str, 'Worker']) -> None:
     begin = time.perf_counter()
     losses.append(worker.ask(f'{kind} 1').get('loss'))
     took = time.perf_counter() - begin
-    progress(name, f'{side}: first {kind} in {took:.1f} s')
+    progress(name, f'{side}: compiling and the first two in {took:.1f} s')
   if kind == 'step':
     progress(name, 'with a loss of {:.5f} and {:.5f}'.format(*losses))
     tolerance = TOLERANCE[WORKLOADS[name]['dtype']]
@@ -378,7 +378,7 @@ def timed(once, wait, count: int, *, each: bool) -> list[float]:
   Args:
     once: starts a step.
     wait: returns when all that was started is done.
-    count: steps to run.
+    count: steps to time.
     each: whether to wait for each step, as on CPU. On a GPU the host runs
       ahead, as in training: then the mean of all.
   """

@@ -201,5 +201,5 @@ def main():
 
 
 if __name__ == '__main__':
-  host_memory.restart_with_huge_pages()
+  host_memory.restart_with_huge_pages(__file__)
   main()

@@ -67,11 +67,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   state, _ = jax.block_until_ready(compiled(state, batch))
   peak_memory = machine.peak_memory()
   feed = _create_feed(train_step, state, cache, config, mesh)
-  state, step_s, loop_s, wait = _time_training(compiled, feed, state, batch)
-  data = None
-  if feed is not None:
-    first = next(feed.data)
-    data = first if isinstance(first, DeviceData) else None
+  first = next(feed.data) if feed is not None else None
+  data = first if isinstance(first, DeviceData) else None
+  # From the host batches pile up while the step runs alone: one long round.
+  state, step_s, loop_s, wait = _time_training(
+    compiled, feed, state, batch, rounds=1 if data is None else ROUNDS
+  )
   _say('the parts of the step')
   parts = profile_step.loading_parts(config, cache, data, mesh, MIN_SECONDS)
   parts |= profile_step.step_parts(
@@ -125,7 +126,7 @@ def _say(what: str) -> None:
   print(f'measuring {what}', flush=True)
 
 
-def _time_training(compiled, feed, state, batch):
+def _time_training(compiled, feed, state, batch, *, rounds):
   """Returns the state after, and medians of what the rounds took.
 
   Seconds of a step alone, of a step in the loop with data, and its share of
@@ -133,7 +134,7 @@ def _time_training(compiled, feed, state, batch):
   machine does falls on both.
   """
   alone, loop = [], []
-  for _ in range(ROUNDS):
+  for _ in range(rounds):
     state, seconds = _time_steps(compiled, state, batch)
     alone.append(seconds)
     if feed is not None:
@@ -189,7 +190,7 @@ def _time_loop(feed, state):
   seconds = time.perf_counter() - begin
   count = int(np.clip(train.SECONDS_A_CALL / seconds, 1, feed.max_count))
   begin, steps, waited, metrics = time.perf_counter(), 0, 0.0, None
-  while steps < MIN_STEPS or time.perf_counter() - begin < MIN_SECONDS:
+  while steps < MIN_STEPS or time.perf_counter() - begin < 2 * MIN_SECONDS:
     before, metrics = metrics, call(count)
     jax.block_until_ready(before)  # one call ahead, as in training
     steps += count

@@ -15,7 +15,8 @@ import re
 import sys
 from collections.abc import Mapping
 
-_HUGE_PAGES = 'glibc.malloc.hugetlb=1'  # from glibc 2.35 on, ignored before
+_HUGE_PAGES, _SINCE = 'glibc.malloc.hugetlb=1', (2, 35)
+_RESTARTED = 'medseg_jax_restarted'  # an option of Python's -X
 _WHO_HAS_THEM = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
 _MEMINFO = pathlib.Path('/proc/meminfo')
 
@@ -42,32 +43,60 @@ def return_freed() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-def restart_with_huge_pages() -> None:
-  """Starts this program anew with huge pages, where they are to be had.
+def restart_with_huge_pages(program: str) -> None:
+  """Starts this process anew with huge pages, where they are to be had.
 
   The library reads the wish for them only when a process begins, so this is
-  the first thing for a program to do. Returns where the program has them, the
-  system gives them to all or to none, or the user has set up malloc otherwise.
+  the first thing for a program to do. Returns where it is of no use: see
+  `with_huge_pages`. It is not for other programs that run this one as a part
+  of theirs, nor for debuggers.
+
+  Args:
+    program: what Python was told to run: a module's name or a file.
   """
+  command = sys.orig_argv[:len(sys.orig_argv) - len(sys.argv[1:])]
   environment = with_huge_pages(os.environ)
-  if environment == dict(os.environ):
+  if (
+    environment == dict(os.environ)
+    or _RESTARTED in sys._xoptions  # and the variable got lost on the way
+    or not sys.executable
+    or pathlib.Path(command[-1]).absolute() != pathlib.Path(program).absolute()
+    or sys.gettrace() is not None
+  ):
     return
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+  arguments = [sys.executable, '-X', _RESTARTED, *sys.orig_argv[1:]]
+  with contextlib.suppress(OSError):  # then it goes on as it is
+    os.execve(sys.executable, arguments, environment)
 
 
 def with_huge_pages(environment: Mapping[str, str]) -> dict[str, str]:
-  """Returns the variables with those that make malloc use huge pages."""
+  """Returns the variables with those that make malloc use huge pages.
+
+  Unchanged where the library is another or older one, where the system gives
+  huge pages to all or to none, and where the user has set up malloc otherwise.
+  """
   environment = dict(environment)
   tunables = environment.get('GLIBC_TUNABLES', '')
   if 'malloc' in tunables or any(x.startswith('MALLOC_') for x in environment):
     return environment
-  try:
-    on_request = '[madvise]' in _WHO_HAS_THEM.read_text()
-  except OSError:  # not Linux, or hidden
-    return environment
-  if on_request:
+  if _libc_version() >= _SINCE and _on_request():
     wishes = [tunables, _HUGE_PAGES] if tunables else [_HUGE_PAGES]
     environment['GLIBC_TUNABLES'] = ':'.join(wishes)
   return environment
+
+
+def _libc_version() -> tuple[int, ...]:
+  """Returns the version of the GNU C library; () of another one."""
+  with contextlib.suppress(AttributeError, ValueError, OSError):
+    name, _, version = os.confstr('CS_GNU_LIBC_VERSION').partition(' ')
+    if name == 'glibc':
+      return tuple(map(int, version.split('.')))
+  return ()
+
+
+def _on_request() -> bool:
+  """Returns whether the system gives huge pages to those who ask for them."""
+  try:
+    return '[madvise]' in _WHO_HAS_THEM.read_text()
+  except OSError:  # not Linux, or hidden
+    return False

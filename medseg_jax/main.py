@@ -206,7 +206,7 @@ def _keys(config: ConfigDict, prefix: str = '') -> list[str]:
 
 
 if __name__ == '__main__':
-  host_memory.restart_with_huge_pages()
+  host_memory.restart_with_huge_pages('medseg_jax.main')
   # TensorFlow only feeds data here; its notes on its own kernels are no news.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')

@@ -36,13 +36,13 @@ class Gradient(NamedTuple):
 class TrainStep:
   """`(state, batch) -> (state, metrics)`, for the caller to jit.
 
-  The same as its parts one after the other, of which each may be jitted for
-  itself.
+  The same as `augment`, `gradient` and `apply` one after the other, of which
+  each may be jitted for itself.
 
   Attributes:
     augment: `(step, batch) -> batch`, with an int32 label and a float32 image.
-    forward: `(state, batch) -> (loss, batch_stats)` of an augmented batch, in
-      one part; a part of `gradient`, for measuring.
+    forward: `(state, batch) -> (loss, batch_stats)` of an augmented batch,
+      which it does not split; only for measuring.
     gradient: `(state, batch) -> Gradient` of an augmented batch.
     apply: `(state, Gradient) -> (state, metrics)`.
   """

@@ -205,11 +205,20 @@ def test_what_limits_is_the_longest_wait():
   assert limit() == 'data'
 
 
+def count_rounds(monkeypatch):
+  """Returns a list that grows with every round of the loop."""
+  rounds, time_loop = [], benchmark._time_loop
+  monkeypatch.setattr(benchmark, '_time_loop', lambda *args: (
+    rounds.append(0) or time_loop(*args)))
+  return rounds
+
+
 def test_a_run_measures_everything(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(benchmark, 'MIN_SECONDS', 0.02)
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   config = small_config()
   config.benchmark.sweep_batch = True
+  rounds = count_rounds(monkeypatch)
   search = sweep.search
   monkeypatch.setattr(
     sweep, 'search', lambda *args: search(*args, most_doublings=0)
@@ -217,6 +226,7 @@ def test_a_run_measures_everything(tmp_path, monkeypatch, capsys):
   result = benchmark.run(config, tmp_path)
   check(result, capsys.readouterr().out, tmp_path)
 
+  assert len(rounds) == benchmark.ROUNDS
   assert result['end_to_end_images_per_s'] > 0
   assert 0 <= result['data_wait_frac'] <= 1
   assert result['images_per_s'] == pytest.approx(8e3 / result['step_ms'])
@@ -254,6 +264,7 @@ def test_eight_devices_fed_by_the_host(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(benchmark, 'MIN_SECONDS', 0.02)
   config = small_config()
   config.data.device_cache = 'off'
+  rounds = count_rounds(monkeypatch)
   result = benchmark.run(config, tmp_path)
   check(result, capsys.readouterr().out, tmp_path)
   assert result['num_devices'] == 8
@@ -262,3 +273,5 @@ def test_eight_devices_fed_by_the_host(tmp_path, monkeypatch, capsys):
   # TensorFlow reads for the loop, and nothing else.
   has_tensorflow = importlib.util.find_spec('tensorflow') is not None
   assert (result['end_to_end_images_per_s'] is not None) == has_tensorflow
+  # A second one would live on batches read while the step ran alone.
+  assert len(rounds) == has_tensorflow

@@ -10,48 +10,117 @@ from conftest import ROOT
 
 from medseg_jax import host_memory
 
+# Restarts on any machine: what the system says is set beforehand.
 PROGRAM = """
-import os, sys
+import os, pathlib, sys
 print(os.getpid(), flush=True)
+sys.path.insert(0, {root!r})
 from medseg_jax import host_memory
-host_memory.restart_with_huge_pages()
-print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:], __name__)
+host_memory._on_request = lambda: True
+host_memory._libc_version = lambda: (2, 35)
+{before}
+if __name__ == '__main__':
+  host_memory.restart_with_huge_pages({name})
+print(os.environ.get('GLIBC_TUNABLES'), sys.argv[1:], sys.flags.optimize)
 """
+WISH = 'glibc.malloc.hugetlb=1'
+
+
+def run(folder, *command, before='', name='__file__', stdin=None, **variables):
+  """Returns how often the program began, and its last line."""
+  text = PROGRAM.format(root=str(ROOT), before=before, name=name)
+  (folder / 'program.py').write_text(text)
+  kept = {
+    name: value for name, value in os.environ.items()
+    if name != 'GLIBC_TUNABLES' and not name.startswith('MALLOC_')
+  }
+  done = subprocess.run(
+    command, env=kept | variables, capture_output=True, text=True, timeout=60,
+    cwd=folder, input=stdin and stdin.read_text(),
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+  *starts, last = done.stdout.splitlines()
+  assert len(set(starts)) == 1  # the same process
+  return len(starts), last
+
+
+@pytest.mark.parametrize('options', [[], ['-O', '-W', 'ignore', '-X', 'utf8']])
+@pytest.mark.parametrize('program, name', [
+  (['-m', 'program'], "'program'"), (['program.py'], '__file__'),
+])
+def test_a_program_starts_anew_once_with_its_arguments(
+  options, program, name, tmp_path
+):
+  arguments = ['--a=b c', '"', '-m', 'program']
+  command = [sys.executable, *options, *program, *arguments]
+  assert run(tmp_path, *command, name=name) == (
+    2, f'{WISH} {arguments} {int(bool(options))}'
+  )
+  assert run(tmp_path, *command, name=name, MALLOC_ARENA_MAX='2')[0] == 1
+
+
+@pytest.mark.parametrize('before', [
+  # The variable is lost, as in a process with the rights of another user.
+  'os.environ.pop("GLIBC_TUNABLES", None)',
+  'sys.executable = ""',
+  'sys.executable = "/nowhere/python"',
+  'sys.settrace(lambda *_: None)',  # a debugger
+])
+def test_a_program_that_cannot_start_anew_goes_on(before, tmp_path):
+  starts, last = run(tmp_path, sys.executable, 'program.py', before=before)
+  assert starts == (2 if 'pop' in before else 1)
+  assert last == 'None [] 0'
+
+
+def test_a_program_that_runs_another_is_not_started_anew(tmp_path):
+  host = tmp_path / 'host.py'
+  host.write_text(
+    "import runpy; runpy.run_module('program', run_name='__main__')"
+  )
+  for arguments, stdin in ((['host.py'], None), (['-'], host)):
+    command = [sys.executable, *arguments]
+    assert run(tmp_path, *command, stdin=stdin) == (1, 'None [] 0')
+
+
+def test_a_closed_stdout_is_no_error(tmp_path):
+  run(tmp_path, sys.executable, 'program.py')  # writes it
+  subprocess.run(
+    ['sh', '-c', f'{sys.executable} program.py >&-'], cwd=tmp_path, check=True
+  )
 
 
 def on_request(tmp_path, monkeypatch, text='always [madvise] never\n'):
   file = tmp_path / 'enabled'
   file.write_text(text)
   monkeypatch.setattr(host_memory, '_WHO_HAS_THEM', file)
-
-
-def test_a_program_starts_anew_once_with_its_arguments(tmp_path):
-  (tmp_path / 'program.py').write_text(PROGRAM)
-  environment = {
-    name: value for name, value in os.environ.items()
-    if name != 'GLIBC_TUNABLES' and not name.startswith('MALLOC_')
-  } | {'PYTHONPATH': f'{ROOT}:{tmp_path}'}
-  done = subprocess.run(
-    [sys.executable, '-m', 'program', '--a=b c', '"'], env=environment,
-    capture_output=True, text=True, timeout=60, cwd=tmp_path,
-  )
-  assert (done.returncode, done.stderr) == (0, '')
-  *starts, last = done.stdout.splitlines()
-  wanted = host_memory.with_huge_pages(environment).get('GLIBC_TUNABLES')
-  assert len(starts) == (2 if wanted else 1)
-  assert len(set(starts)) == 1  # the same process
-  assert last == f"{wanted} ['--a=b c', '\"'] __main__"
+  monkeypatch.setattr(host_memory, '_libc_version', lambda: (2, 36))
 
 
 def test_nothing_is_left_to_do_after_the_restart(tmp_path, monkeypatch):
   on_request(tmp_path, monkeypatch)
   once = host_memory.with_huge_pages({'A': 'b'})
-  assert once == {'A': 'b', 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+  assert once == {'A': 'b', 'GLIBC_TUNABLES': WISH}
   assert host_memory.with_huge_pages(once) == once
   other = {'GLIBC_TUNABLES': 'glibc.cpu.x86_shstk=off'}
   assert host_memory.with_huge_pages(other)['GLIBC_TUNABLES'] == (
-    'glibc.cpu.x86_shstk=off:glibc.malloc.hugetlb=1'
+    f'glibc.cpu.x86_shstk=off:{WISH}'
   )
+
+
+@pytest.mark.parametrize('told, version', [
+  ('glibc 2.34', (2, 34)), ('musl 1.2', ()), (None, ()),
+])
+def test_an_older_or_another_library_is_left_alone(
+  told, version, tmp_path, monkeypatch
+):
+  read = host_memory._libc_version
+  on_request(tmp_path, monkeypatch)
+  monkeypatch.setattr(host_memory, '_libc_version', read)
+  monkeypatch.setattr(os, 'confstr', lambda name: told)
+  assert host_memory._libc_version() == version
+  assert host_memory.with_huge_pages({}) == {}
+  monkeypatch.setattr(os, 'confstr', lambda name: 'glibc 2.40')
+  assert host_memory.with_huge_pages({}) == {'GLIBC_TUNABLES': WISH}
 
 
 @pytest.mark.parametrize('name, value', [

@@ -133,6 +133,9 @@ def test_the_parts_of_a_step_are_the_step(mesh):
   assert augmented['image'].dtype == jnp.float32
   assert augmented['label'].dtype == jnp.int32
   gradient = jax.jit(parts.gradient)(state, augmented)
+  loss, batch_stats = jax.jit(parts.forward)(state, augmented)
+  np.testing.assert_allclose(loss, gradient.loss, rtol=1e-6)
+  assert batch_stats == gradient.batch_stats == {}
   again = jax.jit(parts.apply)(state, gradient)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, again

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import check_convolution, image_of
+from model_cases import check_convolution, conv_ref, image_of
 
 from medseg_jax import process
 from medseg_jax.models import convolution, winograd
@@ -12,7 +12,7 @@ from medseg_jax.models import convolution, winograd
 
 @pytest.fixture(autouse=True)
 def nothing_kept_on_disk():
-  # Where compiled programs are kept, XLA's own convolutions are used.
+  # XLA cannot write programs with calls of oneDNN to disk.
   with process.not_kept():
     yield
 
@@ -35,19 +35,43 @@ def test_convolution_and_gradients_equal_lax(rows, rank, padding, monkeypatch):
   )
 
 
+@pytest.mark.parametrize('padding', [(3, 3), (5, 4)])
+def test_paddings_that_reach_far(padding, monkeypatch):
+  monkeypatch.setattr(winograd, 'pays', wherever_possible)
+  paddings = (padding, (1, 1))
+  check_convolution((2, 9, 5, 3), (3, 3, 3, 4), (1, 1), paddings)
+  # Of these only the gradient with respect to the image has three taps.
+  check_convolution((2, 13, 5, 3), (5, 3, 3, 4), (2, 1), paddings)
+  check_convolution((2, 13, 5, 3), (6, 3, 3, 4), (2, 1), paddings)
+
+
+def test_nothing_is_split_where_there_are_no_rows():
+  assert not winograd.pays((2, 2, 40, 40, 128), (3, 3, 3, 128, 128), 1, 0)
+
+
 def test_errors_are_twice_those_of_all_products(monkeypatch):
-  x, kernel = np.maximum(image_of(1, 12, 9, 9, 32), 0), image_of(3, 3, 3, 32, 8)
-  padded = np.pad(np.asarray(x, float), [(0, 0), *[(1, 1)] * 3, (0, 0)])
-  exact = sum(
-    padded[:, i:i + 12, j:j + 9, k:k + 9] @ np.asarray(kernel[i, j, k], float)
-    for i in range(3) for j in range(3) for k in range(3)
-  )
+  x, kernel = np.maximum(image_of(2, 16, 15, 64), 0), image_of(
+    3, 3, 64, 32, seed=1)
+  cotangent = image_of(2, 16, 15, 32, seed=2)
+  settings = ((1, 1), ((1, 1), (1, 1)))
+
+  def run(fn, *arrays):
+    y, vjp = jax.vjp(lambda x, kernel: fn(x, kernel, *settings), *arrays[:2])
+    return y, *vjp(arrays[2])
+
+  with jax.enable_x64():
+    wide = [np.asarray(a, np.float64) for a in (x, kernel, cotangent)]
+    exact = jax.device_get(run(conv_ref, *map(jnp.asarray, wide)))
   errors = []
   for pays in (wherever_possible, lambda *_: False):
     monkeypatch.setattr(winograd, 'pays', pays)
-    y = convolution.convolve(x, kernel, (1, 1, 1), ((1, 1),) * 3)
-    errors.append(np.sqrt(np.mean((np.asarray(y) - exact) ** 2)))
-  assert errors[0] < 2.5 * errors[1] < 1e-6 * np.abs(exact).max()
+    found = jax.device_get(run(convolution.convolve, x, kernel, cotangent))
+    errors.append([
+      np.sqrt(np.mean((a - b) ** 2)) / np.abs(b).max()
+      for a, b in zip(found, exact, strict=True)
+    ])
+  for half, all_of_them in zip(*errors, strict=True):
+    assert 1.1 * all_of_them < half < 2.5 * all_of_them < 1e-6
 
 
 def test_the_sums_are_those_of_the_formula():
@@ -85,8 +109,16 @@ def test_it_is_used_where_it_was_faster(shape, kernel, stride, rows, expected):
   assert winograd.pays(shape, kernel, stride, rows) == expected
 
 
-def test_half_the_products_are_left():
+def test_half_the_products_are_left_in_all_three():
   x, kernel = image_of(1, 32, 32, 128), image_of(3, 3, 128, 64)
-  text = jax.jit(convolution.convolve, static_argnums=(2, 3)).lower(
-    x, kernel, (1, 1), ((1, 1), (1, 1))).as_text()
-  assert text.count('__onednn$convolution') == winograd.SUMS
+
+  def run(x, kernel):
+    y, vjp = jax.vjp(lambda x, kernel: convolution.convolve(
+      x, kernel, (1, 1), ((1, 1), (1, 1))), x, kernel)
+    return vjp(y)
+
+  lowered = jax.jit(run).lower(x, kernel)
+  text = lowered.as_text()
+  assert text.count('__onednn$convolution') == 2 * winograd.SUMS
+  # Of the kernel's gradient: a loop over six with a loop over blocks in it.
+  assert text.count('stablehlo.while') == 2

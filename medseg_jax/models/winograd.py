@@ -76,7 +76,7 @@ def pays(
   products = math.prod(others) * channels * features / (channels + features)
   computed = -(-rows // ROWS) * ROWS
   # With few voxels the sums of the kernel take the time.
-  return (products >= 120 and computed <= 1.25 * rows
+  return (products >= 120 and computed < 1.25 * rows
           and math.prod(shape[:-1]) >= 1000)
 
 
@@ -85,7 +85,7 @@ def split(x: jax.Array, before: int, rows: int) -> list[jax.Array]:
 
   Args:
     x: `[B, *S, C]` float32.
-    before: rows of 0 in front of `x`.
+    before: rows of 0 in front of `x`; negative cuts off rows.
     rows: of the convolution.
   """
   cells = -(-rows // ROWS)
