@@ -122,3 +122,13 @@ def test_half_the_products_are_left_in_all_three():
   assert text.count('__onednn$convolution') == 2 * winograd.SUMS
   # Of the kernel's gradient: a loop over six with a loop over blocks in it.
   assert text.count('stablehlo.while') == 2
+
+
+def test_slices_with_one_tap_across_them_are_images():
+  padding = ((0, 0), (1, 1), (1, 1))
+  check_convolution(
+    (2, 4, 8, 6, 3), (1, 3, 3, 3, 4), (1, 1, 1), padding)
+  x, kernel = image_of(1, 2, 32, 32, 128), image_of(1, 3, 3, 128, 64)
+  text = jax.jit(convolution.convolve, static_argnums=(2, 3)).lower(
+    x, kernel, (1, 1, 1), padding).as_text()
+  assert text.count('__onednn$convolution') == winograd.SUMS

@@ -102,6 +102,9 @@ def _fast(x, kernel, strides, padding, *, swapped=False):
 
   If `swapped` the kernel is `[*taps, F, C]`.
   """
+  if _is_one_tap(kernel.shape, strides, padding):
+    y = _fast(_slices(x), kernel[0], strides[1:], padding[1:], swapped=swapped)
+    return y.reshape(*x.shape[:2], *y.shape[1:])
   rows = (x.shape[1] + sum(padding[0]) - kernel.shape[0]) // strides[0] + 1
   if not winograd.pays(x.shape, kernel.shape, strides[0], rows):
     return onednn.convolution(x, kernel, strides, padding, swapped=swapped)
@@ -111,6 +114,20 @@ def _fast(x, kernel, strides, padding, *, swapped=False):
       for part, taps in zip(winograd.split(x, padding[0][0], rows),
                             winograd.split_kernel(kernel), strict=True)
   ], rows)
+
+
+def _is_one_tap(kernel_shape, strides, padding):
+  """Returns whether slices along the first axis are images of their own.
+
+  Not where all axes have one tap, as one product serves these.
+  """
+  return (kernel_shape[0] == strides[0] == 1 and tuple(padding[0]) == (0, 0)
+          and math.prod(kernel_shape[:len(strides)]) > 1)
+
+
+def _slices(x):
+  """Returns the slices along the first axis as examples of a batch."""
+  return x.reshape(-1, *x.shape[2:])
 
 
 def _own(x, kernel, strides, padding):
@@ -179,16 +196,20 @@ def _image_gradient(shape, kernel, cotangent, strides, padding):
 
 def _kernel_gradient(x, shape, cotangent, strides, padding):
   """Returns the gradient with respect to the kernel, of size `shape`."""
+  if _is_one_tap(shape, strides, padding):
+    return _kernel_gradient(
+        _slices(x), shape[1:], _slices(cotangent), strides[1:],
+        padding[1:])[None]
   rows = cotangent.shape[1]
   if not winograd.pays(x.shape, shape, strides[0], rows):
     return _all_products(x, shape, cotangent, strides, padding)
-  # What is left along the first axis is one tap: one more axis of examples.
   parts = (_stack(winograd.split(x, padding[0][0], rows)),
            _stack(winograd.split_cotangent(cotangent)))
-  parts = [y.reshape(winograd.SUMS, -1, *y.shape[3:]) for y in parts]
+  # One tap is left along the first axis.
   gradients = lax.map(
       lambda pair: _all_products(
-          pair[0], shape[1:], pair[1], strides[1:], padding[1:]), parts)
+          _slices(pair[0]), shape[1:], _slices(pair[1]), strides[1:],
+          padding[1:]), parts)
   return winograd.join_kernel(gradients)
 
 
