@@ -251,8 +251,7 @@ def test_a_run_measures_everything(tmp_path, monkeypatch, capsys):
     assert set(times) == set(shares) == parts
     assert sum(shares.values()) == pytest.approx(1)
     assert all(value >= 0 for value in times.values())
-  # A training and a forward pass take more than anything done to so few voxels.
-  assert result['breakdown_ms']['backward'] > 0
+  assert result['breakdown_ms']['forward'] > 0
   assert result['inference_breakdown_ms']['network'] > 0
   rows = result['sweep']
   assert [row['batch_size'] for row in rows] == [1]
