@@ -12,7 +12,7 @@ from configs import auto
 
 def get_config(configuration=''):
   config = auto.get_config(configuration)
-  config.num_steps = 3000
+  config.num_steps = 5000
   config.dtype = 'float32'
   config.batch_size = 2
   config.model.features = 16  # half of the plan's, also at the most
