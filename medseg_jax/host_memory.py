@@ -2,8 +2,8 @@
 
 A step on CPU allocates hundreds of megabytes and frees them again. The GNU C
 library takes buffers of that size from the system and gives them back, and the
-system clears them page by page: 15 % of a step. With pages of 2 MB in place of
-4 KB that is gone.
+system clears them page by page. With pages of 2 MB in place of 4 KB a step of a
+U-Net takes 15 % less.
 """
 
 import contextlib

@@ -203,8 +203,8 @@ def _kernel_gradient(x, shape, cotangent, strides, padding):
   rows = cotangent.shape[1]
   if not winograd.pays(x.shape, shape, strides[0], rows):
     return _all_products(x, shape, cotangent, strides, padding)
-  parts = (_stack(winograd.split(x, padding[0][0], rows)),
-           _stack(winograd.split_cotangent(cotangent)))
+  parts = (jnp.stack(winograd.split(x, padding[0][0], rows)),
+           jnp.stack(winograd.split_cotangent(cotangent)))
   # One tap is left along the first axis.
   gradients = lax.map(
       lambda pair: _all_products(
@@ -214,7 +214,7 @@ def _kernel_gradient(x, shape, cotangent, strides, padding):
 
 
 def _all_products(x, shape, cotangent, strides, padding):
-  """Returns the gradient with respect to the kernel.
+  """Returns the gradient with respect to the kernel, of size `shape`.
 
   For every voxel of a block, what its taps see on `x` lies side by side, and so
   do the voxels of the cotangent that see it along the first axis: that way 12
@@ -303,14 +303,6 @@ def _side_by_side(buffer, arrays):
   for i, array in enumerate(arrays):
     buffer = lax.dynamic_update_slice_in_dim(
         buffer, array, i * array.shape[-1], -1)
-  return buffer
-
-
-def _stack(arrays):
-  """Returns `arrays` along a new first axis, by plain copies."""
-  buffer = jnp.zeros((len(arrays), *arrays[0].shape), arrays[0].dtype)
-  for i, array in enumerate(arrays):
-    buffer = lax.dynamic_update_index_in_dim(buffer, array, i, 0)
   return buffer
 
 
