@@ -35,6 +35,7 @@ from medseg_jax.state import create_state
 MIN_SECONDS = 1.5  # of each measurement
 MIN_STEPS = 3  # of a round of the loop with the data pipeline
 ROUNDS = 3  # of steps alone and of the loop, in turn
+MOST_READ_AHEAD = 8  # batches that `input_pipeline` may hold
 WAITING = 0.1  # share of the time from which on the data are the limit
 
 
@@ -69,9 +70,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   feed = _create_feed(train_step, state, cache, config, mesh)
   first = next(feed.data) if feed is not None else None
   data = first if isinstance(first, DeviceData) else None
-  # From the host batches pile up while the step runs alone: one long round.
   state, step_s, loop_s, wait = _time_training(
-    compiled, feed, state, batch, rounds=1 if data is None else ROUNDS
+    compiled, feed, state, batch, from_host=data is None
   )
   _say('the parts of the step')
   parts = profile_step.loading_parts(config, cache, data, mesh, MIN_SECONDS)
@@ -126,18 +126,21 @@ def _say(what: str) -> None:
   print(f'measuring {what}', flush=True)
 
 
-def _time_training(compiled, feed, state, batch, *, rounds):
+def _time_training(compiled, feed, state, batch, *, from_host):
   """Returns the state after, and medians of what the rounds took.
 
   Seconds of a step alone, of a step in the loop with data, and its share of
   waiting for them; None where there is no feed. In turn, so that what else the
-  machine does falls on both.
+  machine does falls on both. Batches from the host pile up while the step runs
+  alone: they are thrown away, in the one round that there is then.
   """
   alone, loop = [], []
-  for _ in range(rounds):
+  for _ in range(1 if from_host else ROUNDS):
     state, seconds = _time_steps(compiled, state, batch)
     alone.append(seconds)
     if feed is not None:
+      for _ in range(MOST_READ_AHEAD if from_host else 0):
+        next(feed.data)
       state, *times = _time_loop(feed, state)
       loop.append(times)
   loop_s, wait = np.median(loop, axis=0).tolist() if loop else (None, None)

@@ -11,6 +11,7 @@ from small import load, shrink
 
 from medseg_jax import benchmark, machine, sweep
 from medseg_jax.benchmark_table import tables
+from medseg_jax.feed import Feed
 from medseg_jax.sweep import Row
 
 KEYS = {
@@ -192,6 +193,30 @@ def test_tables_fit_a_terminal(changes, expected):
   assert expected in text
   assert max(map(len, text.splitlines())) <= 80
   assert 'host to device' not in text
+
+
+def test_batches_that_piled_up_do_not_hide_slow_data(monkeypatch):
+  monkeypatch.setattr(benchmark, 'MIN_SECONDS', 1e-9)
+  taken, seen = iter(range(10**6)), []
+
+  def advance(state, data, count):
+    seen.append(data)
+    return state, {}
+
+  def run(from_host):
+    return benchmark._time_training(
+      lambda state, batch: (state, {}), Feed(taken, advance, 1), 0, {},
+      from_host=from_host,
+    )
+
+  state, step_s, loop_s, wait = run(from_host=True)
+  assert state == 0 and step_s >= 0 and loop_s > 0 and 0 <= wait <= 1
+  assert min(seen) == benchmark.MOST_READ_AHEAD
+  assert len(seen) == 2 + benchmark.MIN_STEPS  # one round
+  seen.clear()
+  run(from_host=False)
+  assert len(seen) == benchmark.ROUNDS * (2 + benchmark.MIN_STEPS)
+  assert np.all(np.diff(seen) == 1)  # none is thrown away
 
 
 def test_what_limits_is_the_longest_wait():
