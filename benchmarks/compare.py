@@ -23,55 +23,10 @@ import sys
 import tempfile
 import time
 
+from workloads import KINDS, WORKLOADS
+
 HERE = pathlib.Path(__file__).parent
 
-# Fields of `medseg_jax.models.unet.UNet`, which both sides know.
-_UNET_2D = {
-  'depth': 5, 'norm': 'batch', 'activation': 'relu', 'down': 'max_pool',
-  'deep_supervision': False,
-}
-_UNET_3D = {  # as planned: medseg_jax/planner and configs/auto.py
-  'features': 32, 'max_features': 320, 'norm': 'instance',
-  'activation': 'leaky_relu', 'down': 'stride', 'deep_supervision': True,
-}
-_ADAM = {'name': 'adam', 'learning_rate': 1e-3}
-_SGD = {
-  'name': 'sgd', 'learning_rate': 0.01, 'momentum': 0.99, 'nesterov': True,
-  'weight_decay': 3e-5, 'grad_clip_norm': 12.0,
-}
-_HIPPOCAMPUS = {
-  'device': 'cpu', 'dtype': 'float32', 'batch': (2, 40, 56, 40),
-  'check_batch': (2, 40, 56, 40), 'channels': 1, 'num_classes': 3,
-  'include_background': False, 'model': {**_UNET_3D, 'depth': 4},
-  'optimizer': _SGD,
-}
-# `batch` is [B, *S]; `check_batch` that of the comparison of results, which is
-# in float32 always.
-WORKLOADS = {
-  '2d_cpu': {
-    'device': 'cpu', 'dtype': 'float32', 'batch': (4, 256, 256),
-    'check_batch': (4, 256, 256), 'channels': 3, 'num_classes': 2,
-    'include_background': True,
-    'model': {**_UNET_2D, 'features': 32, 'max_features': 512},
-    'optimizer': _ADAM,
-  },
-  '3d_cpu': _HIPPOCAMPUS,
-  '2d_gpu': {
-    'device': 'gpu', 'dtype': 'bfloat16', 'batch': (16, 512, 512),
-    'check_batch': (2, 256, 256), 'channels': 3, 'num_classes': 2,
-    'include_background': True,
-    'model': {**_UNET_2D, 'features': 64, 'max_features': 1024},
-    'optimizer': _ADAM,
-  },
-}
-for _size in (2, 8):
-  WORKLOADS[f'3d_gpu_b{_size}'] = {
-    **_HIPPOCAMPUS, 'device': 'gpu', 'dtype': 'bfloat16',
-    'batch': (_size, 128, 128, 128), 'check_batch': (1, 64, 64, 64),
-    'model': {**_UNET_3D, 'depth': 6},
-  }
-
-KINDS = ('step', 'forward')
 TOLERANCE = {'float32': 1e-3, 'bfloat16': 3e-2}  # relative
 
 
@@ -87,14 +42,22 @@ def main():
   add('--round-seconds', type=float, default=0.0, help='0: 2.5, on GPU 1')
   add('--check', action='store_true', help='compare results, time nothing')
   add('--no-check', action='store_true', help='compare first losses only')
-  add('--huge-pages', action='store_true',
-      help='PyTorch on CPU has huge pages, as ours does')
+  add(
+    '--huge-pages',
+    action='store_true',
+    help='PyTorch on CPU has huge pages, as ours does',
+  )
   add('--json', type=pathlib.Path, help='file for all numbers')
   args = parser.parse_args()
-  names = args.workloads.split(',') if args.workloads else [
-    name for name, workload in WORKLOADS.items()
-    if workload['device'] == ('gpu' if has_gpu() else 'cpu')
-  ]
+  names = (
+    args.workloads.split(',')
+    if args.workloads
+    else [
+      name
+      for name, workload in WORKLOADS.items()
+      if workload['device'] == ('gpu' if has_gpu() else 'cpu')
+    ]
+  )
   unknown = sorted(set(names) - set(WORKLOADS))
   if unknown:
     known = ', '.join(WORKLOADS)
@@ -132,13 +95,19 @@ def compare(
     sides = {}
     for side, python, script, options in (
       ('ours', args.jax_python, 'jax_unet.py', []),
-      ('torch', args.torch_python, 'torch_unet.py',
-       shlex.split(args.torch_args)),
+      (
+        'torch',
+        args.torch_python,
+        'torch_unet.py',
+        shlex.split(args.torch_args),
+      ),
     ):
       environment = worker_environment(side, on_gpu, args.huge_pages)
-      sides[side] = stack.enter_context(contextlib.closing(Worker(
-        [python, str(HERE / script), *common, *options], environment
-      )))
+      sides[side] = stack.enter_context(
+        contextlib.closing(
+          Worker([python, str(HERE / script), *common, *options], environment)
+        )
+      )
     facts = {side: worker.answer() for side, worker in sides.items()}
     progress(name, '; '.join(f['versions'] for f in facts.values()))
     if args.check:
@@ -150,28 +119,29 @@ def compare(
     for kind in KINDS:
       compile_kind(name, kind, sides)
       counts = {
-        side: calibrate(worker, kind, seconds)
-        for side, worker in sides.items()
+        side: calibrate(worker, kind, seconds) for side, worker in sides.items()
       }
       times = {side: [] for side in sides}
       for i in range(args.rounds):
         # Who begins changes from round to round.
-        for side in list(sides)[::1 if i % 2 else -1]:
+        for side in list(sides)[:: 1 if i % 2 else -1]:
           answer = sides[side].ask(f'{kind} {counts[side]}')
           times[side].append(statistics.median(answer['seconds']))
       # Of the training, so before the forward pass is compiled.
       if kind == 'step':
         memory = {side: w.ask('memory') for side, w in sides.items()}
-      results.append({
-        'workload': name,
-        'kind': kind,
-        **summary(times['ours'], times['torch']),
-        'memory': memory if kind == 'step' else {},
-        'rounds': times,
-        'steps_a_round': counts,
-        'facts': facts,
-        'date': time.strftime('%Y-%m-%d'),
-      })
+      results.append(
+        {
+          'workload': name,
+          'kind': kind,
+          **summary(times['ours'], times['torch']),
+          'memory': memory if kind == 'step' else {},
+          'rounds': times,
+          'steps_a_round': counts,
+          'facts': facts,
+          'date': time.strftime('%Y-%m-%d'),
+        }
+      )
       progress(name, row(results[-1]))
     if compares:  # last, as it takes memory, too
       check(name, sides)
@@ -205,14 +175,18 @@ def check(name: str, sides: dict[str, 'Worker']) -> None:
   with tempfile.TemporaryDirectory() as folder:
     for worker in sides.values():
       found = worker.ask(f'check {folder}/results.npz')
-  progress(name, (
-    'the same weights give the same: {parameters} parameters; largest '
-    'relative difference of logits {logits:.1e}, loss {loss:.1e}, norm of the '
-    'gradient {grad_norm:.1e}'
-  ).format(**found))
+  progress(
+    name,
+    (
+      'the same weights give the same: {parameters} parameters; largest '
+      'relative difference of logits {logits:.1e}, loss {loss:.1e}, '
+      'norm of the gradient {grad_norm:.1e}'
+    ).format(**found),
+  )
   # Written so that a NaN fails too.
-  if not all(found[key] < TOLERANCE['float32']
-             for key in ('logits', 'loss', 'grad_norm')):
+  if not all(
+    found[key] < TOLERANCE['float32'] for key in ('logits', 'loss', 'grad_norm')
+  ):
     sys.exit(f'{name}: these are not the same network')
 
 
@@ -227,19 +201,24 @@ def summary(ours: list[float], torch: list[float]) -> dict:
   ratios = [t / o for t, o in zip(torch, ours, strict=True)]
   ours, torch = statistics.median(ours), statistics.median(torch)
   return {
-    'ours_ms': 1e3 * ours, 'torch_ms': 1e3 * torch, 'ratio': torch / ours,
-    'lowest_ratio': min(ratios), 'highest_ratio': max(ratios),
+    'ours_ms': 1e3 * ours,
+    'torch_ms': 1e3 * torch,
+    'ratio': torch / ours,
+    'lowest_ratio': min(ratios),
+    'highest_ratio': max(ratios),
   }
 
 
 def table(results: list[dict]) -> str:
   """Returns the rows in Markdown."""
-  return '\n'.join([
-    '| workload | | ours, ms | PyTorch, ms | ratio (lowest to highest round) '
-    '| peak memory, ours / PyTorch, GB |',
-    '|---|---|---|---|---|---|',
-    *(row(result) for result in results),
-  ])
+  return '\n'.join(
+    [
+      '| workload | | ours, ms | PyTorch, ms | ratio (lowest to highest round) '
+      '| peak memory, ours / PyTorch, GB |',
+      '|---|---|---|---|---|---|',
+      *(row(result) for result in results),
+    ]
+  )
 
 
 def row(result: dict) -> str:
@@ -260,9 +239,11 @@ def progress(name: str, text: str) -> None:
 def has_gpu() -> bool:
   """Returns whether the driver of NVIDIA GPUs finds one."""
   program = shutil.which('nvidia-smi')
-  return bool(program) and b'GPU' in subprocess.run(
-    [program, '-L'], capture_output=True, check=False
-  ).stdout
+  return (
+    bool(program)
+    and b'GPU'
+    in subprocess.run([program, '-L'], capture_output=True, check=False).stdout
+  )
 
 
 def worker_environment(side, on_gpu, huge_pages) -> dict[str, str]:
@@ -286,8 +267,12 @@ class Worker:
   def __init__(self, command: list[str], environment: dict[str, str]):
     self._name = pathlib.Path(command[1]).name
     self._process = subprocess.Popen(
-      command, env=environment, text=True, bufsize=1,
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+      command,
+      env=environment,
+      text=True,
+      bufsize=1,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
     )
 
   def ask(self, line: str) -> dict:
@@ -307,91 +292,6 @@ class Worker:
       self._process.stdin.close()
     self._process.wait()
     self._process.stdout.close()
-
-
-# The workers' half, used by jax_unet.py and torch_unet.py.
-
-
-def worker_arguments(description: str, **choices) -> argparse.Namespace:
-  """Returns a worker's command line, `choices` its own options' values."""
-  parser = argparse.ArgumentParser(description=description.splitlines()[0])
-  add = parser.add_argument
-  add('--workload', required=True, choices=WORKLOADS)
-  add('--threads', type=int, default=2, help='on CPU')
-  add('--serve', action='store_true', help='answer lines of stdin: step COUNT, '
-      'forward COUNT, memory, weights FILE, check FILE')
-  for name, values in choices.items():
-    add('--' + name.replace('_', '-'), default=values[0], choices=values)
-  args = parser.parse_args()
-  if WORKLOADS[args.workload]['device'] == 'cpu':
-    # Before any library starts its threads.
-    cores = sorted(os.sched_getaffinity(0))[:args.threads]
-    os.sched_setaffinity(0, cores)
-  return args
-
-
-def serve(commands: dict, facts: dict, serving: bool) -> None:
-  """Answers stdin until it ends; else times a few steps and prints them.
-
-  Args:
-    commands: name to function of what follows it on the line; with what a dict
-      that JSON can hold.
-    facts: the first line that is printed.
-    serving: whether to answer stdin.
-  """
-  with os.fdopen(os.dup(1), 'w', buffering=1) as out:
-    os.dup2(2, 1)  # what libraries print must not come between the answers
-    print(json.dumps(facts), file=out)
-    if not serving:
-      for kind in KINDS:
-        commands[kind]('1')  # compiles
-        print(json.dumps({kind: commands[kind]('5')}), file=out)
-        if kind == 'step':
-          print(json.dumps(commands['memory']('')), file=out)
-      return
-    for line in sys.stdin:
-      name, _, rest = line.strip().partition(' ')
-      print(json.dumps(commands[name](rest)), file=out)
-
-
-def random_batch(workload: dict, shape: tuple[int, ...]):
-  """Returns image [*shape, C], float32, and label [*shape], int32."""
-  import numpy as np  # only the workers have it for sure
-
-  rng = np.random.default_rng(0)
-  image = rng.standard_normal((*shape, workload['channels']), np.float32)
-  return image, rng.integers(0, workload['num_classes'], shape, np.int32)
-
-
-def resident_peak() -> int:
-  """Returns the most bytes of memory that this process had."""
-  status = pathlib.Path('/proc/self/status').read_text()
-  [line] = [x for x in status.splitlines() if x.startswith('VmHWM')]
-  return int(line.split()[1]) * 1024
-
-
-def timed(once, wait, count: int, *, each: bool) -> list[float]:
-  """Returns seconds a step, after one that is not timed.
-
-  While the other side had its turn, caches and freed memory went elsewhere.
-
-  Args:
-    once: starts a step.
-    wait: returns when all that was started is done.
-    count: steps to time.
-    each: whether to wait for each step, as on CPU. On a GPU the host runs
-      ahead, as in training: then the mean of all.
-  """
-  once()
-  wait()
-  seconds = []
-  for _ in range(count if each else 1):
-    begin = time.perf_counter()
-    for _ in range(1 if each else count):
-      once()
-    wait()
-    seconds.append((time.perf_counter() - begin) / (1 if each else count))
-  return seconds
 
 
 if __name__ == '__main__':

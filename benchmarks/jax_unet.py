@@ -10,10 +10,11 @@ stays on the device.
 
 import functools
 
-import compare
 import jax
 import numpy as np
+import worker
 from flax import traverse_util
+from workloads import WORKLOADS
 
 from medseg_jax import host_memory, process, sharding
 from medseg_jax.losses import create_loss
@@ -27,7 +28,7 @@ class Programs:
   """The compiled step and forward pass of a workload, and a first state.
 
   Args:
-    workload: of `compare.WORKLOADS`.
+    workload: of `WORKLOADS`.
     dtype: of the computation.
     mesh: of one device.
   """
@@ -108,8 +109,8 @@ def flat_weights(state):
 
 
 def main():
-  args = compare.worker_arguments(__doc__)
-  workload = compare.WORKLOADS[args.workload]
+  args = worker.worker_arguments(__doc__)
+  workload = WORKLOADS[args.workload]
   on_gpu = workload['device'] == 'gpu'
   process.set_up()
   if on_gpu != (jax.default_backend() == 'gpu'):
@@ -128,7 +129,7 @@ def main():
       'label': sharding.to_devices(layout, label),
     }
 
-  batch = to_devices(*compare.random_batch(workload, workload['batch']))
+  batch = to_devices(*worker.random_batch(workload, workload['batch']))
 
   def run_steps(count):
     losses = []
@@ -138,7 +139,7 @@ def main():
       state, metrics = programs.step(state, batch)
       losses.append(metrics['loss'])
 
-    seconds = compare.timed(
+    seconds = worker.timed(
       once, lambda: jax.block_until_ready(state), int(count), each=not on_gpu
     )
     return {'seconds': seconds, 'loss': float(losses[0])}
@@ -150,7 +151,7 @@ def main():
       nonlocal logits
       logits = programs.predict(state.eval_variables, batch['image'])
 
-    seconds = compare.timed(
+    seconds = worker.timed(
       once, lambda: jax.block_until_ready(logits), int(count), each=not on_gpu
     )
     return {'seconds': seconds}
@@ -159,7 +160,7 @@ def main():
     if on_gpu:
       stats = jax.devices()[0].memory_stats()
       return {'peak_bytes': stats['peak_bytes_in_use']}
-    return {'peak_bytes': compare.resident_peak()}
+    return {'peak_bytes': worker.resident_peak()}
 
   def save_weights(path):
     np.savez(path, **flat_weights(state))
@@ -167,10 +168,12 @@ def main():
 
   def check(path):
     """Writes weights, a batch and what they give in float32."""
-    image, label = compare.random_batch(workload, workload['check_batch'])
+    image, label = worker.random_batch(workload, workload['check_batch'])
     # On CPU these are the very programs that are timed.
-    exact = programs if workload['dtype'] == 'float32' else Programs(
-      workload, 'float32', mesh
+    exact = (
+      programs
+      if workload['dtype'] == 'float32'
+      else Programs(workload, 'float32', mesh)
     )
     copy = first_state(exact, mesh)
     weights = flat_weights(copy)
@@ -181,8 +184,14 @@ def main():
       logits = jax.device_get(logits)
       _, metrics = exact.step(copy, small)
     results = {name: metrics[name] for name in ('loss', 'grad_norm')}
-    np.savez(path, image=image, label=label, logits=logits,
-             **jax.device_get(results), **weights)
+    np.savez(
+      path,
+      image=image,
+      label=label,
+      logits=logits,
+      **jax.device_get(results),
+      **weights,
+    )
     return {}
 
   commands = {
@@ -197,7 +206,7 @@ def main():
     'device': jax.devices()[0].device_kind,
   }
   with jax.set_mesh(mesh), process.not_kept(mesh.size):
-    compare.serve(commands, facts, args.serve)
+    worker.serve(commands, facts, args.serve)
 
 
 if __name__ == '__main__':

@@ -41,8 +41,12 @@ def main():
   failed = 0
   for spacing in (args.spacing, NATIVE):
     command = [
-      sys.executable, __file__, '--one', f'--spacing={spacing}',
-      f'--shape={args.shape}', f'--classes={args.classes}',
+      sys.executable,
+      __file__,
+      '--one',
+      f'--spacing={spacing}',
+      f'--shape={args.shape}',
+      f'--classes={args.classes}',
     ]
     failed |= subprocess.run(command, check=False).returncode
   return failed

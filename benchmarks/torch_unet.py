@@ -10,11 +10,12 @@ autocast to bfloat16, cuDNN's choice by trial.
 
 import functools
 
-import compare
 import numpy as np
 import torch
 import torch.nn.functional as F
+import worker
 from torch import nn
+from workloads import WORKLOADS
 
 ACTIVATIONS = {
   'relu': functools.partial(F.relu, inplace=True),
@@ -67,8 +68,12 @@ class Stage(nn.Module):
     super().__init__()
     for i in range(2):
       conv = CONV[rank](
-        features if i else channels, features, kernel_size=3, padding=1,
-        stride=1 if i else stride, bias=False,
+        features if i else channels,
+        features,
+        kernel_size=3,
+        padding=1,
+        stride=1 if i else stride,
+        bias=False,
       )
       self.add_module(f'conv_{i}', conv)
       self.add_module(f'norm_{i}', norm(features))
@@ -98,8 +103,19 @@ class UNet(nn.Module):
   """
 
   def __init__(
-    self, *, rank, channels, num_classes, features, max_features, depth, norm,
-    activation, down, deep_supervision, instance_norm,
+    self,
+    *,
+    rank,
+    channels,
+    num_classes,
+    features,
+    max_features,
+    depth,
+    norm,
+    activation,
+    down,
+    deep_supervision,
+    instance_norm,
   ):
     super().__init__()
     sizes = [min(features * 2**i, max_features) for i in range(depth)]
@@ -107,9 +123,7 @@ class UNet(nn.Module):
       'batch': BATCH_NORM[rank],
       'instance': functools.partial(InstanceNorm, formula=instance_norm),
     }[norm]
-    make = functools.partial(
-      Stage, rank, norm=make_norm, activation=activation
-    )
+    make = functools.partial(Stage, rank, norm=make_norm, activation=activation)
     for i, size in enumerate(sizes):
       stride = 2 if i and down == 'stride' else 1
       before = sizes[i - 1] if i else channels
@@ -178,8 +192,10 @@ def create_model(workload, instance_norm):
   if instance_norm == 'auto':
     instance_norm = 'group' if workload['device'] == 'cpu' else 'written'
   model = UNet(
-    rank=rank, channels=workload['channels'],
-    num_classes=workload['num_classes'], instance_norm=instance_norm,
+    rank=rank,
+    channels=workload['channels'],
+    num_classes=workload['num_classes'],
+    instance_norm=instance_norm,
     **workload['model'],
   )
   device = 'cuda' if workload['device'] == 'gpu' else 'cpu'
@@ -206,13 +222,17 @@ def to_batch(image, label, model):
 
 
 def load(model, path):
-  """Gives `model` the weights of medseg_jax; returns all that is in the file.
-  """
+  """Gives `model` the weights of medseg_jax; returns all of the file."""
   with np.load(path) as file:
     saved = dict(file)
   weights = {k: v for k, v in saved.items() if '/' in k}
-  names = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias',
-           'mean': 'running_mean', 'var': 'running_var'}
+  names = {
+    'kernel': 'weight',
+    'scale': 'weight',
+    'bias': 'bias',
+    'mean': 'running_mean',
+    'var': 'running_var',
+  }
   state = {}
   for name, value in weights.items():
     _, *path, last = name.split('/')
@@ -233,12 +253,12 @@ def load(model, path):
 
 
 def main():
-  args = compare.worker_arguments(
+  args = worker.worker_arguments(
     __doc__,
     compile=('auto', 'off', 'default', 'max-autotune-no-cudagraphs'),
     instance_norm=('auto', 'module', 'group', 'written'),
   )
-  workload = compare.WORKLOADS[args.workload]
+  workload = WORKLOADS[args.workload]
   on_gpu = workload['device'] == 'gpu'
   device = 'cpu'
   if on_gpu:
@@ -250,17 +270,19 @@ def main():
     torch.set_num_threads(args.threads)
   torch.manual_seed(0)
   model = create_model(workload, args.instance_norm)
-  optimizer, limit = create_optimizer(
-    model.parameters(), workload['optimizer']
-  )
+  optimizer, limit = create_optimizer(model.parameters(), workload['optimizer'])
   mode = args.compile
   if mode == 'auto':
     mode = 'default' if on_gpu else 'off'
-  maybe_compiled = (lambda fn: fn) if mode == 'off' else functools.partial(
-    torch.compile, mode=mode, dynamic=False
+  maybe_compiled = (
+    (lambda fn: fn)
+    if mode == 'off'
+    else functools.partial(torch.compile, mode=mode, dynamic=False)
   )
   precision = functools.partial(
-    torch.autocast, 'cuda' if on_gpu else 'cpu', torch.bfloat16,
+    torch.autocast,
+    'cuda' if on_gpu else 'cpu',
+    torch.bfloat16,
     enabled=workload['dtype'] == 'bfloat16',
   )
 
@@ -269,7 +291,7 @@ def main():
 
   compiled_loss, compiled_model = map(maybe_compiled, (mean_loss, model))
   image, label = to_batch(
-    *compare.random_batch(workload, workload['batch']), model
+    *worker.random_batch(workload, workload['batch']), model
   )
   wait = torch.cuda.synchronize if on_gpu else lambda: None
 
@@ -290,20 +312,20 @@ def main():
   def run_steps(count):
     model.train()
     losses = []
-    seconds = compare.timed(
+    seconds = worker.timed(
       lambda: losses.append(step().detach()), wait, int(count), each=not on_gpu
     )
     return {'seconds': seconds, 'loss': float(losses[0])}
 
   def run_forward(count):
     model.eval()
-    seconds = compare.timed(forward, wait, int(count), each=not on_gpu)
+    seconds = worker.timed(forward, wait, int(count), each=not on_gpu)
     return {'seconds': seconds}
 
   def memory(_):
     if on_gpu:
       return {'peak_bytes': torch.cuda.max_memory_allocated()}
-    return {'peak_bytes': compare.resident_peak()}
+    return {'peak_bytes': worker.resident_peak()}
 
   def load_weights(path):
     load(model, path)
@@ -317,9 +339,10 @@ def main():
     'check': lambda path: check(path, model, workload),
   }
   facts = {
-    'versions': f'torch {torch.__version__}, compile {mode}', 'device': device,
+    'versions': f'torch {torch.__version__}, compile {mode}',
+    'device': device,
   }
-  compare.serve(commands, facts, args.serve)
+  worker.serve(commands, facts, args.serve)
 
 
 def check(path, model, workload):
@@ -345,8 +368,9 @@ def check(path, model, workload):
     raise ValueError(f'{parameters} parameters here, {expected} in {path}')
   return {
     'parameters': parameters,
-    'logits': float(np.abs(logits - saved['logits']).max()
-                    / np.abs(saved['logits']).max()),
+    'logits': float(
+      np.abs(logits - saved['logits']).max() / np.abs(saved['logits']).max()
+    ),
     'loss': abs(loss.item() / float(saved['loss']) - 1),
     'grad_norm': abs(grad_norm / float(saved['grad_norm']) - 1),
   }

@@ -243,7 +243,8 @@ def _rates(step_s, *, flops, num_bytes, peak, bandwidth) -> dict[str, Any]:
   }
   least = max(least_ms(result).values())
   return result | {
-    'least_step_ms': least, 'roofline_ratio': least / (1e3 * step_s)
+    'least_step_ms': least,
+    'roofline_ratio': least / (1e3 * step_s),
   }
 
 
@@ -266,7 +267,10 @@ def _limit(result: dict[str, Any]) -> dict[str, str]:
 def _sweep(config, train_step, state, mesh) -> dict[str, Any]:
   """Returns the keys of the sweep over batch sizes, None where none is due."""
   keys = (
-    'sweep', 'best_batch_size', 'largest_batch_size', 'largest_batch_is_limit'
+    'sweep',
+    'best_batch_size',
+    'largest_batch_size',
+    'largest_batch_is_limit',
   )
   if not config.benchmark.sweep_batch:
     return dict.fromkeys(keys)

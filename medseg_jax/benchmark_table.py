@@ -41,14 +41,16 @@ def _training(result) -> Iterable[str]:
     STEP_PARTS, result['breakdown_ms'], result['breakdown_share']
   )
   yield _line(
-    'the whole step', result['step_ms'],
+    'the whole step',
+    result['step_ms'],
     f'{_short(result["images_per_s"])} images/s',
   )
   rate = result['end_to_end_images_per_s']
   if rate is not None:
     waiting = result['data_wait_frac']
     yield _line(
-      'with loading, in a loop', 1e3 * result['batch_size'] / rate,
+      'with loading, in a loop',
+      1e3 * result['batch_size'] / rate,
       f'{_short(rate)} images/s, {waiting:.1%} waiting for data',
     )
   memory = result['peak_memory_bytes'] or result['program_memory_bytes']
@@ -74,25 +76,28 @@ def _limits(result) -> Iterable[str]:
     f'  {"arithmetic":<26}{1e3 * result["peak_tflops_per_s"]:>10,.0f} GFLOP/s'
     f'  the step reaches {1e3 * rate:,.0f} ({result["mfu"]:.0%})'
   )
-  yield (
-    f'  {"memory":<26}{result["memory_bandwidth_gb_per_s"]:>10,.0f} GB/s'
-  )
+  yield (f'  {"memory":<26}{result["memory_bandwidth_gb_per_s"]:>10,.0f} GB/s')
   least = least_ms(result)
   yield _line(
-    'least time, arithmetic', least['compute'],
+    'least time, arithmetic',
+    least['compute'],
     f'{result["flops_per_step"] / 1e9:,.1f} GFLOP in a step',
   )
   if 'memory' in least:
     yield _line(
-      'least time, memory', least['memory'],
+      'least time, memory',
+      least['memory'],
       f'{result["bytes_per_step"] / 1e9:,.2f} GB read and written',
     )
   times = f'{1 / result["roofline_ratio"]:.3g}'
-  yield f'  limited by {result["limit"]}: ' + {
-    'data': 'the devices wait for patches',
-    'compute': f'the step takes {times} times as long as its arithmetic',
-    'memory': f'the step takes {times} times as long as its memory traffic',
-  }[result['limit']]
+  yield (
+    f'  limited by {result["limit"]}: '
+    + {
+      'data': 'the devices wait for patches',
+      'compute': f'the step takes {times} times as long as its arithmetic',
+      'memory': f'the step takes {times} times as long as its memory traffic',
+    }[result['limit']]
+  )
 
 
 def least_ms(result: dict[str, Any]) -> dict[str, float]:

@@ -22,8 +22,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
   return powers / powers.sum(-1, keepdims=True)
 
 
-def labels_from_regions(
-    logits: np.ndarray, order: Sequence[int]) -> np.ndarray:
+def labels_from_regions(logits: np.ndarray, order: Sequence[int]) -> np.ndarray:
   """Returns the label map, int16 `[*S]`, that the regions paint over another.
 
   A voxel starts as background, 0. Each region in turn, where its logit is
@@ -38,8 +37,10 @@ def labels_from_regions(
     ValueError: where there is not one class for each region.
   """
   if len(order) != logits.shape[-1]:
-    raise ValueError(f'{logits.shape[-1]} regions need as many classes to '
-                     f'paint, found {tuple(order)}')
+    raise ValueError(
+      f'{logits.shape[-1]} regions need as many classes to '
+      f'paint, found {tuple(order)}'
+    )
   label = np.zeros(logits.shape[:-1], np.int16)
   for r, index in enumerate(order):
     label[logits[..., r] > 0] = index

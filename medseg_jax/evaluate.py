@@ -46,7 +46,8 @@ def run(
     )
   trained_without = config.data.get('held_out', '')
   if split == 'val' and trained_without not in (
-    '', sources.held_out_key(by_split)
+    '',
+    sources.held_out_key(by_split),
   ):
     raise InputError(
       f'config.data.fold {config.data.fold} with {workdir}/splits.json holds '
@@ -55,8 +56,10 @@ def run(
     )
   model = predictor.load_predictor(config, workdir, checkpoint)
   if split == 'val' and model.which == 'best':
-    print('note      the best weights were chosen on this split: its numbers '
-          'are too good for new images')
+    print(
+      'note      the best weights were chosen on this split: its numbers '
+      'are too good for new images'
+    )
   return report_split(
     model.predict_fn,
     by_split[split],

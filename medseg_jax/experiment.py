@@ -28,8 +28,18 @@ from medseg_jax.step import check_batch_splits
 
 SOFT_TISSUE = (-160.0, 240.0)  # HU, the usual window on the abdomen
 _MEANING_OF_DATA = (
-  'classes', 'label_values', 'channels', 'normalize', 'window', 'resize',
-  'regions', 'region_order', 'axes', 'crop', 'spacing', 'intensities',
+  'classes',
+  'label_values',
+  'channels',
+  'normalize',
+  'window',
+  'resize',
+  'regions',
+  'region_order',
+  'axes',
+  'crop',
+  'spacing',
+  'intensities',
 )
 
 
@@ -216,7 +226,8 @@ def check_same_meaning(config: ConfigDict, workdir: pathlib.Path) -> None:
     return  # the shapes of the weights are checked in any case
   before = read_config(workdir).data
   if (str(before.fold), before.get('held_out', '')) != (
-    str(config.data.fold), config.data.held_out
+    str(config.data.fold),
+    config.data.held_out,
   ):
     raise InputError(
       f'config.data.fold {config.data.fold} holds out other cases than the '
@@ -243,9 +254,7 @@ def augment_fields(config: ConfigDict) -> dict[str, Any]:
 def patch_settings(config: ConfigDict) -> dict[str, Any]:
   """Returns what of the config says which patches are read."""
   with blame('augment'):
-    first, *rest = augment.read_size(
-      tuple(config.patch_size), **config.augment
-    )
+    first, *rest = augment.read_size(tuple(config.patch_size), **config.augment)
   # The first axis is shared by the devices of the spatial axis.
   read_size = (first + -first % config.mesh.spatial, *rest)
   return dict(

@@ -130,11 +130,17 @@ def _compile_parts(train_step, read_fn, max_count, state, data, mesh):
 
   prepare = _compile(prepare, layout, state.step, data)
   gradient = _compile(
-    train_step.gradient, everywhere, state, _outputs(prepare, layout),
+    train_step.gradient,
+    everywhere,
+    state,
+    _outputs(prepare, layout),
     convolves=True,
   )
   update = _compile(
-    train_step.apply, everywhere, state, _outputs(gradient, everywhere),
+    train_step.apply,
+    everywhere,
+    state,
+    _outputs(gradient, everywhere),
     donate_argnums=0,
   )
 
@@ -163,8 +169,12 @@ def compile_step(
 
   begin = time.perf_counter()
   compiled = _compile(
-    step, sharding.replicated(mesh), state, _abstract_batch(config, mesh),
-    convolves=True, donate_argnums=0,
+    step,
+    sharding.replicated(mesh),
+    state,
+    _abstract_batch(config, mesh),
+    convolves=True,
+    donate_argnums=0,
   )
   _print_compiled(begin)
   return compiled

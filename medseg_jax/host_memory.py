@@ -54,7 +54,7 @@ def restart_with_huge_pages(program: str) -> None:
   Args:
     program: what Python was told to run: a module's name or a file.
   """
-  command = sys.orig_argv[:len(sys.orig_argv) - len(sys.argv[1:])]
+  command = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
   environment = with_huge_pages(os.environ)
   if (
     environment == dict(os.environ)

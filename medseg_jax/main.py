@@ -21,20 +21,26 @@ _STARTED = time.perf_counter()
 MODES = ('train', 'evaluate', 'predict', 'plan', 'prepare', 'benchmark')
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Config file, such as configs/unet.py; its keys can be set '
-  'as --config.key=value.'
+  'config',
+  None,
+  'Config file, such as configs/unet.py; its keys can be set '
+  'as --config.key=value.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run. Default: runs/NAME_OF_THE_CONFIG.'
 )
 _MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 _SPLIT = flags.DEFINE_enum(
-  'split', None, ['train', 'val', 'test'],
-  'What --mode=evaluate evaluates. Default: the held-out split.'
+  'split',
+  None,
+  ['train', 'val', 'test'],
+  'What --mode=evaluate evaluates. Default: the held-out split.',
 )
 _CHECKPOINT = flags.DEFINE_enum(
-  'checkpoint', 'best', ['best', 'latest'],
-  'Which weights --mode=evaluate and --mode=predict use.'
+  'checkpoint',
+  'best',
+  ['best', 'latest'],
+  'Which weights --mode=evaluate and --mode=predict use.',
 )
 _INPUT = flags.DEFINE_string(
   'input', None, 'Folder of images for --mode=predict, or one NIfTI file.'

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 class Confusion(NamedTuple):
   """Voxel counts [B, C], int32, so exact up to 2^31 voxels."""
+
   tp: jax.Array
   fp: jax.Array
   fn: jax.Array
@@ -96,22 +97,23 @@ def nanmean(values, axis=None):
   """
   values = jnp.asarray(values)
   defined = ~jnp.isnan(values)
-  return _divide(jnp.sum(jnp.where(defined, values, 0), axis),
-                 jnp.sum(defined, axis))
+  return _divide(
+    jnp.sum(jnp.where(defined, values, 0), axis), jnp.sum(defined, axis)
+  )
 
 
 def _inputs(pred, labels, where):
   pred, labels = jnp.asarray(pred), jnp.asarray(labels)
   if pred.shape != labels.shape:
     raise ValueError(
-        f'pred {pred.shape} and labels {labels.shape} must have one shape'
+      f'pred {pred.shape} and labels {labels.shape} must have one shape'
     )
   mask = labels >= 0
   if where is not None:
     where = jnp.asarray(where, bool)
     if where.shape != labels.shape:
       raise ValueError(
-          f'where must have shape {labels.shape}, found {where.shape}'
+        f'where must have shape {labels.shape}, found {where.shape}'
       )
     mask &= where
   return pred, labels, mask
@@ -129,4 +131,5 @@ def _float(counts):
 def _divide(numerator, denominator):
   """Returns the ratio of counts; NaN where the denominator is 0."""
   return jnp.where(
-      denominator > 0, numerator / jnp.maximum(denominator, 1), jnp.nan)
+    denominator > 0, numerator / jnp.maximum(denominator, 1), jnp.nan
+  )

@@ -77,7 +77,8 @@ def create_optimizer(
   if not 0 <= momentum < 1:
     raise ValueError(f'momentum is {momentum}; allowed is 0 up to below 1')
   for key, value in [
-    ('weight_decay', weight_decay), ('grad_clip_norm', grad_clip_norm)
+    ('weight_decay', weight_decay),
+    ('grad_clip_norm', grad_clip_norm),
   ]:
     if value < 0:
       raise ValueError(f'{key} is {value}; allowed is 0 or more')

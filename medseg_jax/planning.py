@@ -114,9 +114,7 @@ def obtain(
   return plan
 
 
-def make(
-  config: ConfigDict, opened: dict[str, VolumeSource]
-) -> dict[str, Any]:
+def make(config: ConfigDict, opened: dict[str, VolumeSource]) -> dict[str, Any]:
   """Returns the plan for the data, after a survey; prints what is odd.
 
   Raises:

@@ -114,7 +114,11 @@ def run(
         job.write_probs(_probs_path(job.target), probs)
       if count < NUM_PANELS:
         picture = panel(
-          case.image, None, pred, classes, title=case.name,
+          case.image,
+          None,
+          pred,
+          classes,
+          title=case.name,
           spacing=case.spacing,
         )
         save_png(workdir / 'panels' / f'predict_{case.name}.png', picture)
@@ -153,6 +157,7 @@ def _image_jobs(
   label_values = tuple(config.data.label_values)
   jobs = []
   for path in images.list_images(folder):
+
     def read(path=path):
       image = images.read_image(path)
       return Case(path.stem, image, None, (1.0,) * (image.ndim - 1))
@@ -175,11 +180,10 @@ def _volume_jobs(
   label_values = np.asarray(config.data.label_values, np.int16)
   jobs = []
   for files in list_cases(path, config.data.channels):
+
     def read(files=files):
       volume = nifti.read_channels(files.images)
-      return Case(
-        files.name, volume.array, None, volume.spacing, volume.affine
-      )
+      return Case(files.name, volume.array, None, volume.spacing, volume.affine)
 
     def write(target, pred, like=files.images[0]):
       nifti.write_label(target, label_values[pred], like)

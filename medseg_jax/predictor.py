@@ -68,9 +68,7 @@ def load_predictor(
     compile_predict(config, model, mesh, state.eval_variables),
     state.eval_variables,
   )
-  seconds = {
-    'weights': loaded - begin, 'compile': time.perf_counter() - loaded
-  }
+  seconds = {'weights': loaded - begin, 'compile': time.perf_counter() - loaded}
   return Predictor(predict_fn, step, which, seconds)
 
 
@@ -94,11 +92,15 @@ def compile_predict(
   shape = (_tiles_at_once(config, mesh), *tile_size(config))
   tiles = jax.ShapeDtypeStruct((*shape, config.data.channels), jnp.float32)
   with jax.set_mesh(mesh), process.not_kept(mesh.size):
-    compiled = jax.jit(
-      predict,
-      in_shardings=(sharding.replicated(mesh), layout),
-      out_shardings=sharding.replicated(mesh),
-    ).lower(variables, tiles).compile()
+    compiled = (
+      jax.jit(
+        predict,
+        in_shardings=(sharding.replicated(mesh), layout),
+        out_shardings=sharding.replicated(mesh),
+      )
+      .lower(variables, tiles)
+      .compile()
+    )
 
   def predict_on_mesh(variables, image):
     image = np.asarray(image, np.float32)

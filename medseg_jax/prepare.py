@@ -1,5 +1,4 @@
-"""Preprocesses the data into the cache: `--mode=prepare`, and before training.
-"""
+"""Preprocesses data into the cache: `--mode=prepare`, and before training."""
 
 import pathlib
 import shutil
@@ -94,9 +93,7 @@ def _cache_settings(config: ConfigDict) -> dict[str, Any]:
   )
 
 
-def _announce(
-  config: ConfigDict, sources: dict[str, Source], left: int
-) -> int:
+def _announce(config: ConfigDict, sources: dict[str, Source], left: int) -> int:
   """Prints what disk and memory the rest will take; returns the threads.
 
   From the files' headers, so without what cropping will save.

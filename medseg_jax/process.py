@@ -99,10 +99,13 @@ def processor() -> str:
   with contextlib.suppress(OSError):
     lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
     kind = ' '.join(
-      sorted({
-        line for line in lines
-        if line.startswith(('model name', 'flags', 'Features', 'CPU part'))
-      })
+      sorted(
+        {
+          line
+          for line in lines
+          if line.startswith(('model name', 'flags', 'Features', 'CPU part'))
+        }
+      )
     )
   digest = hashlib.sha256(kind.encode()).hexdigest()[:8]
   return f'{platform.machine()}-{digest}'

@@ -63,9 +63,7 @@ class Progress:
     now = time.monotonic()
     if self._pace_from is None:
       self._pace_from = (self._count, now)
-    if (
-      not self._has_stats and now - self._last_line >= _SECONDS_BETWEEN_LINES
-    ):
+    if not self._has_stats and now - self._last_line >= _SECONDS_BETWEEN_LINES:
       self._print_line(self._position(), *self._left(now))
 
   def stats(self, **values: float) -> None:

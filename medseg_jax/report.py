@@ -132,9 +132,7 @@ def rank_cases(records: Sequence[Mapping]) -> tuple[int, ...]:
   ranked.sort(key=lambda i: -dice[i])
   if not ranked:
     return ()
-  return tuple(
-    dict.fromkeys((ranked[0], ranked[len(ranked) // 2], ranked[-1]))
-  )
+  return tuple(dict.fromkeys((ranked[0], ranked[len(ranked) // 2], ranked[-1])))
 
 
 def _summarize_region(
@@ -293,17 +291,19 @@ def _csv_text(records: Sequence[Mapping]) -> str:
       for name, numbers in values['classes'].items():
         scores = [numbers[metric] for metric in METRICS]
         scores.append(values['pixel_accuracy'])
-        writer.writerow((
-          record['case'],
-          name,
-          region,
-          *(_cell(x, float) for x in scores),
-          *(int(numbers[count]) for count in COUNTS),
-          *(
-            _cell(numbers.get(key), int if key in LESION_COUNTS else float)
-            for key in more
-          ),
-        ))
+        writer.writerow(
+          (
+            record['case'],
+            name,
+            region,
+            *(_cell(x, float) for x in scores),
+            *(int(numbers[count]) for count in COUNTS),
+            *(
+              _cell(numbers.get(key), int if key in LESION_COUNTS else float)
+              for key in more
+            ),
+          )
+        )
   return text.getvalue()
 
 

@@ -59,12 +59,14 @@ def score_case(
   members = _members(len(classes), regions)
   joint = _joint_counts(pred, label, kept, len(classes))
   counts = _confusion(joint, members)
-  columns = jax.device_get({
-    'dice': metrics.dice_score(counts),
-    'iou': metrics.iou(counts),
-    'precision': metrics.precision(counts),
-    'recall': metrics.recall(counts),
-  })
+  columns = jax.device_get(
+    {
+      'dice': metrics.dice_score(counts),
+      'iou': metrics.iou(counts),
+      'precision': metrics.precision(counts),
+      'recall': metrics.recall(counts),
+    }
+  )
   columns |= {'tp': counts.tp, 'fp': counts.fp, 'fn': counts.fn}
   if pred.ndim == 3:
     ml = float(np.prod(np.asarray(spacing, np.float64))) / 1000
@@ -178,9 +180,7 @@ def _foreground_masks(pred, label, kept, members):
       found[i - 1] for found in boxes for i in indices if found[i - 1]
     )
     yield tuple(
-      np.isin(array[box], indices)
-      if box
-      else np.zeros((1,) * array.ndim, bool)
+      np.isin(array[box], indices) if box else np.zeros((1,) * array.ndim, bool)
       for array in (pred, label)
     )
 

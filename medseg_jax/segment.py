@@ -1,5 +1,4 @@
-"""From cases to masks on their own grid: what evaluation and prediction share.
-"""
+"""From cases to masks on their own grid, for evaluation and prediction."""
 
 import collections
 import concurrent.futures

@@ -32,9 +32,7 @@ def _open_sources(
   folds = dict(
     fold=data.fold, num_folds=data.num_folds, fold_order=data.fold_order
   )
-  naming = dict(
-    classes=_classes(data), label_values=tuple(data.label_values)
-  )
+  naming = dict(classes=_classes(data), label_values=tuple(data.label_values))
   if data.source == 'phantom':
     from medseg_jax.data.phantom import open_phantom
 

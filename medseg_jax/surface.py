@@ -26,6 +26,7 @@ _ROUNDING = 1e-9
 
 class SurfaceDistances(NamedTuple):
   """Distance to the other surface and area, for each surface element."""
+
   pred_distances: np.ndarray
   pred_areas: np.ndarray
   label_distances: np.ndarray
@@ -73,16 +74,16 @@ def surface_dice(pred, label, spacing, tolerance) -> float:
 
 
 def surface_metrics(
-    pred, label, spacing, *, percentile=95, tolerance
+  pred, label, spacing, *, percentile=95, tolerance
 ) -> dict[str, float]:
   """Returns all three scores by function name, at the cost of one of them."""
   _check_percentile(percentile)
   _check_tolerance(tolerance)
   distances = surface_distances(pred, label, spacing)
   return {
-      'hausdorff_distance': _hausdorff(distances, percentile),
-      'average_surface_distance': _average(distances),
-      'surface_dice': _dice(distances, tolerance),
+    'hausdorff_distance': _hausdorff(distances, percentile),
+    'average_surface_distance': _average(distances),
+    'surface_dice': _dice(distances, tolerance),
   }
 
 
@@ -100,20 +101,22 @@ def surface_distances(pred, label, spacing) -> SurfaceDistances:
       raise ValueError(f'{name} must have 2 or 3 axes, found {mask.shape}')
   if pred.shape != label.shape:
     raise ValueError(
-        f'pred {pred.shape} and label {label.shape} must have one shape'
+      f'pred {pred.shape} and label {label.shape} must have one shape'
     )
   spacing = np.asarray(spacing, np.float64)
   if spacing.shape != (pred.ndim,):
     raise ValueError(
-        f'spacing must hold {pred.ndim} numbers, found {spacing.tolist()}'
+      f'spacing must hold {pred.ndim} numbers, found {spacing.tolist()}'
     )
   if not (np.isfinite(spacing) & (spacing > 0)).all():
     raise ValueError(f'spacing must be positive, found {spacing.tolist()}')
   pred_points, pred_areas = _surface_elements(pred, spacing)
   label_points, label_areas = _surface_elements(label, spacing)
   return SurfaceDistances(
-      _nearest(pred_points, label_points), pred_areas,
-      _nearest(label_points, pred_points), label_areas,
+    _nearest(pred_points, label_points),
+    pred_areas,
+    _nearest(label_points, pred_points),
+    label_areas,
   )
 
 
@@ -121,8 +124,8 @@ def _hausdorff(distances, percentile):
   if not distances.pred_areas.size and not distances.label_areas.size:
     return float('nan')
   return max(
-      _percentile(distances.pred_distances, distances.pred_areas, percentile),
-      _percentile(distances.label_distances, distances.label_areas, percentile),
+    _percentile(distances.pred_distances, distances.pred_areas, percentile),
+    _percentile(distances.label_distances, distances.label_areas, percentile),
   )
 
 
@@ -139,8 +142,10 @@ def _average(distances):
   area = distances.pred_areas.sum() + distances.label_areas.sum()
   if area == 0:
     return float('nan')
-  total = (distances.pred_distances @ distances.pred_areas
-           + distances.label_distances @ distances.label_areas)
+  total = (
+    distances.pred_distances @ distances.pred_areas
+    + distances.label_distances @ distances.label_areas
+  )
   return float(total / area)
 
 
@@ -149,8 +154,10 @@ def _dice(distances, tolerance):
   if area == 0:
     return float('nan')
   reach = tolerance * (1 + _ROUNDING)
-  within = (distances.pred_areas[distances.pred_distances <= reach].sum()
-            + distances.label_areas[distances.label_distances <= reach].sum())
+  within = (
+    distances.pred_areas[distances.pred_distances <= reach].sum()
+    + distances.label_areas[distances.label_distances <= reach].sum()
+  )
   return float(within / area)
 
 
@@ -184,10 +191,10 @@ def _surface_elements(mask, spacing):
   codes = np.zeros([n - 1 for n in crop.shape], np.uint8)
   for bit, corner in enumerate(itertools.product((0, 1), repeat=rank)):
     window = tuple(
-        slice(c, c + n) for c, n in zip(corner, codes.shape, strict=True)
+      slice(c, c + n) for c, n in zip(corner, codes.shape, strict=True)
     )
     codes |= crop[window] << bit
-  where = np.nonzero((codes != 0) & (codes != 2 ** 2 ** rank - 1))
+  where = np.nonzero((codes != 0) & (codes != 2**2**rank - 1))
   origin = np.array([s.start for s in box])
   points = (np.stack(where, axis=-1) + origin) * spacing
   return points, code_areas(spacing)[codes[where]]
@@ -229,7 +236,7 @@ def _area_vectors(rank):
       facets.append([v for loop in _loops(segments) for v in _fan(loop)])
   vectors = np.zeros((len(facets), max(map(len, facets)), rank))
   for code, areas in enumerate(facets):
-    vectors[code, :len(areas)] = np.reshape(areas, (-1, rank))
+    vectors[code, : len(areas)] = np.reshape(areas, (-1, rank))
   return vectors
 
 
@@ -239,8 +246,9 @@ def _faces(rank):
   if rank == 2:
     return [cycle]
   return [
-      [(*c[:axis], side, *c[axis:]) for c in cycle]
-      for axis in range(3) for side in (0, 1)
+    [(*c[:axis], side, *c[axis:]) for c in cycle]
+    for axis in range(3)
+    for side in (0, 1)
   ]
 
 
@@ -249,8 +257,11 @@ def _cut(face, inside, rare):
   middles = [tuple((np.array(face[k - 1]) + face[k]) / 2) for k in range(4)]
   cut = [k for k in range(4) if inside[face[k - 1]] != inside[face[k]]]
   if len(cut) == 4:
-    return [(middles[k], middles[(k + 1) % 4])
-            for k in range(4) if inside[face[k]] == rare]
+    return [
+      (middles[k], middles[(k + 1) % 4])
+      for k in range(4)
+      if inside[face[k]] == rare
+    ]
   return [tuple(middles[k] for k in cut)] if cut else []
 
 

@@ -174,7 +174,9 @@ def train(
       log, evaluation, save = (
         step > first_step and (step == num_steps or _due(step, every))
         for every in (
-          config.log_every, config.eval_every, config.checkpoint_every
+          config.log_every,
+          config.eval_every,
+          config.checkpoint_every,
         )
       )
       if unread and (last or log or evaluation or save):
@@ -249,9 +251,7 @@ def _rows(count: int, metrics: dict) -> list[dict[str, np.ndarray]]:
   """Returns the metrics of each of `count` steps, read from the device."""
   read = jax.device_get(metrics)
   rows = {name: np.atleast_1d(values) for name, values in read.items()}
-  return [
-    {name: row[i] for name, row in rows.items()} for i in range(count)
-  ]
+  return [{name: row[i] for name, row in rows.items()} for i in range(count)]
 
 
 def _check_finite(

@@ -98,16 +98,20 @@ def write_volumes(root: pathlib.Path, count: int) -> pathlib.Path:
     for folder, array in [('imagesTr', image), ('labelsTr', label)]:
       path = root / folder / f'case_{i:02d}.nii.gz'
       nibabel.Nifti1Image(array, affine).to_filename(path)
-  (root / 'dataset.json').write_text(json.dumps({
-    'name': 'Balls',
-    'modality': {'0': 'MRI'},
-    'labels': {'0': 'background', '1': 'left', '2': 'right'},
-    'training': [
+  (root / 'dataset.json').write_text(
+    json.dumps(
       {
-        'image': f'./imagesTr/case_{i:02d}.nii.gz',
-        'label': f'./labelsTr/case_{i:02d}.nii.gz',
+        'name': 'Balls',
+        'modality': {'0': 'MRI'},
+        'labels': {'0': 'background', '1': 'left', '2': 'right'},
+        'training': [
+          {
+            'image': f'./imagesTr/case_{i:02d}.nii.gz',
+            'label': f'./labelsTr/case_{i:02d}.nii.gz',
+          }
+          for i in range(count)
+        ],
       }
-      for i in range(count)
-    ],
-  }))
+    )
+  )
   return root

@@ -17,10 +17,14 @@ def image_of(*shape, seed=0):
 
 
 def conv_ref(x, kernel, strides, padding):
-  spatial = 'XYZ'[:x.ndim - 2]
+  spatial = 'XYZ'[: x.ndim - 2]
   return lax.conv_general_dilated(
-      x, kernel, strides, padding,
-      dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'))
+    x,
+    kernel,
+    strides,
+    padding,
+    dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'),
+  )
 
 
 def random_variables(model, *args):
@@ -32,14 +36,15 @@ def random_variables(model, *args):
     if path[-1].key in ('scale', 'var'):
       return jnp.ones(x.shape)
     fan_in = math.prod(x.shape[:-1]) if path[-1].key == 'kernel' else 100
-    return jnp.asarray(rng.normal(0, (2 / fan_in)**0.5, x.shape), jnp.float32)
+    return jnp.asarray(rng.normal(0, (2 / fan_in) ** 0.5, x.shape), jnp.float32)
 
   return jax.tree.map_with_path(fill, shapes)
 
 
 def param_shapes(model, shape):
   variables = jax.eval_shape(
-      lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
+    lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False)
+  )
   return variables['params']
 
 
@@ -48,11 +53,14 @@ def check_convolution(shape, kernel_shape, strides, padding):
   x, kernel = image_of(*shape), image_of(*kernel_shape, seed=1)
 
   def run(fn):
-    y, vjp = jax.vjp(lambda x, kernel: fn(x, kernel, strides, padding),
-                     x, kernel)
+    y, vjp = jax.vjp(
+      lambda x, kernel: fn(x, kernel, strides, padding), x, kernel
+    )
     return y, vjp(image_of(*y.shape, seed=2))
 
-  ours, theirs = jax.jit(lambda: (
-      run(convolution.convolve), run(conv_ref)))()
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(
-      a, b, atol=1e-5 * np.abs(b).max()), ours, theirs)
+  ours, theirs = jax.jit(lambda: (run(convolution.convolve), run(conv_ref)))()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
+    ours,
+    theirs,
+  )

@@ -13,23 +13,23 @@ from scipy import ndimage, stats
 from medseg_jax.augment import create_augment, kernels, transforms
 
 ALL_ON = {
-    'flip_prob': 0.5,
-    'rot90_prob': 0.5,
-    'warp_prob': 0.5,
-    'rotation_degrees': 30,
-    'scale_range': [0.7, 1.4],
-    'elastic_std': 2.0,
-    'elastic_spacing': 6,
-    'blur_prob': 0.5,
-    'blur_sigma': (0.5, 1.0),
-    'brightness_prob': 0.5,
-    'brightness_std': 0.2,
-    'contrast_prob': 0.5,
-    'contrast_range': (0.6, 1.5),
-    'gamma_prob': 0.5,
-    'gamma_range': (0.7, 1.5),
-    'noise_prob': 0.5,
-    'noise_std': 0.2,
+  'flip_prob': 0.5,
+  'rot90_prob': 0.5,
+  'warp_prob': 0.5,
+  'rotation_degrees': 30,
+  'scale_range': [0.7, 1.4],
+  'elastic_std': 2.0,
+  'elastic_spacing': 6,
+  'blur_prob': 0.5,
+  'blur_sigma': (0.5, 1.0),
+  'brightness_prob': 0.5,
+  'brightness_std': 0.2,
+  'contrast_prob': 0.5,
+  'contrast_range': (0.6, 1.5),
+  'gamma_prob': 0.5,
+  'gamma_range': (0.7, 1.5),
+  'noise_prob': 0.5,
+  'noise_std': 0.2,
 }
 
 
@@ -38,8 +38,8 @@ def make_batch(shape, channels=1, batch_size=2, seed=0):
   image = rng.normal(size=(batch_size, *shape, channels))
   label = rng.integers(-1, 4, (batch_size, *shape))
   return {
-      'image': jnp.asarray(image, jnp.float32),
-      'label': jnp.asarray(label, jnp.int32),
+    'image': jnp.asarray(image, jnp.float32),
+    'label': jnp.asarray(label, jnp.int32),
   }
 
 
@@ -63,11 +63,11 @@ def test_warp_agrees_with_scipy_inside_and_far_outside(shape):
   # Nothing half-way between two voxels, where rounding is a matter of taste.
   coords = np.where(np.abs(coords % 1 - 0.5) < 1e-3, coords + 0.01, coords)
   new_image, new_label = jax.jit(kernels.warp)(
-      image, label, coords.astype(np.float32)
+    image, label, coords.astype(np.float32)
   )
   for channel in range(2):
     expected = ndimage.map_coordinates(
-        image[..., channel], coords, order=1, mode='mirror'
+      image[..., channel], coords, order=1, mode='mirror'
     )
     np.testing.assert_allclose(new_image[..., channel], expected, atol=2e-5)
   expected = ndimage.map_coordinates(label, coords, order=0, mode='mirror')
@@ -163,7 +163,7 @@ def test_everything_on_gives_a_sound_batch_that_the_key_alone_decides(shape):
   batch['name'] = jnp.arange(3)
   augment_fn = jax.jit(create_augment(**ALL_ON))
   first, again, other = (
-      augment_fn(jax.random.key(seed), batch) for seed in (1, 1, 2)
+    augment_fn(jax.random.key(seed), batch) for seed in (1, 1, 2)
   )
   assert first.keys() == batch.keys()
   for name in ('image', 'label'):
@@ -179,13 +179,13 @@ def test_everything_on_gives_a_sound_batch_that_the_key_alone_decides(shape):
 
 
 @pytest.mark.parametrize(
-    'fields',
-    [
-        {},
-        {k: 0.0 if k.endswith('_prob') else v for k, v in ALL_ON.items()},
-        {k: 1.0 for k in ALL_ON if k.endswith('_prob')}
-        | {'flip_prob': 0, 'rot90_prob': 0},
-    ],
+  'fields',
+  [
+    {},
+    {k: 0.0 if k.endswith('_prob') else v for k, v in ALL_ON.items()},
+    {k: 1.0 for k in ALL_ON if k.endswith('_prob')}
+    | {'flip_prob': 0, 'rot90_prob': 0},
+  ],
 )
 def test_nothing_is_traced_when_everything_is_off(fields):
   # The second set has no probability, the third nothing that could change.
@@ -214,18 +214,18 @@ def test_flips_and_turns_give_each_symmetry_of_the_square_exactly(warp):
   result = run(batch, flip_prob=0.5, rot90_prob=1, **extra)
   image, label = np.asarray(batch['image'][0]), np.asarray(batch['label'][0])
   symmetries = [
-      [np.rot90(x[::step], k) for x in (image, label)]
-      for step in (1, -1)
-      for k in range(4)
+    [np.rot90(x[::step], k) for x in (image, label)]
+    for step in (1, -1)
+    for k in range(4)
   ]
   seen = set()
   for new_image, new_label in zip(
-      np.asarray(result['image']), np.asarray(result['label']), strict=True
+    np.asarray(result['image']), np.asarray(result['label']), strict=True
   ):
     matches = [
-        number
-        for number, (x, y) in enumerate(symmetries)
-        if np.array_equal(new_image, x) and np.array_equal(new_label, y)
+      number
+      for number, (x, y) in enumerate(symmetries)
+      if np.array_equal(new_image, x) and np.array_equal(new_label, y)
     ]
     assert len(matches) == 1
     seen.update(matches)
@@ -237,10 +237,10 @@ def test_rot90_in_3d_turns_only_planes_of_equal_axes():
   result = run(batch, rot90_prob=1)
   seen = set()
   for old, new in zip(
-      np.asarray(batch['label']), np.asarray(result['label']), strict=True
+    np.asarray(batch['label']), np.asarray(result['label']), strict=True
   ):
     matches = [
-        k for k in range(4) if np.array_equal(np.rot90(old, k, (0, 2)), new)
+      k for k in range(4) if np.array_equal(np.rot90(old, k, (0, 2)), new)
     ]
     assert len(matches) == 1
     seen.update(matches)
@@ -254,8 +254,8 @@ def test_image_and_label_move_together(shape):
   label = jnp.asarray(np.stack([ramp] * 4), jnp.int32)
   batch = {'image': label[..., None].astype(jnp.float32), 'label': label}
   spatial = (
-      'flip_prob rot90_prob warp_prob rotation_degrees scale_range elastic_std '
-      'elastic_spacing'
+    'flip_prob rot90_prob warp_prob rotation_degrees scale_range elastic_std '
+    'elastic_spacing'
   )
   fields = {name: ALL_ON[name] for name in spatial.split()} | {'warp_prob': 1}
   result = run(batch, **fields)
@@ -274,7 +274,7 @@ def test_scale_magnifies_and_elastic_displaces_by_the_stated_amounts():
   np.testing.assert_allclose(coords, centre + (voxels(shape) - centre) / 2)
   # At spacing 1 every voxel is a control point: the deviation is exact.
   coords = transforms.random_coords(
-      jax.random.key(1), shape, prob=1.0, elastic_std=3.0, elastic_spacing=1.0
+    jax.random.key(1), shape, prob=1.0, elastic_std=3.0, elastic_spacing=1.0
   )
   assert np.std(coords - voxels(shape)) == pytest.approx(3.0, rel=0.05)
 
@@ -294,7 +294,7 @@ def test_probabilities_and_spreads_are_those_of_the_fields():
   assert np.std(delta[delta != 0]) == pytest.approx(2.0, rel=0.2)
 
   result = np.asarray(
-      run(batch, contrast_prob=1, contrast_range=(0.5, 2.0))['image']
+    run(batch, contrast_prob=1, contrast_range=(0.5, 2.0))['image']
   )
   np.testing.assert_allclose(result.mean((1, 2, 3)), 5.5, rtol=1e-5)
   factor = np.log2((result[:, 2, 3, 0] - 5.5) / 5.5)
@@ -304,7 +304,7 @@ def test_probabilities_and_spreads_are_those_of_the_fields():
 def test_noise_has_a_uniform_sigma_and_no_bias():
   batch = make_batch((32, 32), batch_size=200)
   noise = np.asarray(
-      run(batch, noise_prob=1, noise_std=0.8)['image'] - batch['image']
+    run(batch, noise_prob=1, noise_std=0.8)['image'] - batch['image']
   )
   sigma = noise.std(axis=(1, 2, 3))
   assert stats.kstest(sigma / 0.8, 'uniform').pvalue > 1e-3
@@ -332,8 +332,10 @@ def test_sharding_over_examples_and_space_changes_nothing():
   fields = {k: v for k, v in ALL_ON.items() if k.startswith(names)}
   expected = run(batch, **fields)
   mesh = jax.make_mesh(
-      (2, 2), ('data', 'spatial'), axis_types=(AxisType.Auto,) * 2,
-      devices=jax.devices()[:4],
+    (2, 2),
+    ('data', 'spatial'),
+    axis_types=(AxisType.Auto,) * 2,
+    devices=jax.devices()[:4],
   )
   with jax.set_mesh(mesh):
     sharding = NamedSharding(mesh, PartitionSpec('data', 'spatial'))
@@ -348,20 +350,20 @@ def test_sharding_over_examples_and_space_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ('name', 'value', 'allowed'),
-    [
-        ('flip_prob', 1.5, r'\[0, 1\]'),
-        ('noise_prob', float('nan'), r'\[0, 1\]'),
-        ('blur_prob', '0.5', r'\[0, 1\]'),
-        ('scale_range', (1.2, 0.8), '0 < lo <= hi'),
-        ('gamma_range', [0, 1], '0 < lo <= hi'),
-        ('contrast_range', 0.5, '0 < lo <= hi'),
-        ('blur_sigma', (-1, 1), '0 <= lo <= hi'),
-        ('noise_std', -0.1, '>= 0'),
-        ('elastic_std', None, '>= 0'),
-        ('elastic_spacing', 0, '>= 1'),
-        ('rotation_degrees', 200, r'\[0, 180\]'),
-    ],
+  ('name', 'value', 'allowed'),
+  [
+    ('flip_prob', 1.5, r'\[0, 1\]'),
+    ('noise_prob', float('nan'), r'\[0, 1\]'),
+    ('blur_prob', '0.5', r'\[0, 1\]'),
+    ('scale_range', (1.2, 0.8), '0 < lo <= hi'),
+    ('gamma_range', [0, 1], '0 < lo <= hi'),
+    ('contrast_range', 0.5, '0 < lo <= hi'),
+    ('blur_sigma', (-1, 1), '0 <= lo <= hi'),
+    ('noise_std', -0.1, '>= 0'),
+    ('elastic_std', None, '>= 0'),
+    ('elastic_spacing', 0, '>= 1'),
+    ('rotation_degrees', 200, r'\[0, 180\]'),
+  ],
 )
 def test_a_value_that_is_not_allowed_is_named(name, value, allowed):
   with pytest.raises(ValueError, match=f'{name} is .*{allowed}') as error:

@@ -15,8 +15,8 @@ from medseg_jax.augment import kernels
 def test_blur_and_low_resolution_take_their_share_of_the_channels():
   batch = make_batch((6, 7), channels=3, batch_size=300)
   for name, extra in (
-      ('blur', {'blur_sigma': (0.5, 1.0)}),
-      ('low_resolution', {'low_resolution_zoom': (0.5, 0.6)}),
+    ('blur', {'blur_sigma': (0.5, 1.0)}),
+    ('low_resolution', {'low_resolution_zoom': (0.5, 0.6)}),
   ):
     shares = {f'{name}_prob': 0.6, f'{name}_channel_prob': 0.5}
     result = run(batch, **shares, **extra)
@@ -32,7 +32,7 @@ def test_low_resolution_is_nearest_down_and_linear_up(shape):
   image = np.random.default_rng(3).normal(size=(*shape, 3)).astype(np.float32)
   zooms = (0.5, 0.73, 1.0)
   low_resolution_fn = quick(
-      lambda *args: kernels.low_resolution(*args, range(len(shape)))
+    lambda *args: kernels.low_resolution(*args, range(len(shape)))
   )
   result = low_resolution_fn(jnp.asarray(image), jnp.array(zooms))
   for channel, zoom in enumerate(zooms):
@@ -42,11 +42,11 @@ def test_low_resolution_is_nearest_down_and_linear_up(shape):
       centres = (np.arange(coarse) + 0.5) / coarse * size
       low = np.take(expected, np.floor(centres).astype(int), axis)
       expected = np.apply_along_axis(
-          lambda line, at=centres, n=size: np.interp(
-              np.arange(n) + 0.5, at, line
-          ),
-          axis,
-          low,
+        lambda line, at=centres, n=size: np.interp(
+          np.arange(n) + 0.5, at, line
+        ),
+        axis,
+        low,
       )
     np.testing.assert_allclose(result[..., channel], expected, atol=1e-5)
   np.testing.assert_array_equal(result[..., 2], image[..., 2])
@@ -58,11 +58,11 @@ def test_low_resolution_in_plane_keeps_the_first_axis():
   fields = {'low_resolution_prob': 1, 'low_resolution_zoom': (0.5, 0.5)}
   image = run(batch, in_plane=True, **fields)['image']
   np.testing.assert_array_equal(
-      np.any(image, axis=(0, 2, 3, 4)), [False, True, False, False]
+    np.any(image, axis=(0, 2, 3, 4)), [False, True, False, False]
   )
   image = run(batch, **fields)['image']
   np.testing.assert_array_equal(
-      np.any(image, axis=(0, 2, 3, 4)), [True, True, True, False]
+    np.any(image, axis=(0, 2, 3, 4)), [True, True, True, False]
   )
 
 
@@ -86,8 +86,8 @@ def test_contrast_clip_keeps_the_range_of_each_channel():
   batch = make_batch((6, 7), channels=2, batch_size=8)
   fields = {'contrast_prob': 1, 'contrast_range': (1.5, 2.0)}
   free, kept = (
-      np.asarray(run(batch, contrast_clip=x, **fields)['image'])
-      for x in (False, True)
+    np.asarray(run(batch, contrast_clip=x, **fields)['image'])
+    for x in (False, True)
   )
   image = np.asarray(batch['image'])
   lo, hi = (f(axis=(1, 2), keepdims=True) for f in (image.min, image.max))
@@ -98,7 +98,7 @@ def test_contrast_clip_keeps_the_range_of_each_channel():
 @pytest.mark.parametrize('invert', [False, True])
 @pytest.mark.parametrize('keep_stats', [False, True])
 def test_gamma_is_a_power_law_of_the_image_or_of_its_negative(
-    invert, keep_stats
+  invert, keep_stats
 ):
   batch = make_batch((6, 7), channels=2, batch_size=4)
   name = 'gamma_invert_prob' if invert else 'gamma_prob'
@@ -125,9 +125,10 @@ def test_the_two_gammas_are_drawn_apart():
   batch = make_batch((4, 5), batch_size=400)
   fields = {'gamma_range': (0.5, 0.6), 'gamma_keep_stats': True}
   changed = [
-      np.asarray(run(batch, **{name: 0.5}, **fields)['image'] != batch['image'])
-      .any(axis=(1, 2, 3))
-      for name in ('gamma_prob', 'gamma_invert_prob')
+    np.asarray(
+      run(batch, **{name: 0.5}, **fields)['image'] != batch['image']
+    ).any(axis=(1, 2, 3))
+    for name in ('gamma_prob', 'gamma_invert_prob')
   ]
   assert all(abs(x.mean() - 0.5) < 0.08 for x in changed)
   assert abs((changed[0] & changed[1]).mean() - 0.25) < 0.08
@@ -137,15 +138,15 @@ def test_a_constant_channel_survives_what_divides_by_its_range():
   batch = make_batch((6, 7, 5), channels=2)
   batch['image'] = batch['image'].at[..., 1].set(1.5)
   fields = {
-      'contrast_prob': 1,
-      'contrast_range': (0.75, 0.8),
-      'contrast_clip': True,
-      'low_resolution_prob': 1,
-      'low_resolution_zoom': (0.5, 0.6),
-      'gamma_invert_prob': 1,
-      'gamma_prob': 1,
-      'gamma_range': (0.7, 0.8),
-      'gamma_keep_stats': True,
+    'contrast_prob': 1,
+    'contrast_range': (0.75, 0.8),
+    'contrast_clip': True,
+    'low_resolution_prob': 1,
+    'low_resolution_zoom': (0.5, 0.6),
+    'gamma_invert_prob': 1,
+    'gamma_prob': 1,
+    'gamma_range': (0.7, 0.8),
+    'gamma_keep_stats': True,
   }
   result = run(batch, **fields)['image']
   assert np.isfinite(result).all()
@@ -160,6 +161,6 @@ def test_noise_comes_before_what_smooths_it():
   blur = {'blur_prob': 1, 'blur_sigma': (1.0, 1.0)}
   smooth = np.asarray(run(batch, **noise, **blur)['image'])
   expected = ndimage.gaussian_filter(
-      alone, (0, 1, 1, 0), mode='mirror', radius=4
+    alone, (0, 1, 1, 0), mode='mirror', radius=4
   )
   np.testing.assert_allclose(smooth, expected, atol=1e-5)

@@ -7,45 +7,49 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
-from scipy.spatial.transform import Rotation
 from test_augment import make_batch, voxels
 
 from medseg_jax.augment import create_augment, kernels, read_size, transforms
 
 # Isensee et al. 2021, with sigma where they say variance of the noise.
 NNUNET = {
-    'flip_prob': 0.5,
-    'warp_prob': 1.0,
-    'rotation_prob': 0.2,
-    'rotation_degrees': 30.0,
-    'scale_prob': 0.2,
-    'scale_range': (0.7, 1.4),
-    'noise_prob': 0.1,
-    'noise_std': 0.1,
-    'blur_prob': 0.2,
-    'blur_sigma': (0.5, 1.0),
-    'blur_channel_prob': 0.5,
-    'brightness_prob': 0.15,
-    'brightness_range': (0.75, 1.25),
-    'contrast_prob': 0.15,
-    'contrast_range': (0.75, 1.25),
-    'contrast_clip': True,
-    'low_resolution_prob': 0.25,
-    'low_resolution_zoom': (0.5, 1.0),
-    'low_resolution_channel_prob': 0.5,
-    'gamma_invert_prob': 0.1,
-    'gamma_prob': 0.3,
-    'gamma_range': (0.7, 1.5),
-    'gamma_keep_stats': True,
+  'flip_prob': 0.5,
+  'warp_prob': 1.0,
+  'rotation_prob': 0.2,
+  'rotation_degrees': 30.0,
+  'scale_prob': 0.2,
+  'scale_range': (0.7, 1.4),
+  'noise_prob': 0.1,
+  'noise_std': 0.1,
+  'blur_prob': 0.2,
+  'blur_sigma': (0.5, 1.0),
+  'blur_channel_prob': 0.5,
+  'brightness_prob': 0.15,
+  'brightness_range': (0.75, 1.25),
+  'contrast_prob': 0.15,
+  'contrast_range': (0.75, 1.25),
+  'contrast_clip': True,
+  'low_resolution_prob': 0.25,
+  'low_resolution_zoom': (0.5, 1.0),
+  'low_resolution_channel_prob': 0.5,
+  'gamma_invert_prob': 0.1,
+  'gamma_prob': 0.3,
+  'gamma_range': (0.7, 1.5),
+  'gamma_keep_stats': True,
 }
 WARP = (
-    'warp_prob', 'rotation_prob', 'rotation_degrees', 'scale_prob',
-    'scale_range',
+  'warp_prob',
+  'rotation_prob',
+  'rotation_degrees',
+  'scale_prob',
+  'scale_range',
 )
 # Shares of something that has a probability of its own.
 SHARES = (
-    'rotation_prob', 'scale_prob', 'blur_channel_prob',
-    'low_resolution_channel_prob',
+  'rotation_prob',
+  'scale_prob',
+  'blur_channel_prob',
+  'low_resolution_channel_prob',
 )
 
 
@@ -62,8 +66,8 @@ def ramps(shape, number):
   """Returns `number` equal examples, a channel for the index of each axis."""
   image = np.moveaxis(voxels(shape), 0, -1).astype(np.float32)
   return {
-      'image': jnp.asarray(np.stack([image] * number)),
-      'label': jnp.zeros((number, *shape), jnp.int32),
+    'image': jnp.asarray(np.stack([image] * number)),
+    'label': jnp.zeros((number, *shape), jnp.int32),
   }
 
 
@@ -80,7 +84,7 @@ def test_the_whole_list_gives_a_sound_patch_that_the_key_decides():
   batch = make_batch(shape, channels=2, batch_size=16)
   augment_fn = quick(create_augment(patch_size=patch, **NNUNET))
   first, again, other = (
-      augment_fn(jax.random.key(seed), batch) for seed in (1, 1, 2)
+    augment_fn(jax.random.key(seed), batch) for seed in (1, 1, 2)
   )
   assert first['image'].shape == (16, *patch, 2)
   assert first['label'].shape == (16, *patch)
@@ -92,8 +96,8 @@ def test_the_whole_list_gives_a_sound_patch_that_the_key_decides():
 
 def test_what_is_not_drawn_is_exactly_the_middle_of_what_was_read():
   fields = {
-      k: 1e-9 if k.endswith('_prob') and k not in SHARES else v
-      for k, v in NNUNET.items()
+    k: 1e-9 if k.endswith('_prob') and k not in SHARES else v
+    for k, v in NNUNET.items()
   }
   batch = make_batch((10, 12), channels=2)
   result = run(batch, patch_size=(7, 12), **fields)
@@ -106,12 +110,12 @@ def test_what_is_not_drawn_is_exactly_the_middle_of_what_was_read():
 def test_nothing_is_traced_without_a_probability_or_a_share_of_it(names):
   off = {name: 0.0 for name in names if name.endswith('_prob')}
   fields = {
-      name: value
-      for name, value in NNUNET.items()
-      if name.startswith(('warp', 'rotation', 'scale', 'blur', 'low'))
+    name: value
+    for name, value in NNUNET.items()
+    if name.startswith(('warp', 'rotation', 'scale', 'blur', 'low'))
   }
   jaxpr = jax.make_jaxpr(create_augment(**fields | off))(
-      jax.random.key(0), make_batch((6, 8))
+    jax.random.key(0), make_batch((6, 8))
   )
   assert not jaxpr.eqns
 
@@ -123,8 +127,11 @@ def test_rotation_and_scale_are_drawn_with_their_own_probabilities():
   # Half the extent of the grid and its angle, read off two channels of ramps.
   batch = ramps((9, 9), 400)
   fields = {
-      'warp_prob': 1, 'rotation_degrees': 20, 'scale_range': (1.5, 2.0),
-      'rotation_prob': 0.3, 'scale_prob': 0.6,
+    'warp_prob': 1,
+    'rotation_degrees': 20,
+    'scale_range': (1.5, 2.0),
+    'rotation_prob': 0.3,
+    'scale_prob': 0.6,
   }
   image = np.asarray(run(batch, **fields)['image'], np.float64)
   step = (image[:, 5, 4] - image[:, 3, 4]) / 2
@@ -146,7 +153,9 @@ def test_in_plane_leaves_the_first_axis_and_turns_the_other_two():
   shape = (5, 11, 11)
   batch = ramps(shape, 32)
   fields = {
-      'warp_prob': 1, 'rotation_degrees': 180, 'scale_range': (1.2, 1.4),
+    'warp_prob': 1,
+    'rotation_degrees': 180,
+    'scale_range': (1.2, 1.4),
   }
   image = np.asarray(run(batch, in_plane=True, **fields)['image'])
   np.testing.assert_allclose(image[..., 0], batch['image'][..., 0], rtol=1e-6)
@@ -164,10 +173,10 @@ def test_in_plane_means_nothing_in_2d():
   batch = make_batch((8, 9))
   fields = {'warp_prob': 1, 'rotation_degrees': 30, 'scale_range': (0.7, 1.4)}
   one, other = (
-      jax.make_jaxpr(create_augment(in_plane=x, **fields))(
-          jax.random.key(0), batch
-      )
-      for x in (True, False)
+    jax.make_jaxpr(create_augment(in_plane=x, **fields))(
+      jax.random.key(0), batch
+    )
+    for x in (True, False)
   )
   assert one.eqns and str(one) == str(other)
 
@@ -176,10 +185,10 @@ def test_in_plane_means_nothing_in_2d():
 
 
 @pytest.mark.parametrize(
-    ('shape', 'patch'), [((14, 17), (9, 10)), ((9, 8, 12), (6, 5, 7))]
+  ('shape', 'patch'), [((14, 17), (9, 10)), ((9, 8, 12), (6, 5, 7))]
 )
 def test_a_patch_is_turned_about_its_own_centre_within_what_was_read(
-    shape, patch
+  shape, patch
 ):
   rank = len(shape)
   angles = np.array([0.4, -0.3, 0.2])[: 1 if rank == 2 else 3]
@@ -187,19 +196,19 @@ def test_a_patch_is_turned_about_its_own_centre_within_what_was_read(
   image = np.random.default_rng(1).normal(size=shape).astype(np.float32)
   label = np.random.default_rng(2).integers(0, 9, shape)
   spatial_fn = functools.partial(
-      transforms.random_spatial,
-      coords_fn=lambda key, size: kernels.affine_coords(matrix, size),
-      patch_size=patch,
+    transforms.random_spatial,
+    coords_fn=lambda key, size: kernels.affine_coords(matrix, size),
+    patch_size=patch,
   )
   new_image, new_label = quick(spatial_fn)(
-      jax.random.key(0), jnp.asarray(image)[..., None], jnp.asarray(label)
+    jax.random.key(0), jnp.asarray(image)[..., None], jnp.asarray(label)
   )
   margin = (np.array(shape) - patch) // 2
   centre = (np.array(patch) - 1) / 2
   offset = centre + margin - matrix @ centre
   for x, order, new in ((image, 1, new_image[..., 0]), (label, 0, new_label)):
     expected = ndimage.affine_transform(
-        x, matrix, offset, patch, order=order, mode='mirror'
+      x, matrix, offset, patch, order=order, mode='mirror'
     )
     np.testing.assert_allclose(new, expected, atol=1e-4)
 
@@ -212,171 +221,25 @@ def test_flips_and_turns_of_a_patch_are_those_of_the_middle(warp):
   result = run(batch, patch_size=(5, 5), flip_prob=0.5, rot90_prob=1, **extra)
   patch = middle(np.asarray(batch['image'][0, ..., 0]), (5, 5))
   expected = {
-      np.rot90(patch[::step], k).tobytes() for step in (1, -1) for k in range(4)
+    np.rot90(patch[::step], k).tobytes() for step in (1, -1) for k in range(4)
   }
   found = {x.tobytes() for x in np.asarray(result['image'])}
   assert found == expected
 
 
 @pytest.mark.parametrize(
-    ('patch', 'fields', 'expected'),
-    [
-        ((8, 9), {}, (8, 9)),
-        ((8, 9), NNUNET | {'warp_prob': 0}, (8, 9)),
-        ((8, 9), NNUNET | {'rotation_prob': 0, 'scale_prob': 0}, (8, 9)),
-        # Half 17 and 8.5 voxels, by 0.85: 20 and 10; 1.5 more are 2.
-        ((35, 18), {'warp_prob': 0.1, 'scale_range': (0.85, 1)}, (41, 22)),
-        # A smaller scale reads no more, 0.9 less: 18.89 and 9.44.
-        ((35, 18), {'warp_prob': 0.1, 'scale_range': (0.5, 1)}, (41, 22)),
-        ((35, 18), {'warp_prob': 0.1, 'scale_range': (0.9, 1)}, (39, 20)),
-        ((20, 10), {'warp_prob': 1, 'scale_range': (1, 1.4)}, (20, 10)),
-        # 3 * 1.2 voxels.
-        ((20, 10, 9), {'warp_prob': 1, 'elastic_std': 1.2}, (28, 18, 17)),
-        # The diagonal of 30 x 40 voxels, half of it 25.
-        ((31, 41), {'warp_prob': 1, 'rotation_degrees': 180}, (51, 51)),
-        # 15 cos + 20 sin and 20 cos + 15 sin of 30 degrees: 22.99, 24.82.
-        ((31, 41), {'warp_prob': 1, 'rotation_degrees': 30}, (47, 51)),
-        (
-            (5, 31, 41),
-            {'warp_prob': 1, 'rotation_degrees': 180, 'in_plane': True},
-            (5, 51, 51),
-        ),
-        # The half diagonals of 20 x 60 and, twice, 30 x 60: 31.62, 33.54.
-        ((21, 31, 61), {'warp_prob': 1, 'rotation_degrees': 180}, (65, 69, 69)),
-        # As above, and 2 cos + 20 sin of 30 degrees: 11.73.
-        ((31, 41, 5), {'warp_prob': 1, 'rotation_degrees': 30}, (47, 51, 25)),
-        # These by 0.85: 27.05, 29.20, 13.80.
-        ((31, 41, 5), NNUNET, (57, 61, 29)),
-        # Half the diagonal of 8 x 40 voxels is 20.4, 17 more than 4 and 1 more
-        # than 20. A turn needs the margin of the second axis along the first.
-        (
-            (9, 9, 41),
-            {
-                'warp_prob': 1, 'rotation_degrees': 180, 'in_plane': True,
-                'rot90_prob': 0.5,
-            },
-            (43, 43, 43),
-        ),
-    ],
-)
-def test_read_size_by_hand(patch, fields, expected):
-  assert read_size(patch, **fields) == expected
-
-
-@pytest.mark.parametrize(
-    ('patch', 'degrees'),
-    [((40, 56, 40), 30), ((16, 64, 48), 15), ((21, 33, 25), 70)],
-)
-def test_read_size_is_that_of_the_farthest_corner_turned_in_one_plane(
-    patch, degrees
-):
-  half = (np.array(patch) - 1) / 2
-  angles = np.linspace(-degrees, degrees, 1001)
-  matrices = np.concatenate([
-      Rotation.from_euler(axis, angles[:, None], degrees=True).as_matrix()
-      for axis in 'xyz'
-  ])
-  reach = (np.abs(matrices) @ half).max(axis=0)
-  size = np.array(read_size(patch, warp_prob=1, rotation_degrees=degrees))
-  assert np.all((size - patch) % 2 == 0)
-  assert np.all(size - 1 >= 2 * reach)
-  # No voxel too many, but for what the steps of the angle miss.
-  assert np.all(size - 1 < 2 * (reach + 1.01))
-
-
-@pytest.mark.parametrize(
-    ('patch', 'fields'),
-    [
-        (
-            (4, 9, 9),
-            {'rotation_degrees': 180, 'in_plane': True, 'rot90_prob': 0.5},
-        ),
-        ((13, 20), {'rotation_degrees': 180}),
-    ],
-)
-def test_a_rotation_in_one_plane_sees_nothing_outside_of_what_was_read(
-    patch, fields
-):
-  fields = {'warp_prob': 1, 'scale_range': (0.85, 1.4)} | fields
-  size = read_size(patch, **fields)
-  augment_fn = quick(create_augment(patch_size=patch, **fields))
-
-  def lowest(missing):
-    """Returns the lowest image and label seen, a rim of the input missing."""
-    rims = [missing * (n > m) for n, m in zip(size, patch, strict=True)]
-    inside = np.ones([n - 2 * m for n, m in zip(size, rims, strict=True)])
-    label = np.pad(inside.astype(np.int32), [(2 + m, 2 + m) for m in rims]) - 1
-    label = jnp.asarray(label)[None].repeat(300, axis=0)
-    batch = {'image': label[..., None] + 1.0, 'label': label}
-    result = augment_fn(jax.random.key(0), batch)
-    return float(result['image'].min()), int(result['label'].min())
-
-  image, label = lowest(missing=0)
-  assert image > 1 - 1e-4 and label == 0
-  # These keys do reach nearly that far.
-  image, label = lowest(missing=3)
-  assert image == 0 and label == -1
-
-
-def test_few_voxels_are_looked_up_outside_of_what_was_read():
-  fields = {k: NNUNET[k] for k in WARP if k != 'warp_prob'}
-  coords_fn = functools.partial(transforms.random_coords, prob=1.0, **fields)
-  # Without an elastic part the corners of a cube of two give the matrix; the
-  # random numbers do not depend on the shape.
-  keys = jax.random.split(jax.random.key(0), 4000)
-  cubes = quick(jax.vmap(lambda key: coords_fn(key, (2, 2, 2))))(keys)
-  cubes = np.asarray(cubes, np.float64)
-  origin = cubes[..., 0, 0, 0]
-  steps = [cubes[..., 1, 0, 0], cubes[..., 0, 1, 0], cubes[..., 0, 0, 1]]
-  matrices = np.stack([step - origin for step in steps], axis=-1)
-  # Not in plane: the first axis is turned and scaled, too.
-  assert np.abs(matrices[:, 0] - [1, 0, 0]).max() > 0.4
-  # The trick with the cube is right: the coordinates of a patch itself.
-  changed = np.abs(matrices - np.eye(3)).max(axis=(1, 2)) > 0.1
-  number, patch = np.flatnonzero(changed)[0], (5, 7, 6)
-  half = (np.array(patch) - 1) / 2
-  expected = (np.moveaxis(voxels(patch), 0, -1) - half) @ matrices[number].T
-  coords = quick(lambda key: coords_fn(key, patch))(keys[number])
-  np.testing.assert_allclose(
-      np.moveaxis(coords, 0, -1), expected + half, atol=1e-4
-  )
-  rng = np.random.default_rng(0)
-  for patch in ((40, 56, 40), (16, 48, 40)):
-    offsets = rng.integers(0, patch, (500, 3)) - (np.array(patch) - 1) / 2
-    reach = np.abs(np.einsum('nij,vj->nvi', matrices, offsets, optimize=True))
-    limit = (np.array(read_size(patch, **NNUNET)) - 1) / 2
-    share = (reach > limit + 1e-3).any(axis=-1).mean()
-    assert 1e-4 < share < 1e-3
-
-
-def test_no_corner_is_empty():
-  patch = (8, 12, 10)
-  fields = {name: NNUNET[name] for name in WARP} | {
-      'rotation_prob': 1, 'scale_prob': 1,
-  }
-  ones = np.ones((300, *read_size(patch, **fields)), np.int32)
-  batch = {'image': jnp.float32(ones)[..., None], 'label': jnp.asarray(ones)}
-  result = run(batch, patch_size=patch, **fields)
-  assert np.all(result['label'] == 1)
-  np.testing.assert_allclose(result['image'], 1, atol=1e-5)
-
-
-# Wrong use.
-
-
-@pytest.mark.parametrize(
-    ('name', 'value', 'allowed'),
-    [
-        ('patch_size', (8, 8.5), 'whole numbers >= 1'),
-        ('patch_size', (8,), '2 or 3'),
-        ('patch_size', (8, 0), '>= 1'),
-        ('patch_size', '88', 'whole numbers'),
-        ('in_plane', 1, 'True or False'),
-        ('contrast_clip', None, 'True or False'),
-        ('low_resolution_zoom', (0.5, 1.5), '0 < lo <= hi <= 1'),
-        ('low_resolution_zoom', (0, 1), '0 < lo <= hi <= 1'),
-        ('rotation_prob', 2, r'\[0, 1\]'),
-    ],
+  ('name', 'value', 'allowed'),
+  [
+    ('patch_size', (8, 8.5), 'whole numbers >= 1'),
+    ('patch_size', (8,), '2 or 3'),
+    ('patch_size', (8, 0), '>= 1'),
+    ('patch_size', '88', 'whole numbers'),
+    ('in_plane', 1, 'True or False'),
+    ('contrast_clip', None, 'True or False'),
+    ('low_resolution_zoom', (0.5, 1.5), '0 < lo <= hi <= 1'),
+    ('low_resolution_zoom', (0, 1), '0 < lo <= hi <= 1'),
+    ('rotation_prob', 2, r'\[0, 1\]'),
+  ],
 )
 def test_a_value_that_is_not_allowed_is_named(name, value, allowed):
   with pytest.raises(ValueError, match=f'{name} is .*{allowed}') as error:

@@ -15,10 +15,22 @@ from medseg_jax.feed import Feed
 from medseg_jax.sweep import Row
 
 KEYS = {
-  'device', 'num_devices', 'dtype', 'batch_size', 'patch_size', 'compile_s',
-  'step_ms', 'images_per_s', 'end_to_end_images_per_s', 'data_wait_frac',
-  'flops_per_step', 'tflops_per_s', 'peak_tflops_per_s', 'mfu',
-  'peak_memory_bytes', 'inference_images_per_s',
+  'device',
+  'num_devices',
+  'dtype',
+  'batch_size',
+  'patch_size',
+  'compile_s',
+  'step_ms',
+  'images_per_s',
+  'end_to_end_images_per_s',
+  'data_wait_frac',
+  'flops_per_step',
+  'tflops_per_s',
+  'peak_tflops_per_s',
+  'mfu',
+  'peak_memory_bytes',
+  'inference_images_per_s',
 }
 
 
@@ -82,8 +94,9 @@ def test_search_measures_no_endless_steps():
 
 def test_sweep_takes_only_a_full_device_for_too_large(monkeypatch, capsys):
   config = load('unet')
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]).reshape(2, 1), (
-    'data', 'spatial'))
+  mesh = jax.sharding.Mesh(
+    np.array(jax.devices()[:2]).reshape(2, 1), ('data', 'spatial')
+  )
   problem = 'RESOURCE_EXHAUSTED: Out of memory'
 
   def attempt(config, train_step, state, mesh, limit, min_seconds, measure):
@@ -146,22 +159,38 @@ def check(result, output, workdir):
 def example(**changes):
   """Returns results with long names and large numbers."""
   result = dict.fromkeys(KEYS) | {
-    'device': 'NVIDIA H100 80GB HBM3', 'num_devices': 8, 'dtype': 'bfloat16',
-    'batch_size': 1024, 'patch_size': [128, 128, 128], 'step_ms': 12345.6,
-    'images_per_s': 82.9, 'end_to_end_images_per_s': 50.0,
-    'data_wait_frac': 0.4, 'flops_per_step': 2e15, 'tflops_per_s': 162.0,
-    'peak_tflops_per_s': 6000.0, 'mfu': 0.027, 'bytes_per_step': 5e12,
-    'memory_bandwidth_gb_per_s': 20000.0, 'roofline_ratio': 0.027,
+    'device': 'NVIDIA H100 80GB HBM3',
+    'num_devices': 8,
+    'dtype': 'bfloat16',
+    'batch_size': 1024,
+    'patch_size': [128, 128, 128],
+    'step_ms': 12345.6,
+    'images_per_s': 82.9,
+    'end_to_end_images_per_s': 50.0,
+    'data_wait_frac': 0.4,
+    'flops_per_step': 2e15,
+    'tflops_per_s': 162.0,
+    'peak_tflops_per_s': 6000.0,
+    'mfu': 0.027,
+    'bytes_per_step': 5e12,
+    'memory_bandwidth_gb_per_s': 20000.0,
+    'roofline_ratio': 0.027,
     'breakdown_ms': {
-      'reading': 1.0, 'host_to_device': 0.0, 'augmentation': 10000.0,
+      'reading': 1.0,
+      'host_to_device': 0.0,
+      'augmentation': 10000.0,
     },
     'breakdown_share': {
-      'reading': 0.0001, 'host_to_device': 0.0, 'augmentation': 0.9999,
+      'reading': 0.0001,
+      'host_to_device': 0.0,
+      'augmentation': 0.9999,
     },
     'inference_breakdown_ms': {'network': 12345.0},
     'inference_breakdown_share': {'network': 1.0},
-    'inference_images_per_s': 0.081, 'program_memory_bytes': None,
-    'sweep': None, 'limit': 'compute',
+    'inference_images_per_s': 0.081,
+    'program_memory_bytes': None,
+    'sweep': None,
+    'limit': 'compute',
   }
   return result | changes
 
@@ -177,11 +206,16 @@ def example(**changes):
     ({'bytes_per_step': None}, 'least time, arithmetic'),
     (
       {
-        'sweep': [{
-          'batch_size': 65536, 'step_ms': 123456.7, 'images_per_s': 12345.6,
-          'memory_bytes': 123456789012,
-        }],
-        'best_batch_size': 65536, 'largest_batch_size': 65536,
+        'sweep': [
+          {
+            'batch_size': 65536,
+            'step_ms': 123456.7,
+            'images_per_s': 12345.6,
+            'memory_bytes': 123456789012,
+          }
+        ],
+        'best_batch_size': 65536,
+        'largest_batch_size': 65536,
         'largest_batch_is_limit': False,
       },
       'fit: 65536, and larger ones may',
@@ -205,7 +239,10 @@ def test_batches_that_piled_up_do_not_hide_slow_data(monkeypatch):
 
   def run(from_host):
     return benchmark._time_training(
-      lambda state, batch: (state, {}), Feed(taken, advance, 1), 0, {},
+      lambda state, batch: (state, {}),
+      Feed(taken, advance, 1),
+      0,
+      {},
       from_host=from_host,
     )
 
@@ -233,8 +270,9 @@ def test_what_limits_is_the_longest_wait():
 def count_rounds(monkeypatch):
   """Returns a list that grows with every round of the loop."""
   rounds, time_loop = [], benchmark._time_loop
-  monkeypatch.setattr(benchmark, '_time_loop', lambda *args: (
-    rounds.append(0) or time_loop(*args)))
+  monkeypatch.setattr(
+    benchmark, '_time_loop', lambda *args: rounds.append(0) or time_loop(*args)
+  )
   return rounds
 
 
@@ -265,10 +303,17 @@ def test_a_run_measures_everything(tmp_path, monkeypatch, capsys):
   assert result['least_step_ms'] == pytest.approx(least)
   assert result['roofline_ratio'] == pytest.approx(least / result['step_ms'])
   for name, parts in [
-    ('', {
-      'reading', 'host_to_device', 'augmentation', 'forward', 'backward',
-      'optimizer',
-    }),
+    (
+      '',
+      {
+        'reading',
+        'host_to_device',
+        'augmentation',
+        'forward',
+        'backward',
+        'optimizer',
+      },
+    ),
     ('inference_', {'preprocessing', 'network', 'stitching', 'decoding'}),
   ]:
     times = result[f'{name}breakdown_ms']

@@ -22,7 +22,8 @@ def products(size, taps, stride, low, high):
   for n, k, s, before, after in zip(size, taps, stride, low, high, strict=True):
     outputs = range((n + before + after - k) // s + 1)
     hits = [
-      (o, t) for o, t in itertools.product(outputs, range(k))
+      (o, t)
+      for o, t in itertools.product(outputs, range(k))
       if 0 <= o * s + t - before < n
     ]
     per_axis.append(len(hits))
@@ -44,11 +45,14 @@ def products(size, taps, stride, low, high):
 def test_a_convolution_and_its_gradients_have_the_same_work(
   size, taps, stride, low, high
 ):
-  spatial = 'DHW'[-len(size):]
+  spatial = 'DHW'[-len(size) :]
 
   def conv(x, kernel):
     return lax.conv_general_dilated(
-      x, kernel, stride, list(zip(low, high, strict=True)),
+      x,
+      kernel,
+      stride,
+      list(zip(low, high, strict=True)),
       dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'),
     )
 
@@ -70,7 +74,11 @@ def test_a_convolution_and_its_gradients_have_the_same_work(
 def test_groups_share_the_channels():
   def conv(x, kernel):
     return lax.conv_general_dilated(
-      x, kernel, (1, 1), 'VALID', feature_group_count=2,
+      x,
+      kernel,
+      (1, 1),
+      'VALID',
+      feature_group_count=2,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
 
@@ -108,7 +116,9 @@ def test_matrix_products_in_loops_branches_and_calls():
 
   def here(a, b):
     return lax.platform_dependent(
-      a, b, cpu=lambda a, b: (a @ b) @ jnp.ones((3, 3)),
+      a,
+      b,
+      cpu=lambda a, b: (a @ b) @ jnp.ones((3, 3)),
       default=lambda a, b: a @ b,
     )
 
@@ -137,7 +147,9 @@ def test_a_network_on_this_backend():
 
   def loss(params, batch_stats, image):
     logits, _ = model.apply(
-      {'params': params, 'batch_stats': batch_stats}, image, train=True,
+      {'params': params, 'batch_stats': batch_stats},
+      image,
+      train=True,
       mutable=['batch_stats'],
     )
     return (logits**2).sum()
@@ -149,9 +161,11 @@ def test_a_network_on_this_backend():
   first = conv(8, 1, 4)
   rest = (
     conv(8, 4, 4)  # the first stage
-    + conv(4, 4, 8) + conv(4, 8, 8)  # the second
+    + conv(4, 4, 8)
+    + conv(4, 8, 8)  # the second
     + 2 * 2 * 64 * 8 * 4  # the transposed convolution
-    + conv(8, 8, 4) + conv(8, 4, 4)
+    + conv(8, 8, 4)
+    + conv(8, 4, 4)
     + 2 * 2 * 64 * 4 * 3  # the head
   )
   assert count_flops(loss, *arguments) == first + rest

@@ -21,11 +21,14 @@ def test_create_loss_is_the_weighted_sum_over_counted_voxels():
   logits, labels, where = _example()
   labels = np.where(where, labels, -1)
   loss_fn = losses.create_loss(
-      {'dice_loss': 0.5, 'focal_loss': 0.0, 'cross_entropy': 2})
+    {'dice_loss': 0.5, 'focal_loss': 0.0, 'cross_entropy': 2}
+  )
   np.testing.assert_allclose(
-      loss_fn(logits, labels),
-      0.5 * losses.dice_loss(logits, labels, where=where)
-      + 2 * losses.cross_entropy(logits, labels, where=where), rtol=1e-6)
+    loss_fn(logits, labels),
+    0.5 * losses.dice_loss(logits, labels, where=where)
+    + 2 * losses.cross_entropy(logits, labels, where=where),
+    rtol=1e-6,
+  )
 
 
 def test_create_loss_turns_labels_into_foreground_regions():
@@ -35,32 +38,40 @@ def test_create_loss_turns_labels_into_foreground_regions():
   found = losses.create_loss({'sigmoid_dice_loss': 1})(logits, ignored)
   regions = np.eye(CLASSES + 1)[labels][..., 1:]
   np.testing.assert_allclose(
-      found, losses.sigmoid_dice_loss(logits, regions, where=where), rtol=1e-6)
+    found, losses.sigmoid_dice_loss(logits, regions, where=where), rtol=1e-6
+  )
 
 
-@pytest.mark.parametrize('shares', [(1,), (1, 0), (2 / 3, 1 / 3, 0),
-                                    (4 / 7, 2 / 7, 1 / 7, 0)])
+@pytest.mark.parametrize(
+  'shares', [(1,), (1, 0), (2 / 3, 1 / 3, 0), (4 / 7, 2 / 7, 1 / 7, 0)]
+)
 def test_deep_supervision_weighs_levels_by_halves_but_the_lowest(shares):
   logits, labels, _ = _example((8, 6))
   # The voxel nearest to the centre of 2 is the first, of 3 and 4 the second.
-  nearest = (labels, labels[:, ::2, ::2], labels[:, 1::4, 1::3],
-             labels[:, 3::8, 2::6])
-  levels = [logits[:, :y.shape[1], :y.shape[2]] for y in nearest]
+  nearest = (
+    labels,
+    labels[:, ::2, ::2],
+    labels[:, 1::4, 1::3],
+    labels[:, 3::8, 2::6],
+  )
+  levels = [logits[:, : y.shape[1], : y.shape[2]] for y in nearest]
   levels[-1] = levels[-1] + 7
   found = losses.create_loss({'cross_entropy': 1})(
-      tuple(levels[:len(shares)]), labels)
+    tuple(levels[: len(shares)]), labels
+  )
   expected = sum(
-      share * losses.cross_entropy(x, y)
-      for share, x, y in zip(shares, levels, nearest, strict=False))
+    share * losses.cross_entropy(x, y)
+    for share, x, y in zip(shares, levels, nearest, strict=False)
+  )
   np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_the_lowest_level_has_no_gradient():
   logits, labels, _ = _example((8, 6))
   loss_fn = losses.create_loss({'dice_loss': 1, 'cross_entropy': 1})
-  first, second, last = jax.jit(jax.grad(
-      lambda levels: loss_fn(levels, labels).sum()))(
-          (logits, logits[:, ::2, ::2], logits[:, ::4, ::3]))
+  first, second, last = jax.jit(
+    jax.grad(lambda levels: loss_fn(levels, labels).sum())
+  )((logits, logits[:, ::2, ::2], logits[:, ::4, ::3]))
   assert np.abs(first).min() > 0 and np.abs(second).min() > 0
   assert not np.any(last)
 
@@ -72,8 +83,12 @@ def test_levels_that_do_not_divide_the_labels_raise():
       losses.create_loss({'cross_entropy': 1})(np.zeros(shape), labels)
 
 
-SOFTMAX_OVERLAP = ('dice_loss', 'jaccard_loss', 'tversky_loss',
-                   'generalized_dice_loss')
+SOFTMAX_OVERLAP = (
+  'dice_loss',
+  'jaccard_loss',
+  'tversky_loss',
+  'generalized_dice_loss',
+)
 
 
 @pytest.mark.parametrize('name', losses.LOSSES)
@@ -90,10 +105,13 @@ def test_options_reach_the_losses_that_know_them(name):
     if not sigmoid:
       options['include_background'] = False
   found = losses.create_loss({name: 2}, include_background=False, batch=True)(
-      logits, ignored)
+    logits, ignored
+  )
   np.testing.assert_allclose(
-      found, 2 * losses.LOSSES[name](logits, targets, where=where, **options),
-      rtol=1e-6)
+    found,
+    2 * losses.LOSSES[name](logits, targets, where=where, **options),
+    rtol=1e-6,
+  )
   # The options change the value, so that this test would notice.
   plain = losses.create_loss({name: 2})(logits, ignored)
   assert np.allclose(found, plain) == (not options)
@@ -113,13 +131,15 @@ def test_regions_are_the_union_of_their_classes():
   # These nest, so a voxel of class c is in the first c of them.
   targets = np.arange(3) < labels[..., None]
   expected = losses.sigmoid_dice_loss(
-      logits, targets, where=labels >= 0) + 0.5 * losses.sigmoid_cross_entropy(
-          logits, targets, where=labels >= 0)
+    logits, targets, where=labels >= 0
+  ) + 0.5 * losses.sigmoid_cross_entropy(logits, targets, where=labels >= 0)
   np.testing.assert_allclose(found, expected, rtol=1e-6)
   # As regions, the foreground classes are what they are without any.
   np.testing.assert_allclose(
-      losses.create_loss(weights, regions=((1,), (2,), (3,)))(logits, labels),
-      losses.create_loss(weights)(logits, labels), rtol=1e-6)
+    losses.create_loss(weights, regions=((1,), (2,), (3,)))(logits, labels),
+    losses.create_loss(weights)(logits, labels),
+    rtol=1e-6,
+  )
 
 
 def test_regions_by_hand():
@@ -127,28 +147,38 @@ def test_regions_by_hand():
   logits = np.zeros((1, 4, 2), np.float32)
   # Three voxels count: p = 1/2 everywhere, volumes 2 and 1.
   expected = 1 - ((2 * 1) / (1.5 + 2) + (2 * 0.5) / (1.5 + 1)) / 2
-  found = losses.create_loss(
-      {'sigmoid_dice_loss': 1}, regions=[[1, 2], [2]])(logits, labels)
+  found = losses.create_loss({'sigmoid_dice_loss': 1}, regions=[[1, 2], [2]])(
+    logits, labels
+  )
   np.testing.assert_allclose(found, [expected], rtol=1e-5)
 
 
 def test_regions_at_every_level_of_deep_supervision():
   logits, labels, _ = _example((8, 6))
   loss_fn = losses.create_loss(
-      {'sigmoid_cross_entropy': 1}, regions=((1, 2), (2,), (1,)))
+    {'sigmoid_cross_entropy': 1}, regions=((1, 2), (2,), (1,))
+  )
   found = loss_fn((logits, logits[:, ::2, ::2], logits[:, ::4, ::3]), labels)
   np.testing.assert_allclose(
-      found, (2 * loss_fn(logits, labels)
-              + loss_fn(logits[:, ::2, ::2], labels[:, ::2, ::2])) / 3,
-      rtol=1e-6)
+    found,
+    (
+      2 * loss_fn(logits, labels)
+      + loss_fn(logits[:, ::2, ::2], labels[:, ::2, ::2])
+    )
+    / 3,
+    rtol=1e-6,
+  )
 
 
-@pytest.mark.parametrize('weights, regions, message', [
+@pytest.mark.parametrize(
+  'weights, regions, message',
+  [
     ({'dice_loss': 1}, REGIONS, 'takes sigmoid losses, found dice_loss'),
     ({'sigmoid_dice_loss': 1}, ((1,), ()), r'foreground classes.*found \(\)'),
     ({'sigmoid_dice_loss': 1}, ((0, 1),), r'from 1, found \(0, 1\)'),
     ({'sigmoid_dice_loss': 1}, ((1.5,),), r'whole numbers'),
-])
+  ],
+)
 def test_bad_regions_raise(weights, regions, message):
   with pytest.raises(ValueError, match=message):
     losses.create_loss(weights, regions=regions)
@@ -161,7 +191,9 @@ def test_a_channel_for_each_region_is_compulsory():
     loss_fn(logits, labels)
 
 
-@pytest.mark.parametrize('weights, message', [
+@pytest.mark.parametrize(
+  'weights, message',
+  [
     ({'dice': 1}, "'dice', did you mean 'dice_loss'"),
     ({'sigmoid_crossentropy': 0}, "did you mean 'sigmoid_cross_entropy'"),
     ({'dice_loss': -1, 'cross_entropy': 1}, "'dice_loss'.*found -1"),
@@ -170,7 +202,8 @@ def test_a_channel_for_each_region_is_compulsory():
     ({'dice_loss': 0}, 'no loss has a positive weight'),
     ({}, 'no loss has a positive weight'),
     ({'dice_loss': 1, 'sigmoid_dice_loss': 1}, 'all sigmoid or all softmax'),
-])
+  ],
+)
 def test_bad_weights_raise(weights, message):
   for fn in (losses.create_loss, losses.uses_sigmoid):
     with pytest.raises(ValueError, match=message):

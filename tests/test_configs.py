@@ -29,12 +29,30 @@ def test_no_golden_text_is_left_over():
 def test_the_stable_keys_are_there():
   config = load('unet')
   for key in [
-    'seed', 'num_steps', 'batch_size', 'patch_size', 'mesh.data',
-    'mesh.spatial', 'dtype', 'model.name', 'loss', 'optimizer.name',
-    'optimizer.learning_rate', 'schedule.name', 'data.source', 'data.path',
-    'data.classes', 'data.label_values', 'data.resize', 'data.fold',
-    'data.num_folds', 'augment', 'log_every', 'eval_every',
-    'checkpoint_every', 'checkpoint_keep',
+    'seed',
+    'num_steps',
+    'batch_size',
+    'patch_size',
+    'mesh.data',
+    'mesh.spatial',
+    'dtype',
+    'model.name',
+    'loss',
+    'optimizer.name',
+    'optimizer.learning_rate',
+    'schedule.name',
+    'data.source',
+    'data.path',
+    'data.classes',
+    'data.label_values',
+    'data.resize',
+    'data.fold',
+    'data.num_folds',
+    'augment',
+    'log_every',
+    'eval_every',
+    'checkpoint_every',
+    'checkpoint_keep',
   ]:
     section = config
     for part in key.split('.'):
@@ -45,8 +63,10 @@ def test_the_stable_keys_are_there():
 def test_fields_of_a_stage_take_one_number_or_one_each():
   config = load('unet')
   for key, value in [
-    ('features', (8, 16, 24, 32)), ('convs_per_stage', (1, 2, 2, 2)),
-    ('kernel_sizes', (3, 3, (1, 3), 3)), ('strides', (1, 2, (1, 2), 2)),
+    ('features', (8, 16, 24, 32)),
+    ('convs_per_stage', (1, 2, 2, 2)),
+    ('kernel_sizes', (3, 3, (1, 3), 3)),
+    ('strides', (1, 2, (1, 2), 2)),
   ]:
     config.model[key] = value
   fields = config.model.to_dict()

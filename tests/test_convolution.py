@@ -53,8 +53,9 @@ def test_without_onednn_the_convolution_is_xlas_own(monkeypatch):
 def test_available_says_no_where_jaxlib_has_no_such_call(monkeypatch):
   monkeypatch.setattr(onednn, '_call', lambda *args: 1 / 0)
   assert not onednn.available.__wrapped__()
-  monkeypatch.setattr(onednn, '_call', lambda name, config, shape, *_: (
-      jnp.zeros(shape)))
+  monkeypatch.setattr(
+    onednn, '_call', lambda name, config, shape, *_: jnp.zeros(shape)
+  )
   assert not onednn.available.__wrapped__()  # it is there, but wrong
 
 
@@ -66,8 +67,9 @@ def test_several_devices_share_xlas_own_convolution():
   expected = module.apply(weights, x)
   placed = jax.device_put(x, sharding.patches(mesh))
   with jax.set_mesh(mesh):
-    compiled = jax.jit(lambda w, x: module.apply(w, x)).lower(
-        weights, placed).compile()
+    compiled = (
+      jax.jit(lambda w, x: module.apply(w, x)).lower(weights, placed).compile()
+    )
     found = compiled(jax.device_put(weights, sharding.replicated(mesh)), placed)
   assert 'onednn' not in compiled.as_text()
   assert found.sharding.spec[:2] == PartitionSpec('data', 'spatial')[:2]
@@ -84,17 +86,24 @@ def _cases():
       padding = tuple(((k - 1) // 2, k // 2) for k in taps.tolist())
       if n % 2:
         padding = tuple(
-            (int(rng.integers(k)), int(rng.integers(k))) for k in taps)
+          (int(rng.integers(k)), int(rng.integers(k))) for k in taps
+        )
       size = rng.integers(4, 10, rank)
       batch, channels, features = rng.integers(1, 6, 3)
-      yield ((batch, *size, channels), (*taps, channels, features), strides,
-             padding)
+      yield (
+        (batch, *size, channels),
+        (*taps, channels, features),
+        strides,
+        padding,
+      )
 
 
-@pytest.mark.parametrize('shape, kernel_shape, strides, padding',
-                         list(_cases()))
+@pytest.mark.parametrize(
+  'shape, kernel_shape, strides, padding', list(_cases())
+)
 def test_convolution_and_gradients_equal_lax(
-    shape, kernel_shape, strides, padding):
+  shape, kernel_shape, strides, padding
+):
   check_convolution(shape, kernel_shape, strides, padding)
 
 
@@ -108,16 +117,20 @@ def test_matmul_and_gradients_equal_numpy(rank):
   np.testing.assert_allclose(y, x @ matrix, atol=1e-5)
   np.testing.assert_allclose(dx, cotangent @ matrix.T, atol=1e-5)
   np.testing.assert_allclose(
-      dmatrix, x.reshape(-1, 6).T @ cotangent.reshape(-1, 4), atol=1e-4)
+    dmatrix, x.reshape(-1, 6).T @ cotangent.reshape(-1, 4), atol=1e-4
+  )
 
 
-@pytest.mark.parametrize('shape, stride', [
+@pytest.mark.parametrize(
+  'shape, stride',
+  [
     ((2, 7, 12, 200, 2), (1, 1, 1)),  # several rows of a slice in a product
     ((1, 60, 42, 44, 2), (3, 1, 1)),  # one slice
     ((2, 80, 15, 15, 4), (1, 1, 1)),  # several slices
     ((1, 2, 28, 2400, 1), (1, 2, 2)),  # one row, of every second voxel
     ((1, 1, 9, 4000, 1), (1, 1, 1)),  # a row is more than a product's share
-])
+  ],
+)
 def test_kernel_gradient_of_large_slices_equals_lax(shape, stride):
   x = image_of(*shape)
   kernel = image_of(3, 3, 3, shape[-1], 3)
@@ -128,16 +141,20 @@ def test_kernel_gradient_of_large_slices_equals_lax(shape, stride):
     y, vjp = jax.vjp(fn, kernel)
     return vjp(image_of(*y.shape, seed=2))[0]
 
-  ours, theirs = jax.jit(lambda: (
+  ours, theirs = jax.jit(
+    lambda: (
       gradient(lambda k: module.apply({'params': {'kernel': k}}, x)),
-      gradient(lambda k: conv_ref(x, k, stride, padding))))()
+      gradient(lambda k: conv_ref(x, k, stride, padding)),
+    )
+  )()
   np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-3)
 
 
 def test_3d_convolution_under_vmap_and_in_bfloat16():
   x = image_of(3, 4, 4, 4, 2)
-  module = convolution.conv(3, (3, 3, 3), (1, 1, 1), use_bias=False,
-                            dtype='bfloat16')
+  module = convolution.conv(
+    3, (3, 3, 3), (1, 1, 1), use_bias=False, dtype='bfloat16'
+  )
   weights = random_variables(module, x)
 
   @jax.jit
@@ -147,9 +164,11 @@ def test_3d_convolution_under_vmap_and_in_bfloat16():
 
     whole = jax.grad(loss)(weights, x)
     single = jax.vmap(lambda x: jax.grad(loss)(weights, x[None]))(x)
-    exact = jax.grad(lambda k: conv_ref(
-        x.astype(jnp.bfloat16).astype(jnp.float32), k, (1, 1, 1),
-        'SAME').sum())(weights['params']['kernel'])
+    exact = jax.grad(
+      lambda k: conv_ref(
+        x.astype(jnp.bfloat16).astype(jnp.float32), k, (1, 1, 1), 'SAME'
+      ).sum()
+    )(weights['params']['kernel'])
     return whole['params']['kernel'], single['params']['kernel'].sum(0), exact
 
   whole, single, exact = both()

@@ -23,15 +23,24 @@ def test_sigmoid_of_each_region():
 
 
 def test_later_regions_paint_over_earlier_ones():
-  logits = np.array([
-      [-1.0, -1, -1], [1, -1, -1], [1, 1, -1], [1, 1, 1], [-1, -1, 2],
-      [0, 0, 0], [-1, 5, -1]])
+  logits = np.array(
+    [
+      [-1.0, -1, -1],
+      [1, -1, -1],
+      [1, 1, -1],
+      [1, 1, 1],
+      [-1, -1, 2],
+      [0, 0, 0],
+      [-1, 5, -1],
+    ]
+  )
   label = labels_from_regions(logits, (1, 2, 3))
   np.testing.assert_array_equal(label, [0, 1, 2, 3, 3, 0, 2])
   assert np.issubdtype(label.dtype, np.integer)
   # The order of painting is that of the channels, whatever the classes are.
   np.testing.assert_array_equal(
-      labels_from_regions(logits, (300, 2, 1)), [0, 300, 2, 1, 1, 0, 2])
+    labels_from_regions(logits, (300, 2, 1)), [0, 300, 2, 1, 1, 0, 2]
+  )
 
 
 def test_any_logits_as_a_loop_over_voxels():
@@ -49,7 +58,8 @@ def test_nested_regions_come_back_as_they_were():
   label = np.random.default_rng(0).integers(0, 4, (3, 4, 5))
   inside = np.stack([np.isin(label, region) for region in REGIONS], -1)
   np.testing.assert_array_equal(
-      labels_from_regions(np.where(inside, 3.0, -3.0), (1, 2, 3)), label)
+    labels_from_regions(np.where(inside, 3.0, -3.0), (1, 2, 3)), label
+  )
 
 
 def test_one_class_for_each_region():

@@ -30,8 +30,9 @@ def cache_of(shapes, *, channels=1, lowest=0):
   labels = []
   for i, shape in enumerate(shapes):
     classes = {1: [0], 2: [0, 7]}.get(i, [lowest, 0, 2, 300 if lowest else 7])
-    labels.append(rng.choice(classes, shape).astype(
-      np.int16 if lowest else np.uint8))
+    labels.append(
+      rng.choice(classes, shape).astype(np.int16 if lowest else np.uint8)
+    )
   return Cache(
     folder='',
     names=tuple('abcdefg'[: len(shapes)]),
@@ -60,8 +61,11 @@ def assert_same(batch, expected):
 
 
 def compile_read(mesh, **settings):
-  return jax.jit(functools.partial(
-    device_cache.read_batch, layout=sharding.patches(mesh), **settings))
+  return jax.jit(
+    functools.partial(
+      device_cache.read_batch, layout=sharding.patches(mesh), **settings
+    )
+  )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,10 @@ def test_the_batches_are_those_of_the_host(
   assert data.label.dtype == (np.int16 if lowest else np.uint8)
   for seed in (0, 2**40 + 5):
     settings = dict(
-      seed=seed, batch_size=6, patch_size=patch_size, read_size=read_size,
+      seed=seed,
+      batch_size=6,
+      patch_size=patch_size,
+      read_size=read_size,
       foreground_share=share,
     )
     with jax.set_mesh(mesh):
@@ -97,7 +104,9 @@ def test_the_batches_are_those_of_the_host(
 
 def one_device():
   return jax.make_mesh(
-    (1, 1), ('data', 'spatial'), devices=jax.devices()[:1],
+    (1, 1),
+    ('data', 'spatial'),
+    devices=jax.devices()[:1],
     axis_types=(jax.sharding.AxisType.Auto,) * 2,
   )
 
@@ -106,7 +115,10 @@ def test_every_device_cuts_its_own_part():
   cache, mesh = cache_of(SHAPES_3D), sharding.create_mesh(data=4, spatial=2)
   data = device_cache.place(cache, mode='on', mesh=mesh, foreground=True)
   settings = dict(
-    seed=1, batch_size=8, patch_size=(8, 16, 16), read_size=(10, 20, 20),
+    seed=1,
+    batch_size=8,
+    patch_size=(8, 16, 16),
+    read_size=(10, 20, 20),
     foreground_share=0.33,
   )
   with jax.set_mesh(mesh):
@@ -129,7 +141,10 @@ def test_nothing_labelled_anywhere():
   mesh = one_device()
   data = device_cache.place(cache, mode='on', mesh=mesh, foreground=True)
   settings = dict(
-    seed=1, batch_size=4, patch_size=(8, 8), read_size=(8, 8),
+    seed=1,
+    batch_size=4,
+    patch_size=(8, 8),
+    read_size=(8, 8),
     foreground_share=0.5,
   )
   with jax.set_mesh(mesh):
@@ -153,9 +168,11 @@ def test_many_steps_in_one_call_are_the_same_steps():
     return new, {'loss': batch}
 
   def steps(max_count):
-    return jax.jit(device_cache.create_steps(
-      train_step, read_fn=lambda data, step: data[step], max_count=max_count
-    ))
+    return jax.jit(
+      device_cache.create_steps(
+        train_step, read_fn=lambda data, step: data[step], max_count=max_count
+      )
+    )
 
   data = jnp.asarray(np.random.default_rng(0).integers(99, size=12), jnp.int32)
   states, one = [State(jnp.int32(0), jnp.int32(1))], steps(1)
@@ -272,7 +289,9 @@ def test_the_loop_trains_as_with_batches_from_the_host(
   for key in ('loss', 'grad_norm', 'learning_rate'):
     np.testing.assert_allclose(
       # Another program, so other rounding, but the same batches.
-      [line[key] for line in lines], [line[key] for line in other], rtol=1e-4
+      [line[key] for line in lines],
+      [line[key] for line in other],
+      rtol=1e-4,
     )
 
 

@@ -109,8 +109,9 @@ def test_merge_gives_the_statistics_of_all_samples():
     got.spacings, [[1, 1, 1], [3, 1, 1], [3, 2, 1], [3, 2, 1]]
   )
   assert got.relative_size == pytest.approx(0.6)
-  for found, values in zip(got.intensities, np.concatenate(draws).T,
-                           strict=True):
+  for found, values in zip(
+    got.intensities, np.concatenate(draws).T, strict=True
+  ):
     ordered = np.sort(values)
     rank = 0.005 * (len(values) - 1)
     low = ordered[3] + (rank - 3) * (ordered[4] - ordered[3])
@@ -169,14 +170,16 @@ def read(root, images, labels, name):
 def test_hippocampus_has_the_known_fingerprint_and_plan(real_data):
   root = real_data / 'hippocampus' / 'Task04_Hippocampus'
   names = sorted(p.name for p in (root / 'labelsTr').glob('hippo*.nii.gz'))
-  got = fp.merge([
-    fp.fingerprint_case(
-      read(root, 'imagesTr', 'labelsTr', name),
-      num_samples=fp.samples_per_case(len(names)),
-      seed=0,
-    )
-    for name in names
-  ])
+  got = fp.merge(
+    [
+      fp.fingerprint_case(
+        read(root, 'imagesTr', 'labelsTr', name),
+        num_samples=fp.samples_per_case(len(names)),
+        seed=0,
+      )
+      for name in names
+    ]
+  )
   assert got.num_cases == 260
   np.testing.assert_array_equal(np.median(got.shapes, 0), [36, 50, 35])
   np.testing.assert_array_equal(np.median(got.spacings, 0), [1, 1, 1])
@@ -205,7 +208,9 @@ def test_the_sample_of_a_real_ct_stands_for_all_its_voxels(real_data):
   assert got['mean'] == pytest.approx(mean, abs=error * std)
   assert got['std'] == pytest.approx(std, rel=error * np.sqrt(kurtosis) / 2)
   for key, rank in (
-    ('percentile_00_5', 0.005), ('median', 0.5), ('percentile_99_5', 0.995)
+    ('percentile_00_5', 0.005),
+    ('median', 0.5),
+    ('percentile_99_5', 0.995),
   ):
     tolerance = error * np.sqrt(rank * (1 - rank))
     assert (values < got[key]).mean() <= rank + tolerance

@@ -24,11 +24,13 @@ def _convolve(f, g):
 def _network_convolution(image, kernel, pad):
   """Returns what a convolution layer computes for one channel."""
   return jax.lax.conv_general_dilated(
-      jnp.asarray(image, jnp.float32)[None, ..., None],
-      jnp.asarray(kernel, jnp.float32)[..., None, None],
-      window_strides=(1, 1), padding=[(p, p) for p in pad],
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      precision=jax.lax.Precision.HIGHEST)[0, ..., 0]
+    jnp.asarray(image, jnp.float32)[None, ..., None],
+    jnp.asarray(kernel, jnp.float32)[..., None, None],
+    window_strides=(1, 1),
+    padding=[(p, p) for p in pad],
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision=jax.lax.Precision.HIGHEST,
+  )[0, ..., 0]
 
 
 def test_discrete_convolution():
@@ -41,13 +43,15 @@ def test_discrete_convolution():
   pad = (2, 1)
   correlation = _network_convolution(image, kernel, pad)
   np.testing.assert_allclose(
-      correlation, signal.correlate2d(image, kernel), atol=1e-5)
+    correlation, signal.correlate2d(image, kernel), atol=1e-5
+  )
   np.testing.assert_allclose(
-      correlation, _convolve(image, kernel[::-1, ::-1]), atol=1e-5)
+    correlation, _convolve(image, kernel[::-1, ::-1]), atol=1e-5
+  )
   assert np.abs(correlation - by_formula).max() > 0.1
   np.testing.assert_allclose(
-      _network_convolution(image, kernel[::-1, ::-1], pad), by_formula,
-      atol=1e-5)
+    _network_convolution(image, kernel[::-1, ::-1], pad), by_formula, atol=1e-5
+  )
 
 
 def test_cross_entropy():

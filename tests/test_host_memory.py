@@ -31,12 +31,18 @@ def run(folder, *command, before='', name='__file__', stdin=None, **variables):
   text = PROGRAM.format(root=str(ROOT), before=before, name=name)
   (folder / 'program.py').write_text(text)
   kept = {
-    name: value for name, value in os.environ.items()
+    name: value
+    for name, value in os.environ.items()
     if name != 'GLIBC_TUNABLES' and not name.startswith('MALLOC_')
   }
   done = subprocess.run(
-    command, env=kept | variables, capture_output=True, text=True, timeout=60,
-    cwd=folder, input=stdin and stdin.read_text(),
+    command,
+    env=kept | variables,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    cwd=folder,
+    input=stdin and stdin.read_text(),
   )
   assert (done.returncode, done.stderr) == (0, '')
   *starts, last = done.stdout.splitlines()
@@ -45,27 +51,35 @@ def run(folder, *command, before='', name='__file__', stdin=None, **variables):
 
 
 @pytest.mark.parametrize('options', [[], ['-O', '-W', 'ignore', '-X', 'utf8']])
-@pytest.mark.parametrize('program, name', [
-  (['-m', 'program'], "'program'"), (['program.py'], '__file__'),
-])
+@pytest.mark.parametrize(
+  'program, name',
+  [
+    (['-m', 'program'], "'program'"),
+    (['program.py'], '__file__'),
+  ],
+)
 def test_a_program_starts_anew_once_with_its_arguments(
   options, program, name, tmp_path
 ):
   arguments = ['--a=b c', '"', '-m', 'program']
   command = [sys.executable, *options, *program, *arguments]
   assert run(tmp_path, *command, name=name) == (
-    2, f'{WISH} {arguments} {int(bool(options))}'
+    2,
+    f'{WISH} {arguments} {int(bool(options))}',
   )
   assert run(tmp_path, *command, name=name, MALLOC_ARENA_MAX='2')[0] == 1
 
 
-@pytest.mark.parametrize('before', [
-  # The variable is lost, as in a process with the rights of another user.
-  'os.environ.pop("GLIBC_TUNABLES", None)',
-  'sys.executable = ""',
-  'sys.executable = "/nowhere/python"',
-  'sys.settrace(lambda *_: None)',  # a debugger
-])
+@pytest.mark.parametrize(
+  'before',
+  [
+    # The variable is lost, as in a process with the rights of another user.
+    'os.environ.pop("GLIBC_TUNABLES", None)',
+    'sys.executable = ""',
+    'sys.executable = "/nowhere/python"',
+    'sys.settrace(lambda *_: None)',  # a debugger
+  ],
+)
 def test_a_program_that_cannot_start_anew_goes_on(before, tmp_path):
   starts, last = run(tmp_path, sys.executable, 'program.py', before=before)
   assert starts == (2 if 'pop' in before else 1)
@@ -107,9 +121,14 @@ def test_nothing_is_left_to_do_after_the_restart(tmp_path, monkeypatch):
   )
 
 
-@pytest.mark.parametrize('told, version', [
-  ('glibc 2.34', (2, 34)), ('musl 1.2', ()), (None, ()),
-])
+@pytest.mark.parametrize(
+  'told, version',
+  [
+    ('glibc 2.34', (2, 34)),
+    ('musl 1.2', ()),
+    (None, ()),
+  ],
+)
 def test_an_older_or_another_library_is_left_alone(
   told, version, tmp_path, monkeypatch
 ):
@@ -123,9 +142,13 @@ def test_an_older_or_another_library_is_left_alone(
   assert host_memory.with_huge_pages({}) == {'GLIBC_TUNABLES': WISH}
 
 
-@pytest.mark.parametrize('name, value', [
-  ('MALLOC_ARENA_MAX', '1'), ('GLIBC_TUNABLES', 'glibc.malloc.top_pad=1'),
-])
+@pytest.mark.parametrize(
+  'name, value',
+  [
+    ('MALLOC_ARENA_MAX', '1'),
+    ('GLIBC_TUNABLES', 'glibc.malloc.top_pad=1'),
+  ],
+)
 def test_what_the_user_has_set_up_stays(name, value, tmp_path, monkeypatch):
   on_request(tmp_path, monkeypatch)
   assert host_memory.with_huge_pages({name: value}) == {name: value}

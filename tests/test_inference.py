@@ -102,7 +102,11 @@ def test_slabs_add_up_to_the_weighted_mean_of_all_tiles(
   image = random_image(*size)
   slabs = list(
     sliding_slabs(
-      uneven, image, patch, overlap=overlap, batch_size=batch_size,
+      uneven,
+      image,
+      patch,
+      overlap=overlap,
+      batch_size=batch_size,
       buffer_bytes=where,
     )
   )
@@ -147,9 +151,7 @@ def test_overlapping_tiles_are_averaged_with_gaussian_weights():
   got = sliding_window(constant, np.zeros((6, 1)), (4,), overlap=0.5)
   w = np.exp(-0.5 * ((np.arange(4) - 1.5) / 0.5) ** 2)
   middle = (w[2:] * 1 + w[:2] * 5) / (w[2:] + w[:2])
-  np.testing.assert_allclose(
-    got[:, 0], [1, 1, *middle, 5, 5], rtol=1e-6
-  )
+  np.testing.assert_allclose(got[:, 0], [1, 1, *middle, 5, 5], rtol=1e-6)
 
 
 def test_tiles_cover_the_image_evenly():
@@ -185,9 +187,12 @@ def test_the_shares_of_every_voxel_add_up_to_one():
 
 @pytest.mark.parametrize('where', [ON_HOST, ON_DEVICE])
 def test_images_of_one_stream_share_batches(where):
-  images = [random_image(*s, seed=i) for i, s in enumerate(
-    [(8, 8), (5, 8), (8, 20), (30, 5), (8, 8), (40, 40), (3, 3)]
-  )]
+  images = [
+    random_image(*s, seed=i)
+    for i, s in enumerate(
+      [(8, 8), (5, 8), (8, 20), (30, 5), (8, 8), (40, 40), (3, 3)]
+    )
+  ]
   asked, shapes = [], []
 
   def taken():
@@ -241,8 +246,16 @@ def test_every_image_size_shares_a_few_compiled_programs():
   small = [sums._add, sums._take, sums._shift]
   before = [program._cache_size() for program in small]
   sizes = [
-    (8, 30, 33), (9, 16, 16), (40, 17, 20), (23, 20, 17), (16, 32, 32),
-    (17, 29, 31), (30, 25, 18), (12, 22, 24), (19, 18, 30), (25, 24, 24),
+    (8, 30, 33),
+    (9, 16, 16),
+    (40, 17, 20),
+    (23, 20, 17),
+    (16, 32, 32),
+    (17, 29, 31),
+    (30, 25, 18),
+    (12, 22, 24),
+    (19, 18, 30),
+    (25, 24, 24),
   ]
   for size in sizes:
     image = random_image(*size)

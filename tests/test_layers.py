@@ -9,22 +9,47 @@ PACKAGE = ROOT / 'medseg_jax'
 # Each part of the package, and the parts below it that it may import.
 BASE = {'errors', 'files', 'host_memory'}
 INFRASTRUCTURE = BASE | {
-  'sharding', 'checkpoint', 'metric_writer', 'progress', 'stop_signal',
-  'flops', 'machine', 'process',
+  'sharding',
+  'checkpoint',
+  'metric_writer',
+  'progress',
+  'stop_signal',
+  'flops',
+  'machine',
+  'process',
 }
 LEAVES = {
-  'models', 'losses', 'metrics', 'surface', 'lesions', 'decode', 'augment',
-  'optim', 'planner',
+  'models',
+  'losses',
+  'metrics',
+  'surface',
+  'lesions',
+  'decode',
+  'augment',
+  'optim',
+  'planner',
 }
 OUTPUT = {'panels', 'report', 'benchmark_table'}
 COMPOSITION = {
-  'step', 'state', 'input_pipeline', 'device_cache', 'inference', 'segment',
+  'step',
+  'state',
+  'input_pipeline',
+  'device_cache',
+  'inference',
+  'segment',
   'scores',
 }
 CONFIGURED = {'experiment', 'feed', 'planning', 'predictor', 'sources'}
 PROGRAMS = {
-  'train', 'evaluate', 'predict', 'plan', 'prepare', 'benchmark',
-  'profile_step', 'profile_prediction', 'sweep',
+  'train',
+  'evaluate',
+  'predict',
+  'plan',
+  'prepare',
+  'benchmark',
+  'profile_step',
+  'profile_prediction',
+  'sweep',
 }
 ALLOWED = (
   {name: BASE for name in INFRASTRUCTURE}
@@ -40,8 +65,13 @@ ALLOWED = (
     for name in CONFIGURED
   }
   | {
-    name: INFRASTRUCTURE | LEAVES | OUTPUT | COMPOSITION | CONFIGURED
-    | PROGRAMS | {'data'}
+    name: INFRASTRUCTURE
+    | LEAVES
+    | OUTPUT
+    | COMPOSITION
+    | CONFIGURED
+    | PROGRAMS
+    | {'data'}
     for name in PROGRAMS
   }
   | {'main': {'errors', 'experiment', 'host_memory', 'process'} | PROGRAMS}

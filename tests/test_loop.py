@@ -67,7 +67,12 @@ def test_every_config_trains_and_evaluates(
   assert [line['step'] for line in lines] == [2, 4]
   assert all(np.isfinite(line['loss']) for line in lines)
   assert set(lines[0]) >= {
-    'step', 'split', 'loss', 'learning_rate', 'images_per_s', 'data_wait_frac'
+    'step',
+    'split',
+    'loss',
+    'learning_rate',
+    'images_per_s',
+    'data_wait_frac',
   }
   assert len(list((workdir / 'panels').glob('*.png'))) >= 2
   assert list(workdir.glob('events.out.tfevents.*'))

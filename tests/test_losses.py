@@ -33,8 +33,9 @@ def _example(name, shape, seed=0, batch=2):
 @functools.cache
 def _value_and_grad(name):
   """Returns fn(logits, labels, where) -> (sum over examples, gradient)."""
-  return jax.jit(jax.value_and_grad(
-      lambda x, y, w: losses.LOSSES[name](x, y, where=w).sum()))
+  return jax.jit(
+    jax.value_and_grad(lambda x, y, w: losses.LOSSES[name](x, y, where=w).sum())
+  )
 
 
 def _voxels(name, logits, labels, where):
@@ -49,8 +50,17 @@ def _voxels(name, logits, labels, where):
       yield exp / exp.sum(-1, keepdims=True), np.eye(CLASSES)[y]
 
 
-def _overlap_oracle(name, examples, *, include_background=True, squared=False,
-                    batch=False, smooth=1e-5, alpha=0.5, beta=0.5):
+def _overlap_oracle(
+  name,
+  examples,
+  *,
+  include_background=True,
+  squared=False,
+  batch=False,
+  smooth=1e-5,
+  alpha=0.5,
+  beta=0.5,
+):
   """Returns the loss of each example from the textbook formula, by loops."""
   examples = list(examples)
   if batch:
@@ -60,12 +70,12 @@ def _overlap_oracle(name, examples, *, include_background=True, squared=False,
   values = []
   for probs, target in examples:
     terms, above, below = [], smooth, smooth
-    volumes = target.sum(0)[0 if include_background else 1:]
+    volumes = target.sum(0)[0 if include_background else 1 :]
     rarest = min((v for v in volumes if v > 0), default=1)
     for c in range(0 if include_background else 1, CLASSES):
       p, g = probs[:, c], target[:, c]
       both = (p * g).sum()
-      size = (p ** 2).sum() + (g ** 2).sum() if squared else p.sum() + g.sum()
+      size = (p**2).sum() + (g**2).sum() if squared else p.sum() + g.sum()
       if kind == 'dice_loss':
         terms.append((2 * both + smooth) / (size + smooth))
       elif kind == 'jaccard_loss':
@@ -74,8 +84,10 @@ def _overlap_oracle(name, examples, *, include_background=True, squared=False,
         power = 2 if squared else 1
         false_positive = ((p * (1 - g)) ** power).sum()
         false_negative = (((1 - p) * g) ** power).sum()
-        terms.append((both + smooth) / (
-            both + alpha * false_positive + beta * false_negative + smooth))
+        terms.append(
+          (both + smooth)
+          / (both + alpha * false_positive + beta * false_negative + smooth)
+        )
       else:
         weight = (rarest / (g.sum() or rarest)) ** 2
         above, below = above + 2 * weight * both, below + weight * size
@@ -85,9 +97,12 @@ def _overlap_oracle(name, examples, *, include_background=True, squared=False,
 
 def _options(name, options):
   """Returns the options that the loss knows."""
-  return {k: v for k, v in options.items()
-          if not (k == 'include_background' and name in SIGMOID)
-          and not (k in ('alpha', 'beta') and 'tversky' not in name)}
+  return {
+    k: v
+    for k, v in options.items()
+    if not (k == 'include_background' and name in SIGMOID)
+    and not (k in ('alpha', 'beta') and 'tversky' not in name)
+  }
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -96,15 +111,22 @@ def test_cross_entropy_matches_optax(shape):
   expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   axes = tuple(range(1, labels.ndim))
   np.testing.assert_allclose(
-      losses.cross_entropy(logits, labels), np.mean(expected, axes), rtol=1e-5)
+    losses.cross_entropy(logits, labels), np.mean(expected, axes), rtol=1e-5
+  )
   np.testing.assert_allclose(
-      losses.cross_entropy(logits, labels, where=where),
-      np.mean(expected, axes, where=where), rtol=1e-5)
+    losses.cross_entropy(logits, labels, where=where),
+    np.mean(expected, axes, where=where),
+    rtol=1e-5,
+  )
   weights = np.array([1.0, 0.5, 3.0])
   np.testing.assert_allclose(
-      losses.cross_entropy(logits, labels, class_weights=weights),
-      [np.average(e, weights=weights[y])
-       for e, y in zip(expected, labels, strict=True)], rtol=1e-5)
+    losses.cross_entropy(logits, labels, class_weights=weights),
+    [
+      np.average(e, weights=weights[y])
+      for e, y in zip(expected, labels, strict=True)
+    ],
+    rtol=1e-5,
+  )
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -113,15 +135,19 @@ def test_focal_loss_matches_the_formula(shape):
   weights = np.array([1.0, 0.5, 3.0])
   for gamma in (0.5, 2.0):
     found = losses.focal_loss(
-        logits, labels, gamma=gamma, class_weights=weights, where=where)
+      logits, labels, gamma=gamma, class_weights=weights, where=where
+    )
     for value, (probs, target) in zip(
-        found, _voxels('focal_loss', logits, labels, where), strict=True):
+      found, _voxels('focal_loss', logits, labels, where), strict=True
+    ):
       p, w = (probs * target).sum(-1), (weights * target).sum(-1)
       expected = (w * (1 - p) ** gamma * -np.log(p)).sum() / w.sum()
       np.testing.assert_allclose(value, expected, rtol=1e-5)
   np.testing.assert_allclose(
-      losses.focal_loss(logits, labels, gamma=0.0, where=where),
-      losses.cross_entropy(logits, labels, where=where), rtol=1e-6)
+    losses.focal_loss(logits, labels, gamma=0.0, where=where),
+    losses.cross_entropy(logits, labels, where=where),
+    rtol=1e-6,
+  )
 
 
 @pytest.mark.parametrize('shape', SHAPES)
@@ -131,36 +157,43 @@ def test_sigmoid_losses_match_optax(shape):
   weights = np.array([1.0, 0.5, 3.0])
   spread = np.broadcast_to(weights, labels.shape) * where[..., None]
   for found, expected in (
-      (losses.sigmoid_cross_entropy,
-       optax.sigmoid_binary_cross_entropy(logits, labels)),
-      (losses.sigmoid_focal_loss, optax.sigmoid_focal_loss(logits, labels)),
+    (
+      losses.sigmoid_cross_entropy,
+      optax.sigmoid_binary_cross_entropy(logits, labels),
+    ),
+    (losses.sigmoid_focal_loss, optax.sigmoid_focal_loss(logits, labels)),
   ):
     np.testing.assert_allclose(
-        found(logits, labels), np.mean(expected, axes), rtol=1e-5)
+      found(logits, labels), np.mean(expected, axes), rtol=1e-5
+    )
     np.testing.assert_allclose(
-        found(logits, labels, class_weights=weights, where=where),
-        np.average(expected, axes, weights=spread), rtol=1e-5)
+      found(logits, labels, class_weights=weights, where=where),
+      np.average(expected, axes, weights=spread),
+      rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize(
-    'name', [n for n in losses.LOSSES if 'entropy' not in n and 'focal' not in n
-             ])
+  'name', [n for n in losses.LOSSES if 'entropy' not in n and 'focal' not in n]
+)
 def test_overlap_losses_match_loops(name, shape):
   logits, labels, where = _example(name, shape)
   everywhere = np.ones_like(where)
   for options, mask in (
-      ({}, None),
-      ({'smooth': 1.0, 'include_background': False}, where),
-      ({'squared': True, 'alpha': 0.7, 'beta': 0.4}, where),
-      ({'batch': True, 'smooth': 0.0}, where),
+    ({}, None),
+    ({'smooth': 1.0, 'include_background': False}, where),
+    ({'squared': True, 'alpha': 0.7, 'beta': 0.4}, where),
+    ({'batch': True, 'smooth': 0.0}, where),
   ):
     options = _options(name, options)
     found = losses.LOSSES[name](logits, labels, where=mask, **options)
     examples = _voxels(
-        name, logits, labels, everywhere if mask is None else mask)
+      name, logits, labels, everywhere if mask is None else mask
+    )
     np.testing.assert_allclose(
-        found, _overlap_oracle(name, examples, **options), rtol=1e-4, atol=1e-6)
+      found, _overlap_oracle(name, examples, **options), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_overlap_losses_by_hand():
@@ -171,11 +204,14 @@ def test_overlap_losses_by_hand():
   kwargs = {'include_background': False, 'smooth': 0.0}
   # TP = 1/2 + 3/4, sum(p) = 2, sum(g) = 2, so FP = FN = 3/4.
   for name, expected in (
-      ('dice_loss', 1 - 2.5 / 4), ('jaccard_loss', 1 - 1.25 / 2.75),
-      ('tversky_loss', 1 - 1.25 / 2), ('generalized_dice_loss', 1 - 2.5 / 4),
+    ('dice_loss', 1 - 2.5 / 4),
+    ('jaccard_loss', 1 - 1.25 / 2.75),
+    ('tversky_loss', 1 - 1.25 / 2),
+    ('generalized_dice_loss', 1 - 2.5 / 4),
   ):
     np.testing.assert_allclose(
-        losses.LOSSES[name](logits, labels, **kwargs), [expected], rtol=1e-6)
+      losses.LOSSES[name](logits, labels, **kwargs), [expected], rtol=1e-6
+    )
   squared = losses.dice_loss(logits, labels, squared=True, **kwargs)
   # sum(p^2) = 1/4 + 1/4 + 9/16 + 1/16.
   np.testing.assert_allclose(squared, [1 - 2.5 / (1.125 + 2)], rtol=1e-6)
@@ -187,8 +223,9 @@ def test_tversky_alpha_weighs_false_positives_and_beta_false_negatives():
   kwargs = {'include_background': False, 'smooth': 0.0}
   value = losses.tversky_loss(logits, labels, alpha=0.9, beta=0.1, **kwargs)
   np.testing.assert_allclose(value, [1 - 1 / (1 + 0.9 * 3)], rtol=1e-6)
-  value = losses.tversky_loss(-logits, 1 - labels, alpha=0.9, beta=0.1,
-                              **kwargs)
+  value = losses.tversky_loss(
+    -logits, 1 - labels, alpha=0.9, beta=0.1, **kwargs
+  )
   np.testing.assert_allclose(value, [1.0])  # no true positive at all
 
 
@@ -198,7 +235,8 @@ def test_generalized_dice_sees_errors_of_small_weights():
   labels[:, :100] = 1
   logits = np.eye(2)[1 - labels] * 100
   np.testing.assert_allclose(
-      losses.generalized_dice_loss(logits, labels), [1.0], atol=1e-4)
+    losses.generalized_dice_loss(logits, labels), [1.0], atol=1e-4
+  )
 
 
 @pytest.mark.parametrize('name', losses.LOSSES)
@@ -208,15 +246,18 @@ def test_value_under_jit_and_vmap_and_in_bfloat16(name):
   value = loss_fn(logits, labels, where=where)
   assert value.shape == (2,) and value.dtype == jnp.float32
   np.testing.assert_allclose(
-      jax.jit(loss_fn)(logits, labels, where=where), value, rtol=1e-5)
+    jax.jit(loss_fn)(logits, labels, where=where), value, rtol=1e-5
+  )
   mapped = jax.vmap(lambda x, y, w: loss_fn(x[None], y[None], where=w[None]))
   np.testing.assert_allclose(
-      mapped(logits, labels, where)[:, 0], value, rtol=1e-5)
+    mapped(logits, labels, where)[:, 0], value, rtol=1e-5
+  )
   coarse = jnp.asarray(logits, jnp.bfloat16)
   value = loss_fn(coarse, labels, where=where)
   assert value.dtype == jnp.float32
   np.testing.assert_array_equal(
-      value, loss_fn(coarse.astype(jnp.float32), labels, where=where))
+    value, loss_fn(coarse.astype(jnp.float32), labels, where=where)
+  )
 
 
 @pytest.mark.parametrize('name', losses.LOSSES)
@@ -226,8 +267,10 @@ def test_gradient_matches_finite_differences(name):
   grad = np.asarray(total(logits, labels, where)[1])
   np.testing.assert_array_equal(grad[~where], 0)
   step = 1e-2 * np.sign(grad)  # along the gradient, so that no terms cancel
-  change = (total(logits + step, labels, where)[0]
-            - total(logits - step, labels, where)[0])
+  change = (
+    total(logits + step, labels, where)[0]
+    - total(logits - step, labels, where)[0]
+  )
   np.testing.assert_allclose(2 * (grad * step).sum(), change, rtol=1e-2)
 
 
@@ -237,13 +280,21 @@ def test_finite_for_any_finite_input(name):
   options = {} if 'entropy' in name or 'focal' in name else {'smooth': 0.0}
   if 'focal' in name:
     options = {'gamma': 0.5}
-  both = jax.jit(jax.value_and_grad(
-      lambda x, y, w: losses.LOSSES[name](x, y, where=w, **options).sum()))
+  both = jax.jit(
+    jax.value_and_grad(
+      lambda x, y, w: losses.LOSSES[name](x, y, where=w, **options).sum()
+    )
+  )
   nowhere = np.zeros_like(where)
   largest = np.finfo(np.float32).max
   absent = np.zeros_like(labels)
-  for x in (logits, logits * 0, np.sign(logits) * 1e4,
-            np.sign(logits) * largest, np.where(logits > 2, largest, -largest)):
+  for x in (
+    logits,
+    logits * 0,
+    np.sign(logits) * 1e4,
+    np.sign(logits) * largest,
+    np.where(logits > 2, largest, -largest),
+  ):
     for y in (labels, absent):
       for w in (where, nowhere):
         value, grad = both(x.astype(np.float32), y, w)
@@ -273,8 +324,9 @@ def test_labels_may_be_of_any_integer_type():
   logits, labels, _ = _example('dice_loss', SHAPES[0])
   for dtype in (np.uint8, np.int8, np.int64):
     np.testing.assert_array_equal(
-        losses.dice_loss(logits, labels.astype(dtype)),
-        losses.dice_loss(logits, labels))
+      losses.dice_loss(logits, labels.astype(dtype)),
+      losses.dice_loss(logits, labels),
+    )
 
 
 @pytest.mark.parametrize('name', losses.LOSSES)
@@ -317,13 +369,20 @@ def test_bad_shapes_raise():
 
 def _import_seconds(modules):
   """Returns the processor time that a fresh interpreter takes to import."""
-  statement = (f'import sys, time, {modules}\n'
-               'assert "tensorflow" not in sys.modules\n'
-               'print(time.process_time())')
+  statement = (
+    f'import sys, time, {modules}\n'
+    'assert "tensorflow" not in sys.modules\n'
+    'print(time.process_time())'
+  )
   # Processor time, because elapsed time says little on a busy machine.
-  return float(subprocess.run(
-      [sys.executable, '-c', statement], check=True, stdout=subprocess.PIPE,
-      env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)}).stdout)
+  return float(
+    subprocess.run(
+      [sys.executable, '-c', statement],
+      check=True,
+      stdout=subprocess.PIPE,
+      env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+    ).stdout
+  )
 
 
 def test_import_is_light_and_free_of_tensorflow():

@@ -15,10 +15,14 @@ from medseg_jax import main, train
 from medseg_jax.errors import InputError
 
 TINY = [
-  '--config=configs/unet.py', '--config.model.depth=2',
-  '--config.model.features=4', '--config.patch_size=(16,16)',
-  '--config.batch_size=8', '--config.num_steps=4',
-  '--config.data.phantom.num_train=8', '--config.data.phantom.num_val=2',
+  '--config=configs/unet.py',
+  '--config.model.depth=2',
+  '--config.model.features=4',
+  '--config.patch_size=(16,16)',
+  '--config.batch_size=8',
+  '--config.num_steps=4',
+  '--config.data.phantom.num_train=8',
+  '--config.data.phantom.num_val=2',
   '--config.data.phantom.num_test=2',
 ]
 
@@ -93,7 +97,9 @@ def bad_folders(tmp_path):
 def test_each_broken_folder_is_told_in_one_line(tmp_path, complaint):
   for path, words in bad_folders(tmp_path).items():
     line = complaint(
-      *TINY, '--config.data.source=folder', f'--config.data.path={path}',
+      *TINY,
+      '--config.data.source=folder',
+      f'--config.data.path={path}',
       f'--workdir={tmp_path}/run',
     )
     for word in words:
@@ -108,8 +114,11 @@ def test_label_values_that_no_class_has(tmp_path, complaint):
 
   path = folder(tmp_path, 'strange', paint)
   line = complaint(
-    *TINY, '--config.data.source=folder', f'--config.data.path={path}',
-    '--config.data.label_values=(0,255)', f'--workdir={tmp_path}/run',
+    *TINY,
+    '--config.data.source=folder',
+    f'--config.data.path={path}',
+    '--config.data.label_values=(0,255)',
+    f'--workdir={tmp_path}/run',
   )
   assert 'case 02.png' in line and '7' in line
 
@@ -199,7 +208,8 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, complaint):
 
   before = files()
   for key, value in [
-    ('config.model.features', '6'), ('config.model.activation', 'gelu'),
+    ('config.model.features', '6'),
+    ('config.model.activation', 'gelu'),
     ('config.data.normalize', 'scale'),
   ]:
     line = complaint(*TINY, f'--{key}={value}', f'--workdir={tmp_path}')
@@ -220,7 +230,9 @@ def test_predict_overwrites_nothing(tmp_path, complaint):
   (tmp_path / 'out').mkdir()
   Image.new('L', (20, 20)).save(tmp_path / 'in' / 'scan.png')
   args = [
-    '--mode=predict', f'--workdir={tmp_path}/run', f'--output={tmp_path}/out'
+    '--mode=predict',
+    f'--workdir={tmp_path}/run',
+    f'--output={tmp_path}/out',
   ]
   (tmp_path / 'out' / 'scan.png').write_text('precious')
   assert 'scan.png' in complaint(*args, f'--input={tmp_path}/in')
@@ -238,7 +250,10 @@ def test_predict_overwrites_nothing(tmp_path, complaint):
 def test_the_command_itself_exits_with_1_and_one_line():
   done = subprocess.run(
     [sys.executable, '-m', 'medseg_jax.main', UNET, '--config.seeed=1'],
-    cwd=ROOT, capture_output=True, text=True, timeout=300,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
   )
   assert done.returncode == 1 and done.stdout == ''
   assert done.stderr == 'error: unknown key config.seeed; did you mean seed?\n'
@@ -246,9 +261,18 @@ def test_the_command_itself_exits_with_1_and_one_line():
 
 def test_debug_shows_the_traceback_too():
   done = subprocess.run(
-    [sys.executable, '-m', 'medseg_jax.main', UNET, '--config.seeed=1',
-     '--debug'],
-    cwd=ROOT, capture_output=True, text=True, timeout=300,
+    [
+      sys.executable,
+      '-m',
+      'medseg_jax.main',
+      UNET,
+      '--config.seeed=1',
+      '--debug',
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
   )
   assert done.returncode == 1
   assert 'Traceback' in done.stderr

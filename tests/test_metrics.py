@@ -34,7 +34,8 @@ def test_confusion_matches_loops(shape):
   for mask, chosen in ((None, everywhere), (where, where)):
     counts = metrics.confusion(pred, labels, 4, where=mask)
     for found, expected in zip(
-        counts, _count_by_loops(pred, labels, 4, chosen), strict=True):
+      counts, _count_by_loops(pred, labels, 4, chosen), strict=True
+    ):
       assert found.dtype == jnp.int32
       np.testing.assert_array_equal(found, expected)
 
@@ -46,10 +47,10 @@ def test_ratios_by_hand():
   nan = np.nan
   # Class 1: predicted 4 times, labelled 3 times, 2 in common.
   for fn, expected in (
-      (metrics.dice_score, [2 * 2 / 6, 2 * 2 / 7, 2 / 3, nan]),
-      (metrics.iou, [2 / 4, 2 / 5, 1 / 2, nan]),
-      (metrics.precision, [2 / 3, 2 / 4, 1, nan]),
-      (metrics.recall, [2 / 3, 2 / 3, 1 / 2, nan]),
+    (metrics.dice_score, [2 * 2 / 6, 2 * 2 / 7, 2 / 3, nan]),
+    (metrics.iou, [2 / 4, 2 / 5, 1 / 2, nan]),
+    (metrics.precision, [2 / 3, 2 / 4, 1, nan]),
+    (metrics.recall, [2 / 3, 2 / 3, 1 / 2, nan]),
   ):
     value = fn(counts)
     assert value.dtype == jnp.float32
@@ -73,8 +74,12 @@ def test_nothing_left_is_nan():
   where = np.ones_like(labels, bool)
   where[1] = False
   counts = metrics.confusion(pred, labels, 4, where=where)
-  for fn in (metrics.dice_score, metrics.iou, metrics.precision,
-             metrics.recall):
+  for fn in (
+    metrics.dice_score,
+    metrics.iou,
+    metrics.precision,
+    metrics.recall,
+  ):
     assert np.isnan(fn(counts)[1]).all()
     assert np.isfinite(fn(counts)[0, 1:]).all()
   accuracy = metrics.pixel_accuracy(pred, labels, where=where)
@@ -85,23 +90,27 @@ def test_negative_labels_are_left_out():
   pred, labels, where = _example((4, 4))
   ignored = np.where(where, labels, -1)
   for found, expected in zip(
-      metrics.confusion(pred, ignored, 4),
-      metrics.confusion(pred, labels, 4, where=where), strict=True):
+    metrics.confusion(pred, ignored, 4),
+    metrics.confusion(pred, labels, 4, where=where),
+    strict=True,
+  ):
     np.testing.assert_array_equal(found, expected)
   np.testing.assert_array_equal(
-      metrics.pixel_accuracy(pred, ignored),
-      metrics.pixel_accuracy(pred, labels, where=where))
+    metrics.pixel_accuracy(pred, ignored),
+    metrics.pixel_accuracy(pred, labels, where=where),
+  )
 
 
 def test_label_of_no_class_makes_a_false_positive():
   counts = metrics.confusion(np.array([[[1]]]), np.array([[[9]]]), 2)
   for found, expected in zip(
-      counts, ([0, 0], [0, 1], [0, 0], [1, 0]), strict=True):
+    counts, ([0, 0], [0, 1], [0, 0], [1, 0]), strict=True
+  ):
     np.testing.assert_array_equal(found, [expected])
 
 
 def test_counts_are_exact_beyond_two_to_the_24():
-  size = 2 ** 24 + 3
+  size = 2**24 + 3
   labels = np.ones((1, size), np.int8)
   labels[0, 0] = 0
   counts = metrics.confusion(labels, labels, 2)
@@ -113,10 +122,11 @@ def test_confusion_under_jit_and_vmap():
   pred, labels, where = _example((4, 5))
   expected = metrics.confusion(pred, labels, 4, where=where)
   jitted = jax.jit(metrics.confusion, static_argnums=2)(
-      pred, labels, 4, where=where)
+    pred, labels, 4, where=where
+  )
   mapped = jax.vmap(
-      lambda p, t, w: metrics.confusion(p[None], t[None], 4, where=w[None]))(
-          pred, labels, where)
+    lambda p, t, w: metrics.confusion(p[None], t[None], 4, where=w[None])
+  )(pred, labels, where)
   for a, b, c in zip(expected, jitted, mapped, strict=True):
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(a, c[:, 0])
@@ -143,5 +153,6 @@ def test_unequal_shapes_raise():
   with pytest.raises(ValueError, match='one shape'):
     metrics.confusion(np.zeros((1, 2, 2), int), np.zeros((1, 2, 3), int), 2)
   with pytest.raises(ValueError, match='where must have shape'):
-    metrics.pixel_accuracy(np.zeros((1, 2), int), np.zeros((1, 2), int),
-                           where=np.ones((2, 2), bool))
+    metrics.pixel_accuracy(
+      np.zeros((1, 2), int), np.zeros((1, 2), int), where=np.ones((2, 2), bool)
+    )

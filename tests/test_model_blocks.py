@@ -25,15 +25,18 @@ from medseg_jax.models import blocks, norms, resampling
 # Resampling.
 
 
-@pytest.mark.parametrize('shape, stride', [
-    ((2, 12, 3), (3,)), ((2, 4, 6, 3), (2, 3)), ((1, 4, 2, 6, 2), (2, 1, 2))])
+@pytest.mark.parametrize(
+  'shape, stride',
+  [((2, 12, 3), (3,)), ((2, 4, 6, 3), (2, 3)), ((1, 4, 2, 6, 2), (2, 1, 2))],
+)
 def test_max_and_mean_pool_equal_flax(shape, stride):
   x = image_of(*shape)
   np.testing.assert_array_equal(
-      resampling.max_pool(x, stride), nn.max_pool(x, stride, stride))
+    resampling.max_pool(x, stride), nn.max_pool(x, stride, stride)
+  )
   np.testing.assert_allclose(
-      resampling.mean_pool(x, stride), nn.avg_pool(x, stride, stride),
-      atol=1e-6)
+    resampling.mean_pool(x, stride), nn.avg_pool(x, stride, stride), atol=1e-6
+  )
 
 
 def test_max_pool_gradient_is_flax_s_and_shared_between_ties():
@@ -51,13 +54,16 @@ def test_max_pool_gradient_is_flax_s_and_shared_between_ties():
 
   np.testing.assert_allclose(*gradients(image_of(1, 4, 4, 2)))
   np.testing.assert_allclose(
-      gradients(jnp.zeros((1, 4, 4, 2)))[0],
-      np.repeat(np.repeat(weights / 4, 2, 1), 2, 2))
+    gradients(jnp.zeros((1, 4, 4, 2)))[0],
+    np.repeat(np.repeat(weights / 4, 2, 1), 2, 2),
+  )
 
 
 @pytest.mark.parametrize('method', ['nearest', 'linear'])
-@pytest.mark.parametrize('shape, factors', [
-    ((2, 5, 3), (4,)), ((1, 3, 4, 2), (2, 3)), ((1, 2, 3, 1, 2), (1, 2, 3))])
+@pytest.mark.parametrize(
+  'shape, factors',
+  [((2, 5, 3), (4,)), ((1, 3, 4, 2), (2, 3)), ((1, 2, 3, 1, 2), (1, 2, 3))],
+)
 def test_upsampling_equals_resize(method, shape, factors):
   x = image_of(*shape)
   size = [n * f for n, f in zip(shape[1:-1], factors, strict=True)]
@@ -69,8 +75,9 @@ def test_upsampling_equals_resize(method, shape, factors):
 def test_space_to_depth_orders_channels_by_voxel():
   x = jnp.stack([jnp.arange(8.0), -jnp.arange(8.0)], -1).reshape(1, 2, 4, 2)
   np.testing.assert_array_equal(
-      resampling.space_to_depth(x, (2, 2))[0, 0],
-      [[0, 0, 1, -1, 4, -4, 5, -5], [2, -2, 3, -3, 6, -6, 7, -7]])
+    resampling.space_to_depth(x, (2, 2))[0, 0],
+    [[0, 0, 1, -1, 4, -4, 5, -5], [2, -2, 3, -3, 6, -6, 7, -7]],
+  )
   there = resampling.space_to_depth(x, (1, 2))
   np.testing.assert_array_equal(resampling.depth_to_space(there, (1, 2)), x)
 
@@ -89,32 +96,40 @@ def test_up_transpose_equals_transposed_convolution(factors):
   def both():
     # lax correlates with the kernel, which turns it round.
     expected = bias + lax.conv_transpose(
-        x, jnp.flip(kernel, range(rank)), factors, 'VALID',
-        dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'))
+      x,
+      jnp.flip(kernel, range(rank)),
+      factors,
+      'VALID',
+      dimension_numbers=(f'N{spatial}C', f'{spatial}IO', f'N{spatial}C'),
+    )
     return up.apply(variables, x), expected
 
   np.testing.assert_allclose(*both(), atol=1e-5)
 
 
-@pytest.mark.parametrize('activation, gain', [
-    ('relu', 2), ('leaky_relu', 2 / 1.0001)])
+@pytest.mark.parametrize(
+  'activation, gain', [('relu', 2), ('leaky_relu', 2 / 1.0001)]
+)
 def test_he_normal_counts_what_adds_up_in_an_output(activation, gain):
   def std(init, shape):
     return np.std(jax.jit(init, static_argnums=1)(jax.random.key(0), shape))
 
   conv = blocks.he_normal(activation)
   assert std(conv, (3, 3, 16, 64)) == pytest.approx(
-      math.sqrt(gain / (9 * 16)), rel=0.05)
+    math.sqrt(gain / (9 * 16)), rel=0.05
+  )
   transposed = blocks.he_normal(activation, num_kernel_axes=2)
   assert std(transposed, (2, 2, 16, 64)) == pytest.approx(
-      math.sqrt(gain / 16), rel=0.05)
+    math.sqrt(gain / 16), rel=0.05
+  )
 
 
 # Convolution, normalisation, dropout, attention.
 
 
-@pytest.mark.parametrize('axes, num_groups', [
-    ((0, 1, 2), 6), ((1, 2), 6), ((1, 2), 3), ((1, 2), 1)])
+@pytest.mark.parametrize(
+  'axes, num_groups', [((0, 1, 2), 6), ((1, 2), 6), ((1, 2), 3), ((1, 2), 1)]
+)
 def test_norm_and_its_gradient_equal_the_derived_ones(axes, num_groups):
   x, cotangent = image_of(3, 4, 5, 6) * 3 + 2, image_of(3, 4, 5, 6, seed=1)
   scale, bias = image_of(6, seed=2), image_of(6, seed=3)
@@ -133,8 +148,10 @@ def test_norm_and_its_gradient_equal_the_derived_ones(axes, num_groups):
     y, vjp = jax.vjp(fn, x, scale, bias)
     return y, vjp(cotangent)
 
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
-               *jax.jit(lambda: (run(ours), run(reference)))())
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+    *jax.jit(lambda: (run(ours), run(reference)))(),
+  )
 
 
 def test_group_norm_equals_numpy_far_from_zero():
@@ -157,8 +174,9 @@ def test_instance_norm_of_a_single_voxel_is_refused():
 
 @pytest.mark.parametrize('norm', ['instance', 'group'])
 def test_examples_do_not_see_each_other(norm):
-  model = models.create_model('unet', 2, features=8, depth=2,
-                              convs_per_stage=1, norm=norm)
+  model = models.create_model(
+    'unet', 2, features=8, depth=2, convs_per_stage=1, norm=norm
+  )
   image = image_of(3, 8, 8, 1) * jnp.array([1, 10, 100]).reshape(3, 1, 1, 1)
   variables = random_variables(model, image)
   apply = jax.jit(lambda image: model.apply(variables, image, train=True))
@@ -171,36 +189,54 @@ def test_batch_statistics_update_in_training_only():
   model = models.create_model('unet', 2, **SMALL, convs_per_stage=1)
   image = image_of(4, 8, 8, 1)
   variables = random_variables(model, image)
-  evaluate = jax.jit(lambda image: model.apply(
-      variables, image, train=False, mutable=['batch_stats']))
+  evaluate = jax.jit(
+    lambda image: model.apply(
+      variables, image, train=False, mutable=['batch_stats']
+    )
+  )
   together, updates = evaluate(image)
-  jax.tree.map(np.testing.assert_array_equal, updates['batch_stats'],
-               variables['batch_stats'])
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    updates['batch_stats'],
+    variables['batch_stats'],
+  )
   others = image.at[1:].multiply(-3)
   np.testing.assert_allclose(evaluate(others)[0][0], together[0], atol=1e-5)
-  _, updates = jax.jit(lambda: model.apply(
-      variables, image, train=True, mutable=['batch_stats']))()
+  _, updates = jax.jit(
+    lambda: model.apply(variables, image, train=True, mutable=['batch_stats'])
+  )()
   old = variables['batch_stats']['encoder_0']['norm_0']
   new = updates['batch_stats']['encoder_0']['norm_0']
   kernel = variables['params']['encoder_0']['conv_0']['kernel']
   first = np.asarray(conv_ref(image, kernel, (1, 1), 'SAME')).reshape(-1, 4)
   np.testing.assert_allclose(
-      new['mean'], 0.9 * old['mean'] + 0.1 * first.mean(0), atol=1e-5)
+    new['mean'], 0.9 * old['mean'] + 0.1 * first.mean(0), atol=1e-5
+  )
   np.testing.assert_allclose(
-      new['var'], 0.9 * old['var'] + 0.1 * first.var(0), rtol=1e-4)
+    new['var'], 0.9 * old['var'] + 0.1 * first.var(0), rtol=1e-4
+  )
 
 
 def test_dropout_drops_whole_channels_in_training_only():
-  stage = blocks.Stage(32, 1, (3, 3), (1, 1), norm='instance',
-                       activation='gelu', num_blocks=0, dropout=0.5,
-                       dtype='float32')
+  stage = blocks.Stage(
+    32,
+    1,
+    (3, 3),
+    (1, 1),
+    norm='instance',
+    activation='gelu',
+    num_blocks=0,
+    dropout=0.5,
+    dtype='float32',
+  )
   x = image_of(2, 4, 4, 1)
   variables = random_variables(stage, x, False)
 
   @jax.jit
   def both():
     return stage.apply(variables, x, False), stage.apply(
-        variables, x, True, rngs={'dropout': jax.random.key(1)})
+      variables, x, True, rngs={'dropout': jax.random.key(1)}
+    )
 
   kept, dropped = map(np.asarray, both())
   is_zero = (dropped == 0).all((1, 2), keepdims=True)
@@ -209,9 +245,17 @@ def test_dropout_drops_whole_channels_in_training_only():
 
 
 def test_residual_stage_adds_its_input():
-  stage = blocks.Stage(3, 2, (3, 3), (1, 1), norm='instance',
-                       activation='leaky_relu', num_blocks=1, dropout=0.0,
-                       dtype='float32')
+  stage = blocks.Stage(
+    3,
+    2,
+    (3, 3),
+    (1, 1),
+    norm='instance',
+    activation='leaky_relu',
+    num_blocks=1,
+    dropout=0.0,
+    dtype='float32',
+  )
   x = image_of(1, 4, 4, 3)
   variables = random_variables(stage, x, False)
   zeros = jax.tree.map(jnp.zeros_like, variables)

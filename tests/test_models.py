@@ -16,8 +16,9 @@ from medseg_jax import models
 
 def num_params(shape=(1, 8, 8, 1), num_classes=3, **fields):
   model = models.create_model('unet', num_classes, **(SMALL | fields))
-  return sum(math.prod(p.shape) for p in jax.tree.leaves(
-      param_shapes(model, shape)))
+  return sum(
+    math.prod(p.shape) for p in jax.tree.leaves(param_shapes(model, shape))
+  )
 
 
 # create_model.
@@ -34,16 +35,30 @@ def test_unknown_name_and_field_name_the_closest():
 
 def test_lists_as_json_has_them_make_the_same_hashable_module():
   lists = models.create_model(
-      'unet', 2, features=[4, 8], depth=2, kernel_sizes=[[1, 3], 3],
-      strides=[1, [1, 2]], convs_per_stage=[1, 2])
+    'unet',
+    2,
+    features=[4, 8],
+    depth=2,
+    kernel_sizes=[[1, 3], 3],
+    strides=[1, [1, 2]],
+    convs_per_stage=[1, 2],
+  )
   tuples = models.create_model(
-      'unet', 2, features=(4, 8), depth=2, kernel_sizes=((1, 3), 3),
-      strides=(1, (1, 2)), convs_per_stage=(1, 2))
+    'unet',
+    2,
+    features=(4, 8),
+    depth=2,
+    kernel_sizes=((1, 3), 3),
+    strides=(1, (1, 2)),
+    convs_per_stage=(1, 2),
+  )
   assert lists == tuples
   assert hash(lists) == hash(tuples)
 
 
-@pytest.mark.parametrize('fields, message', [
+@pytest.mark.parametrize(
+  'fields, message',
+  [
     ({'norm': 'layer'}, 'norm.*one of batch, instance, group'),
     ({'activation': 'tanh'}, 'activation.*relu'),
     ({'down': 'mean'}, 'down.*max_pool, stride'),
@@ -56,7 +71,8 @@ def test_lists_as_json_has_them_make_the_same_hashable_module():
     ({'convs_per_stage': 0}, 'convs_per_stage=0.*positive'),
     ({'depth': 0}, 'depth=0.*positive'),
     ({'dropout': 1.0}, 'dropout=1.0'),
-])
+  ],
+)
 def test_values_not_allowed_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
     models.create_model('unet', 2, **(SMALL | fields))
@@ -96,8 +112,11 @@ def test_encoder_decoder_has_the_published_number_of_parameters():
 
 def test_encoder_decoder_starts_as_in_keras():
   model = models.create_model('encoder_decoder', 1)
-  params = jax.jit(lambda: model.init(  # the rest of it is not computed
-      jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']['conv_1'])()
+  params = jax.jit(
+    lambda: model.init(  # the rest of it is not computed
+      jax.random.key(0), jnp.zeros((1, 4, 4, 3))
+    )['params']['conv_1']
+  )()
   kernel = np.asarray(params['kernel'])
   limit = math.sqrt(6 / (9 * 64 + 9 * 128))
   assert np.abs(kernel).max() == pytest.approx(limit, rel=1e-2)
@@ -117,12 +136,19 @@ def test_unet_parameters_by_hand():
   assert num_params() == total
   assert num_params(norm='instance') == total
   assert num_params(norm='group') == total
-  in_3d = (27 * 4 + 8 + 27 * 16 + 8) + (27 * 32 + 16 + 27 * 64 + 16) + (
-      8 * 8 * 4 + 4) + (27 * 32 + 8 + 27 * 16 + 8) + head_0
+  in_3d = (
+    (27 * 4 + 8 + 27 * 16 + 8)
+    + (27 * 32 + 16 + 27 * 64 + 16)
+    + (8 * 8 * 4 + 4)
+    + (27 * 32 + 8 + 27 * 16 + 8)
+    + head_0
+  )
   assert num_params(shape=(1, 8, 8, 8, 1)) == in_3d
 
 
-@pytest.mark.parametrize('fields, extra', [
+@pytest.mark.parametrize(
+  'fields, extra',
+  [
     # W_x: 4 taps, 4 -> 2; W_g: 8 -> 2 with bias; psi: 2 -> 1 with bias.
     ({'attention': True}, 4 * 4 * 2 + (8 * 2 + 2) + (2 + 1)),
     # Shortcuts 1 -> 4, 4 -> 8, 8 -> 4 with their norms.
@@ -134,7 +160,8 @@ def test_unet_parameters_by_hand():
     ({'convs_per_stage': (3, 2)}, 2 * (9 * 16 + 8)),
     ({'kernel_sizes': (3, (1, 3))}, -6 * (4 * 8 + 8 * 8)),
     ({'deep_supervision': True}, 0),  # one decoder stage, one head
-])
+  ],
+)
 def test_option_changes_the_number_of_parameters(fields, extra):
   assert num_params(**fields) - num_params() == extra
 
@@ -146,12 +173,16 @@ def test_features_double_up_to_the_cap_or_are_given():
 
 
 def test_divisor_and_its_error():
-  model = models.create_model('unet', 2, features=2, depth=4,
-                              strides=(1, (1, 2, 2), (1, 2, 2), 2))
+  model = models.create_model(
+    'unet', 2, features=2, depth=4, strides=(1, (1, 2, 2), (1, 2, 2), 2)
+  )
   assert model.divisor(3) == (2, 8, 8)
   assert models.create_model('unet', 2).divisor(2) == (16, 16)
-  with pytest.raises(ValueError, match=r'\(4, 20, 24\).*\(2, 8, 8\).*'
-                     r'\(4, 16, 24\) and \(4, 24, 24\)'):
+  with pytest.raises(
+    ValueError,
+    match=r'\(4, 20, 24\).*\(2, 8, 8\).*'
+    r'\(4, 16, 24\) and \(4, 24, 24\)',
+  ):
     param_shapes(model, (1, 4, 20, 24, 1))
   with pytest.raises(ValueError, match='strides.*2 spatial axes'):
     model.divisor(2)
@@ -172,41 +203,63 @@ def test_anisotropic_strides_leave_the_first_axis():
 
 
 def test_deep_supervision_gives_every_decoder_stage_in_training():
-  model = models.create_model('unet', 3, features=2, depth=4,
-                              deep_supervision=True)
+  model = models.create_model(
+    'unet', 3, features=2, depth=4, deep_supervision=True
+  )
 
   def run(train):
     image = jnp.zeros((2, 16, 24, 1))
     variables = model.init(jax.random.key(0), image, train=False)
-    return model.apply(variables, image, train=train,
-                       mutable=['batch_stats'])[0]
+    return model.apply(variables, image, train=train, mutable=['batch_stats'])[
+      0
+    ]
 
   logits = jax.eval_shape(lambda: run(True))
   assert [x.shape for x in logits] == [
-      (2, 16, 24, 3), (2, 8, 12, 3), (2, 4, 6, 3)]
+    (2, 16, 24, 3),
+    (2, 8, 12, 3),
+    (2, 4, 6, 3),
+  ]
   assert jax.eval_shape(lambda: run(False)).shape == (2, 16, 24, 3)
 
 
-@pytest.mark.parametrize('fields, shape', [
-    ({'attention': True, 'residual': True, 'down': 'stride',
-      'deep_supervision': True, 'norm': 'instance', 'depth': 3}, (2, 8, 8, 2)),
-    ({'activation': 'leaky_relu', 'norm': 'group', 'up': 'linear', 'depth': 2},
-     (1, 4, 8, 8, 2)),
+@pytest.mark.parametrize(
+  'fields, shape',
+  [
+    (
+      {
+        'attention': True,
+        'residual': True,
+        'down': 'stride',
+        'deep_supervision': True,
+        'norm': 'instance',
+        'depth': 3,
+      },
+      (2, 8, 8, 2),
+    ),
+    (
+      {'activation': 'leaky_relu', 'norm': 'group', 'up': 'linear', 'depth': 2},
+      (1, 4, 8, 8, 2),
+    ),
     ({'activation': 'swish', 'up': 'nearest', 'depth': 2}, (2, 16, 2)),
-])
+  ],
+)
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero(fields, shape):
-  model = models.create_model('unet', 3, features=4, convs_per_stage=1,
-                              **fields)
+  model = models.create_model(
+    'unet', 3, features=4, convs_per_stage=1, **fields
+  )
   image = image_of(*shape)
   variables = random_variables(model, image)
 
   @jax.jit
   @jax.grad
   def gradient(params):
-    logits, _ = model.apply(variables | {'params': params}, image, train=True,
-                            mutable=['batch_stats'])
-    return sum((x * image_of(*x.shape, seed=5)).sum()
-               for x in jax.tree.leaves(logits))
+    logits, _ = model.apply(
+      variables | {'params': params}, image, train=True, mutable=['batch_stats']
+    )
+    return sum(
+      (x * image_of(*x.shape, seed=5)).sum() for x in jax.tree.leaves(logits)
+    )
 
   for path, g in jax.tree.leaves_with_path(gradient(variables['params'])):
     assert np.isfinite(g).all(), path
@@ -251,27 +304,53 @@ def equations(jaxpr):
           yield from equations(inner)
 
 
-@pytest.mark.parametrize('name, fields, shape', [
-    ('unet', {'features': 4, 'depth': 3, 'attention': True, 'residual': True,
-              'dropout': 0.1, 'deep_supervision': True}, (2, 16, 16, 1)),
-    ('unet', {'features': 4, 'depth': 2, 'norm': 'instance', 'up': 'linear',
-              'down': 'stride'}, (2, 8, 8, 8, 1)),
+@pytest.mark.parametrize(
+  'name, fields, shape',
+  [
+    (
+      'unet',
+      {
+        'features': 4,
+        'depth': 3,
+        'attention': True,
+        'residual': True,
+        'dropout': 0.1,
+        'deep_supervision': True,
+      },
+      (2, 16, 16, 1),
+    ),
+    (
+      'unet',
+      {
+        'features': 4,
+        'depth': 2,
+        'norm': 'instance',
+        'up': 'linear',
+        'down': 'stride',
+      },
+      (2, 8, 8, 8, 1),
+    ),
     ('encoder_decoder', {}, (2, 8, 8, 1)),
-])
+  ],
+)
 def test_bfloat16_reaches_every_convolution(name, fields, shape):
   num_classes = 7  # a size that only the heads have
   model = models.create_model(name, num_classes, dtype='bfloat16', **fields)
   image = jnp.zeros(shape)
   variables = jax.eval_shape(
-      lambda: model.init(jax.random.key(0), image, train=False))
+    lambda: model.init(jax.random.key(0), image, train=False)
+  )
   assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
 
   def loss(params, rest):
     logits, _ = model.apply(
-        {'params': params, **rest}, image, train=True, mutable=['batch_stats'],
-        rngs={'dropout': jax.random.key(0)})
-    assert {x.dtype for x in jax.tree.leaves(logits)} == {
-        jnp.dtype('float32')}
+      {'params': params, **rest},
+      image,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': jax.random.key(0)},
+    )
+    assert {x.dtype for x in jax.tree.leaves(logits)} == {jnp.dtype('float32')}
     return sum(x.sum() for x in jax.tree.leaves(logits))
 
   params = variables.pop('params')

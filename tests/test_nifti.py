@@ -358,9 +358,7 @@ def test_real_ct_and_mr(real_data, name):
     what='label', where='image',
   )  # fmt: skip
   canonical = nib.as_closest_canonical(nib.load(path)).get_fdata()
-  np.testing.assert_array_equal(
-    image.array[..., 0], canonical.T[:, ::-1, ::-1]
-  )
+  np.testing.assert_array_equal(image.array[..., 0], canonical.T[:, ::-1, ::-1])
 
 
 def test_stems():

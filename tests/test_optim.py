@@ -53,7 +53,8 @@ def test_gradients_are_clipped_by_their_global_norm():
   grads = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}
   change, _ = tx.update(grads, tx.init(params), params)
   assert jax.tree.map(lambda x: round(float(x[0]), 6), change) == {
-    'a': -0.6, 'b': -0.8
+    'a': -0.6,
+    'b': -0.8,
   }
 
 

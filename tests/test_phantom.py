@@ -171,9 +171,7 @@ def test_source_hands_out_named_cases_lazily():
   case = source[7]
   assert case.name == 'test_0007' == source.names[7]
   assert case.spacing == (18.0, 15.0)
-  image, label = phantom.generate(
-    5, phantom.SPLIT_START['test'] + 7, (20, 24)
-  )
+  image, label = phantom.generate(5, phantom.SPLIT_START['test'] + 7, (20, 24))
   np.testing.assert_array_equal(case.image, image)
   np.testing.assert_array_equal(case.label, label)
   assert source[-1].name == 'test_0011'

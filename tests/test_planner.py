@@ -261,7 +261,11 @@ def test_there_is_a_note_for_every_choice():
     assert notes[key]
   for name in plan['configurations']:
     for key in (
-      'patch_size', 'batch_size', 'strides', 'kernel_sizes', 'features'
+      'patch_size',
+      'batch_size',
+      'strides',
+      'kernel_sizes',
+      'features',
     ):
       assert notes[f'{name}.{key}']
   assert '160x324x324' in notes['3d_fullres.patch_size']

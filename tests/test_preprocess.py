@@ -23,8 +23,7 @@ def case(image, label=None, spacing=None):
 
 
 def volume(shape=(9, 14, 12), *, channels=1, seed=0):
-  """Returns an int16 volume with a margin of zeros, and a label of 3 classes.
-  """
+  """Returns an int16 volume with a margin of zeros, and 3 classes."""
   rng = np.random.default_rng(seed)
   image = np.zeros((*shape, channels), np.int16)
   image[1:-1, 2:-1, 3:-2] = 1 + rng.integers(

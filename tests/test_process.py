@@ -31,15 +31,20 @@ print(jax.config.jax_compilation_cache_dir)
 def run(cache, *args, **environment):
   """Returns what the program wrote to stdout; nothing else is written."""
   kept = {
-    name: value for name, value in os.environ.items()
+    name: value
+    for name, value in os.environ.items()
     if not name.startswith('JAX_')
   }
-  environment = kept | {
-    'XDG_CACHE_HOME': str(cache), 'JAX_PLATFORMS': 'cpu'
-  } | environment
+  environment = (
+    kept | {'XDG_CACHE_HOME': str(cache), 'JAX_PLATFORMS': 'cpu'} | environment
+  )
   done = subprocess.run(
-    [sys.executable, '-c', PROGRAM, *args], env=environment, cwd=ROOT,
-    capture_output=True, text=True, timeout=120,
+    [sys.executable, '-c', PROGRAM, *args],
+    env=environment,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
   )
   assert done.returncode == 0 and done.stderr == '', done.stderr
   return done.stdout.splitlines()
@@ -87,7 +92,9 @@ def test_the_least_recently_used_go_first(tmp_path):
     os.utime(path, (1000 - 10 * i, 500))
   process.remove_oldest(tmp_path, 350)
   assert sorted(p.name for p in tmp_path.rglob('*-cache')) == [
-    '0-cache', '1-cache', '2-cache'
+    '0-cache',
+    '1-cache',
+    '2-cache',
   ]
   process.remove_oldest(tmp_path / 'nowhere', 0)
 

@@ -38,6 +38,10 @@ def test_the_loop_compiles_each_program_once(
   first, second = events.index((1, 'train')), events.index((2, 'train'))
   assert second == first + 1
   # The first evaluation and the first saving have programs of their own.
-  assert events[events.index((3, 'train')):events.index((6, 'val'))] == [
-    (3, 'train'), (4, 'train'), (4, 'val'), (5, 'train'), (6, 'train')
+  assert events[events.index((3, 'train')) : events.index((6, 'val'))] == [
+    (3, 'train'),
+    (4, 'train'),
+    (4, 'val'),
+    (5, 'train'),
+    (6, 'train'),
   ]

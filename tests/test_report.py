@@ -42,24 +42,28 @@ def test_class_value_is_the_mean_over_the_cases_that_define_it():
   organ = summary['classes']['organ']
   # Dice 6/8, 2/6, 0/2; IoU 3/5, 1/5, 0/2; precision 3/4, 1/4, undefined;
   # recall 3/4, 1/2, 0/2; pooled tp 4, fp 4, fn 4.
-  assert _without_intervals(organ) == pytest.approx({
-    'dice': (3 / 4 + 1 / 3 + 0) / 3,
-    'iou': (3 / 5 + 1 / 5 + 0) / 3,
-    'precision': 1 / 2,
-    'recall': (3 / 4 + 1 / 2 + 0) / 3,
-    'n_valid': 3,
-    'dice_pooled': 8 / 16,
-  })
+  assert _without_intervals(organ) == pytest.approx(
+    {
+      'dice': (3 / 4 + 1 / 3 + 0) / 3,
+      'iou': (3 / 5 + 1 / 5 + 0) / 3,
+      'precision': 1 / 2,
+      'recall': (3 / 4 + 1 / 2 + 0) / 3,
+      'n_valid': 3,
+      'dice_pooled': 8 / 16,
+    }
+  )
   # Dice 2/6, undefined, 0/4; recall 1/4, undefined, undefined.
   tumour = summary['classes']['tumour, left']
-  assert _without_intervals(tumour) == pytest.approx({
-    'dice': 1 / 6,
-    'iou': 1 / 10,
-    'precision': 1 / 4,
-    'recall': 1 / 4,
-    'n_valid': 2,
-    'dice_pooled': 2 / 10,
-  })
+  assert _without_intervals(tumour) == pytest.approx(
+    {
+      'dice': 1 / 6,
+      'iou': 1 / 10,
+      'precision': 1 / 4,
+      'recall': 1 / 4,
+      'n_valid': 2,
+      'dice_pooled': 2 / 10,
+    }
+  )
   background = summary['classes']['background']
   assert background['dice'] == pytest.approx((16 / 20 + 8 / 12) / 2)
   assert background['n_valid'] == 2
@@ -77,14 +81,16 @@ def test_absent_class_is_none_and_left_out_of_the_foreground_mean():
     **{f'{metric}_ci95': None for metric in report.METRICS},
   }
   # Two classes count; neither the background nor the class never seen.
-  assert _without_intervals(summary['mean']) == pytest.approx({
-    'dice': (13 / 36 + 1 / 6) / 2,
-    'iou': (4 / 15 + 1 / 10) / 2,
-    'precision': (1 / 2 + 1 / 4) / 2,
-    'recall': (5 / 12 + 1 / 4) / 2,
-    'dice_pooled': (1 / 2 + 1 / 5) / 2,
-    'pixel_accuracy': 0.5,
-  })
+  assert _without_intervals(summary['mean']) == pytest.approx(
+    {
+      'dice': (13 / 36 + 1 / 6) / 2,
+      'iou': (4 / 15 + 1 / 10) / 2,
+      'precision': (1 / 2 + 1 / 4) / 2,
+      'recall': (5 / 12 + 1 / 4) / 2,
+      'dice_pooled': (1 / 2 + 1 / 5) / 2,
+      'pixel_accuracy': 0.5,
+    }
+  )
 
 
 def test_no_cases_and_no_foreground_give_none():

@@ -33,9 +33,7 @@ def _volume_record(name, organ, lesion):
       'lesions_false': false,
       'lesion_f1': 2 * found / total if total else NAN,
     }
-  record['classes']['background'] |= {
-    'volume_ml': 10.0, 'volume_ml_label': 9.0
-  }
+  record['classes']['background'] |= {'volume_ml': 10.0, 'volume_ml_label': 9.0}
   return record
 
 
@@ -162,8 +160,12 @@ def test_intervals_are_those_of_scipys_percentile_bootstrap(share_undefined):
       return statistic(values[indices.astype(int)])
 
     result = stats.bootstrap(
-      (np.arange(30),), of_indices, vectorized=True, method='percentile',
-      n_resamples=20_000, rng=np.random.default_rng(1),
+      (np.arange(30),),
+      of_indices,
+      vectorized=True,
+      method='percentile',
+      n_resamples=20_000,
+      rng=np.random.default_rng(1),
     )
     return list(result.confidence_interval)
 
@@ -178,9 +180,7 @@ def test_intervals_are_those_of_scipys_percentile_bootstrap(share_undefined):
     )
     assert numbers['dice_ci95'][0] < numbers['dice'] < numbers['dice_ci95'][1]
   # The classes of one case are drawn together.
-  interval = expected(
-    lambda x: np.nanmean(x[..., :2], axis=-2).mean(axis=-1)
-  )
+  interval = expected(lambda x: np.nanmean(x[..., :2], axis=-2).mean(axis=-1))
   tolerance = 0.06 * (interval[1] - interval[0])
   mean = summary['mean']
   assert mean['dice_ci95'] == pytest.approx(interval, abs=tolerance)

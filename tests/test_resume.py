@@ -20,7 +20,7 @@ from medseg_jax.data import sampling
 from medseg_jax.errors import InputError
 
 # Runs a small configuration in a process of its own, which can be killed.
-RUNNER = '''
+RUNNER = """
 import pathlib, sys
 sys.path += [{tests!r}]
 import jax
@@ -34,7 +34,7 @@ config.data.cache_dir = {cache!r}
 config.eval_every = 10
 {extra}
 train.run(config, pathlib.Path({workdir!r}))
-'''
+"""
 
 
 def start(workdir, tmp_path, *, num_steps=30, extra=''):
@@ -47,8 +47,11 @@ def start(workdir, tmp_path, *, num_steps=30, extra=''):
     extra=extra,
   )
   return subprocess.Popen(
-    [sys.executable, '-c', code], cwd=ROOT, text=True,
-    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
   )
 
 
@@ -154,7 +157,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
   train.run(shrink(load('unet')), workdir)
   before = arrays(workdir)
   # No file may grow beyond 2 kB from here on: writing fails as on a full disk.
-  limit = '''
+  limit = """
 import resource
 real = train.create_feed
 def compile_and_fill_the_disk(*args):
@@ -165,7 +168,7 @@ train.create_feed = compile_and_fill_the_disk
 config.data.phantom.num_val = 0  # its pictures would fail first
 config.log_every = 0
 config.checkpoint_every = 0
-'''
+"""
   process = start(workdir, tmp_path, num_steps=8, extra=limit)
   output, _ = process.communicate(timeout=300)
   assert process.returncode != 0

@@ -114,7 +114,10 @@ def test_the_random_bits_are_those_of_jax():
 def test_a_pass_is_a_permutation_for_every_number_of_cases():
   for count in range(1, 70):
     chosen = choose_patches(
-      seed=count, step=0, batch_size=3 * count, shapes=[(8, 8)] * count,
+      seed=count,
+      step=0,
+      batch_size=3 * count,
+      shapes=[(8, 8)] * count,
       patch_size=(8, 8),
     )
     passes = np.sort(chosen.cases.reshape(3, count), 1)
@@ -123,9 +126,9 @@ def test_a_pass_is_a_permutation_for_every_number_of_cases():
 
 def test_all_orders_are_equally_likely():
   shapes = [(8, 8)] * 4
-  order = np.concatenate([
-    choose(step, batch_size=480, shapes=shapes).cases for step in range(200)
-  ])
+  order = np.concatenate(
+    [choose(step, batch_size=480, shapes=shapes).cases for step in range(200)]
+  )
   _, counts = np.unique(order.reshape(-1, 4), axis=0, return_counts=True)
   # 24 orders, 1000 draws of each: chi-square of 23 degrees of freedom.
   assert len(counts) == 24
@@ -133,9 +136,12 @@ def test_all_orders_are_equally_likely():
 
 
 def test_positions_are_uniform_and_independent():
-  starts = np.concatenate([
-    choose(step, batch_size=500, shapes=[(12, 11)]).starts for step in range(80)
-  ])
+  starts = np.concatenate(
+    [
+      choose(step, batch_size=500, shapes=[(12, 11)]).starts
+      for step in range(80)
+    ]
+  )
   counts = np.bincount(starts[:, 0] * 4 + starts[:, 1], minlength=20)
   assert len(counts) == 20  # 2000 draws of each, 19 degrees of freedom
   assert ((counts - 2000) ** 2 / 2000).sum() < 44
@@ -147,7 +153,10 @@ def test_long_runs_do_not_overflow():
   # Batches of 5000 are whole passes: the same order, by another way.
   epoch, place = divmod(step * 4096, 5000)
   other = choose_patches(
-    seed=3, step=epoch, batch_size=5000, shapes=[(9, 9)] * 5000,
+    seed=3,
+    step=epoch,
+    batch_size=5000,
+    shapes=[(9, 9)] * 5000,
     patch_size=(8, 8),
   )
   first = 5000 - place

@@ -77,7 +77,11 @@ def test_counts_are_exact_where_float32_is_not():
 def test_nothing_left_is_undefined():
   pred, label = np.ones((4, 4), int), np.full((4, 4), -1)
   record = scores.score_case(
-    pred, label, classes=CLASSES, spacing=(1, 1), surface_tolerance=1.0,
+    pred,
+    label,
+    classes=CLASSES,
+    spacing=(1, 1),
+    surface_tolerance=1.0,
     lesions=True,
   )
   assert math.isnan(record['pixel_accuracy'])
@@ -100,7 +104,10 @@ def _boxes():
 def test_volumes_and_surfaces_are_in_true_millimetres():
   pred, label = _boxes()
   record = scores.score_case(
-    pred, label, classes=CLASSES, spacing=(3.0, 0.5, 2.0),
+    pred,
+    label,
+    classes=CLASSES,
+    spacing=(3.0, 0.5, 2.0),
     surface_tolerance=5.9,
   )
   organ, tumour = (record['classes'][name] for name in CLASSES[1:])
@@ -128,7 +135,11 @@ def test_surfaces_and_lesions_are_those_of_the_whole_masks():
   label[rng.random(label.shape) < 0.1] = -1
   spacing = (2.0, 1.0, 0.7)
   record = scores.score_case(
-    pred, label, classes=CLASSES, spacing=spacing, surface_tolerance=1.5,
+    pred,
+    label,
+    classes=CLASSES,
+    spacing=spacing,
+    surface_tolerance=1.5,
     lesions=True,
   )
   for c, name in ((1, 'organ'), (2, 'tumour')):
@@ -146,7 +157,9 @@ def test_surfaces_and_lesions_are_those_of_the_whole_masks():
 def test_what_is_ignored_is_background_to_surfaces_and_lesions():
   pred, label = _boxes()
   settings = {
-    'classes': CLASSES, 'spacing': (1, 1, 1), 'surface_tolerance': 1.0,
+    'classes': CLASSES,
+    'spacing': (1, 1, 1),
+    'surface_tolerance': 1.0,
     'lesions': True,
   }
   plain = scores.score_case(pred, label, **settings)
@@ -159,18 +172,14 @@ def test_what_is_ignored_is_background_to_surfaces_and_lesions():
   ignored = label.astype(int)
   ignored[0:2] = -1
   inside = scores.score_case(pred, label, where=where, **settings)
-  np.testing.assert_equal(
-    inside, scores.score_case(pred, ignored, **settings)
-  )
+  np.testing.assert_equal(inside, scores.score_case(pred, ignored, **settings))
   assert inside['classes']['organ'] == plain['classes']['organ']
 
 
 def test_regions_are_scored_from_the_label_maps():
   pred, label = _random((6, 7, 8))
   regions = (('whole', (1, 2)), ('core', (2,)))
-  settings = {
-    'spacing': (1, 2, 3), 'surface_tolerance': 2.0, 'lesions': True
-  }
+  settings = {'spacing': (1, 2, 3), 'surface_tolerance': 2.0, 'lesions': True}
   record = scores.score_case(
     pred, label, classes=CLASSES, regions=regions, **settings
   )
@@ -197,7 +206,9 @@ def test_a_class_of_no_region_is_background():
     pred, label, classes=CLASSES, regions=(('core', (2,)),), spacing=(1, 1)
   )
   assert [record['classes']['background'][k] for k in report.COUNTS] == [
-    1, 1, 1
+    1,
+    1,
+    1,
   ]
   assert scores.scored_names(CLASSES) == CLASSES
 
@@ -207,17 +218,23 @@ def test_records_make_a_report():
   for seed in range(3):
     pred, label = _random((6, 7, 8), seed)
     record = scores.score_case(
-      pred, label, classes=CLASSES, spacing=(1, 1, 1), surface_tolerance=1.0,
+      pred,
+      label,
+      classes=CLASSES,
+      spacing=(1, 1, 1),
+      surface_tolerance=1.0,
       lesions=True,
     )
     records.append({'case': f'case {seed}', **record})
   summary = report.summarize(records, CLASSES, split='val', step=0)
   assert summary['mean']['surface_dice'] == pytest.approx(
-    np.mean([
-      record['classes'][name]['surface_dice']
-      for record in records
-      for name in CLASSES[1:]
-    ])
+    np.mean(
+      [
+        record['classes'][name]['surface_dice']
+        for record in records
+        for name in CLASSES[1:]
+      ]
+    )
   )
 
 
@@ -247,8 +264,12 @@ def test_a_shifted_real_hippocampus(real_data):
   label = np.asarray(file.dataobj).astype(np.uint8)
   pred = np.roll(label, 1, axis=0)
   record = scores.score_case(
-    pred, label, classes=('background', 'anterior', 'posterior'),
-    spacing=file.header.get_zooms(), surface_tolerance=1.0, lesions=True,
+    pred,
+    label,
+    classes=('background', 'anterior', 'posterior'),
+    spacing=file.header.get_zooms(),
+    surface_tolerance=1.0,
+    lesions=True,
   )
   for c, name in ((1, 'anterior'), (2, 'posterior')):
     row = record['classes'][name]

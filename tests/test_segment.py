@@ -15,8 +15,11 @@ from medseg_jax.errors import InputError
 from medseg_jax.segment import predict_cases
 
 SETTINGS = dict(
-  preprocessing=Preprocessing('zscore'), channels=1, patch_size=(16, 16),
-  overlap=0.5, batch_size=1,
+  preprocessing=Preprocessing('zscore'),
+  channels=1,
+  patch_size=(16, 16),
+  overlap=0.5,
+  batch_size=1,
 )
 RAW = (Channel('none'),)
 
@@ -137,13 +140,19 @@ def test_a_resampled_volume_comes_back_to_its_grid():
   )
   logits = np.asarray(thirds(image.astype(np.float16).astype(np.float32)))
   own = (26, 18, 25)
-  zoomed = np.stack([
-    ndimage.zoom(
-      logits[..., k], np.divide(own, image.shape[:-1]), order=1,
-      mode='nearest', grid_mode=True,
-    )
-    for k in range(3)
-  ], -1)
+  zoomed = np.stack(
+    [
+      ndimage.zoom(
+        logits[..., k],
+        np.divide(own, image.shape[:-1]),
+        order=1,
+        mode='nearest',
+        grid_mode=True,
+      )
+      for k in range(3)
+    ],
+    -1,
+  )
   expected = np.zeros((20, 31, 25), int)
   expected[inside] = zoomed.argmax(-1).transpose(1, 0, 2)
   assert (pred == expected).mean() > 0.9999
@@ -186,9 +195,7 @@ def test_a_two_dimensional_network_segments_a_volume_slice_by_slice():
     shapes.add(tiles.shape)
     return thirds(tiles)
 
-  [(_, pred, _)] = run(
-    predict, [case], preprocessing=settings, batch_size=3
-  )
+  [(_, pred, _)] = run(predict, [case], preprocessing=settings, batch_size=3)
   assert shapes == {(3, 16, 16, 1)}
   truth = nearest_peak(case)
   assert pred.shape == truth.shape and (pred == truth).mean() > 0.95
@@ -207,8 +214,11 @@ def test_many_small_volumes_share_batches():
     for i, s in enumerate(sizes)
   ]
   got = run(
-    predict, cases, preprocessing=Preprocessing(channels=RAW),
-    patch_size=(8, 8, 8), batch_size=4,
+    predict,
+    cases,
+    preprocessing=Preprocessing(channels=RAW),
+    patch_size=(8, 8, 8),
+    batch_size=4,
   )
   assert calls == [(4, 8, 8, 8, 1)] * 3  # 1 + 1 + 2 + 1 + 4 + 1 tiles
   for case, pred, _ in got:
@@ -216,7 +226,7 @@ def test_many_small_volumes_share_batches():
 
 
 def test_the_next_case_is_prepared_meanwhile_unless_the_image_is_large(
-  monkeypatch
+  monkeypatch,
 ):
   def read_before_first_slab(large):
     monkeypatch.setattr(segment, 'LARGE_IMAGE', large)

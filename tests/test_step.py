@@ -43,13 +43,22 @@ def mesh(monkeypatch):
 def setup(mesh, *, ema=False, learning_rate=0.5, ema_decay=0.0, splits=1):
   tx = optax.sgd(learning_rate)
   state = create_state(
-    model=Linear(), tx=tx, key=jax.random.key(0),
-    image_shape=(1, 4, 4, 3), mesh=mesh, ema=ema,
+    model=Linear(),
+    tx=tx,
+    key=jax.random.key(0),
+    image_shape=(1, 4, 4, 3),
+    mesh=mesh,
+    ema=ema,
   )
   step = create_train_step(
-    model=Linear(), tx=tx, loss_fn=create_loss({'cross_entropy': 1.0}),
-    augment_fn=unchanged, schedule=optax.constant_schedule(learning_rate),
-    seed=0, ema_decay=ema_decay, batch_splits=splits,
+    model=Linear(),
+    tx=tx,
+    loss_fn=create_loss({'cross_entropy': 1.0}),
+    augment_fn=unchanged,
+    schedule=optax.constant_schedule(learning_rate),
+    seed=0,
+    ema_decay=ema_decay,
+    batch_splits=splits,
   )
   return state, jax.jit(step)
 
@@ -154,7 +163,8 @@ def test_a_split_batch_has_the_gradient_of_the_whole(mesh, splits):
   got, split_metrics = split(state, data)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-    (expected, metrics), (got, split_metrics),
+    (expected, metrics),
+    (got, split_metrics),
   )
 
 
@@ -165,14 +175,20 @@ def small_unet(norm):
 def unet_step(mesh, norm, splits, **augment):
   model, tx = small_unet(norm), optax.sgd(0.1)
   state = create_state(
-    model=model, tx=tx, key=jax.random.key(0), image_shape=(1, 8, 8, 1),
+    model=model,
+    tx=tx,
+    key=jax.random.key(0),
+    image_shape=(1, 8, 8, 1),
     mesh=mesh,
   )
   step = create_train_step(
-    model=model, tx=tx,
+    model=model,
+    tx=tx,
     loss_fn=create_loss({'cross_entropy': 1.0, 'dice_loss': 1.0}),
-    augment_fn=create_augment(**augment), batch_splits=splits,
-    schedule=optax.constant_schedule(0.1), seed=0,
+    augment_fn=create_augment(**augment),
+    batch_splits=splits,
+    schedule=optax.constant_schedule(0.1),
+    seed=0,
   )
   return state, step
 
@@ -222,7 +238,8 @@ def test_a_batch_spread_over_devices_is_split_where_it_lies():
     got = compiled(state, spread)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-    expected, got,
+    expected,
+    got,
   )
   # Images cross over only as the rows at the borders of the spatial axis: a
   # device sees 2 of the 16 examples at a time, and only half of their rows.
@@ -261,7 +278,14 @@ def test_prediction_averages_over_all_mirrorings():
   expected = image.astype(np.float32) + 2.0 + 10.0 * 3.0  # centres of the ramps
   np.testing.assert_allclose(got, expected.repeat(2, -1), rtol=1e-5)
   assert sorted(flip_sets(3)) == [
-    (), (1,), (1, 2), (1, 2, 3), (1, 3), (2,), (2, 3), (3,)
+    (),
+    (1,),
+    (1, 2),
+    (1, 2, 3),
+    (1, 3),
+    (2,),
+    (2, 3),
+    (3,),
   ]
 
 
@@ -270,9 +294,9 @@ def test_mirroring_compiles_the_network_once():
   image = jnp.zeros((1, 4, 6, 4, 3))
   variables = model.init(jax.random.key(0), image)
   text = [
-    jax.jit(create_predict(model=model, mirror=mirror)).lower(
-      variables, image
-    ).as_text()
+    jax.jit(create_predict(model=model, mirror=mirror))
+    .lower(variables, image)
+    .as_text()
     for mirror in (False, True)
   ]
   assert [t.count('dot_general') for t in text] == [1, 1]

@@ -25,9 +25,9 @@ def _code(*voxels):
 def _ball(shape, centre, radius, spacing):
   grid = np.ogrid[tuple(slice(n) for n in shape)]
   squares = [
-      ((x - c) * s) ** 2 for x, c, s in zip(grid, centre, spacing, strict=True)
+    ((x - c) * s) ** 2 for x, c, s in zip(grid, centre, spacing, strict=True)
   ]
-  return sum(squares) <= radius ** 2
+  return sum(squares) <= radius**2
 
 
 def _brute_force(pred, label, spacing, percentile, tolerance):
@@ -45,8 +45,9 @@ def _brute_force(pred, label, spacing, percentile, tolerance):
     elements.append(found)
   directed = []
   for one, other in (elements, elements[::-1]):
-    directed.append(sorted(
-        (min(np.linalg.norm(p - q) for q, _ in other), a) for p, a in one))
+    directed.append(
+      sorted((min(np.linalg.norm(p - q) for q, _ in other), a) for p, a in one)
+    )
   percentiles = []
   for pairs in directed:
     total, covered = sum(a for _, a in pairs), 0
@@ -57,8 +58,11 @@ def _brute_force(pred, label, spacing, percentile, tolerance):
         break
   pairs = directed[0] + directed[1]
   total = sum(a for _, a in pairs)
-  return (max(percentiles), sum(d * a for d, a in pairs) / total,
-          sum(a for d, a in pairs if d <= tolerance) / total)
+  return (
+    max(percentiles),
+    sum(d * a for d, a in pairs) / total,
+    sum(a for d, a in pairs if d <= tolerance) / total,
+  )
 
 
 def test_lengths_of_contour_elements_are_those_of_marching_squares():
@@ -84,7 +88,8 @@ def test_areas_of_single_corners_and_flat_faces_by_hand():
   for axis in range(3):
     half = [v for v in itertools.product((0, 1), repeat=3) if v[axis] == 0]
     np.testing.assert_allclose(
-        areas[_code(*half)], spacing.prod() / spacing[axis])
+      areas[_code(*half)], spacing.prod() / spacing[axis]
+    )
   # Two voxels along axis 2: a rectangle that cuts off an edge of the cube.
   edge = math.hypot(spacing[0] / 2, spacing[1] / 2) * spacing[2]
   np.testing.assert_allclose(areas[_code((0, 0, 0), (0, 0, 1))], edge)
@@ -93,7 +98,8 @@ def test_areas_of_single_corners_and_flat_faces_by_hand():
   # One voxel and its three neighbours: the regular hexagon with sides sqrt(.5).
   hexagon = _code((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))
   np.testing.assert_allclose(
-      surface.code_areas((1, 1, 1))[hexagon], 1.5 * math.sqrt(3) / 2)
+    surface.code_areas((1, 1, 1))[hexagon], 1.5 * math.sqrt(3) / 2
+  )
 
 
 def test_area_does_not_change_with_complement_or_axis_flip():
@@ -117,7 +123,7 @@ def test_area_of_a_box_is_its_faces_less_the_cut_edges():
   # 6 faces of 3x3 inner grid corners, 12 edges of 3, 8 corner triangles.
   expected = 6 * 9 + 12 * 3 * math.sqrt(0.5) + 8 * math.sqrt(3) / 8
   np.testing.assert_allclose(areas.sum(), expected)
-  assert len(areas) == 5 ** 3 - 3 ** 3
+  assert len(areas) == 5**3 - 3**3
 
 
 def test_diagonal_plane_has_its_true_area():
@@ -125,8 +131,9 @@ def test_diagonal_plane_has_its_true_area():
   # and one with three inside; both cut off half a diagonal.
   areas = surface.code_areas((1, 1, 1))
   one = _code((0, 0, 0), (0, 0, 1))
-  three = _code(*[v for v in itertools.product((0, 1), repeat=3)
-                  if v[:2] != (1, 1)])
+  three = _code(
+    *[v for v in itertools.product((0, 1), repeat=3) if v[:2] != (1, 1)]
+  )
   np.testing.assert_allclose(areas[one] + areas[three], math.sqrt(2))
 
 
@@ -137,7 +144,8 @@ def test_boxes_displaced_by_two_voxels_are_two_spacings_apart(axis):
   pred = np.roll(label, 2, axis)
   gap = 2 * spacing[axis]
   np.testing.assert_allclose(
-      surface.hausdorff_distance(pred, label, spacing, 100), gap)
+    surface.hausdorff_distance(pred, label, spacing, 100), gap
+  )
   assert surface.surface_dice(pred, label, spacing, gap) == 1
   assert surface.surface_dice(pred, label, spacing, 0.99 * gap) < 1
 
@@ -154,34 +162,44 @@ def test_displaced_squares_by_hand():
   length, away = 4 * r + 4, 2 * r + 1 + 1
   spacing = (1, 1)
   np.testing.assert_allclose(
-      surface.average_surface_distance(pred, label, spacing), away / length)
+    surface.average_surface_distance(pred, label, spacing), away / length
+  )
   np.testing.assert_allclose(
-      surface.surface_dice(pred, label, spacing, 0.5), 1 - away / length)
+    surface.surface_dice(pred, label, spacing, 0.5), 1 - away / length
+  )
   share = 100 * (1 - away / length)
   for percentile, expected in ((share - 0.1, 0), (share + 0.1, 1)):
     assert expected == surface.hausdorff_distance(
-        pred, label, spacing, percentile)
+      pred, label, spacing, percentile
+    )
 
 
-@pytest.mark.parametrize('shape, spacing', [
-    ((9, 8), (0.7, 2.0)), ((6, 5, 7), (1.0, 0.8, 2.5)),
-])
+@pytest.mark.parametrize(
+  'shape, spacing',
+  [
+    ((9, 8), (0.7, 2.0)),
+    ((6, 5, 7), (1.0, 0.8, 2.5)),
+  ],
+)
 def test_scores_match_brute_force_on_random_masks(shape, spacing):
   rng = np.random.default_rng(0)
   for share in (0.1, 0.5, 0.9):
     pred, label = rng.random((2, *shape)) < share
     hausdorff, average, dice = _brute_force(pred, label, spacing, 90, 1.0)
     scores = surface.surface_metrics(
-        pred, label, spacing, percentile=90, tolerance=1.0)
+      pred, label, spacing, percentile=90, tolerance=1.0
+    )
     np.testing.assert_allclose(scores['hausdorff_distance'], hausdorff)
     np.testing.assert_allclose(scores['average_surface_distance'], average)
     np.testing.assert_allclose(scores['surface_dice'], dice)
     assert scores == {
-        'hausdorff_distance': surface.hausdorff_distance(
-            pred, label, spacing, 90),
-        'average_surface_distance': surface.average_surface_distance(
-            pred, label, spacing),
-        'surface_dice': surface.surface_dice(pred, label, spacing, 1.0),
+      'hausdorff_distance': surface.hausdorff_distance(
+        pred, label, spacing, 90
+      ),
+      'average_surface_distance': surface.average_surface_distance(
+        pred, label, spacing
+      ),
+      'surface_dice': surface.surface_dice(pred, label, spacing, 1.0),
     }
 
 
@@ -197,7 +215,7 @@ def test_concentric_spheres_are_their_radii_apart():
   assert 5 < average < 6
   areas = surface.surface_distances(*balls, spacing).pred_areas
   # The staircase of a voxel sphere has up to a tenth more area than the sphere.
-  assert 1 < areas.sum() / (4 * math.pi * 20 ** 2) < 1.12
+  assert 1 < areas.sum() / (4 * math.pi * 20**2) < 1.12
 
 
 def test_percentile_weighs_by_area_and_takes_the_larger_direction():
@@ -243,12 +261,15 @@ def test_empty_masks(shape):
 def test_equal_masks_that_fill_the_array_are_at_distance_zero():
   mask = np.ones((3, 4, 5), bool)
   assert surface.surface_metrics(mask, mask, (1, 1, 1), tolerance=0) == {
-      'hausdorff_distance': 0, 'average_surface_distance': 0,
-      'surface_dice': 1,
+    'hausdorff_distance': 0,
+    'average_surface_distance': 0,
+    'surface_dice': 1,
   }
 
 
-@pytest.mark.parametrize('pred, spacing, message', [
+@pytest.mark.parametrize(
+  'pred, spacing, message',
+  [
     (np.zeros((3, 4), bool), (1, 1), 'one shape'),
     (np.zeros((3, 3), np.uint8), (1, 1), 'bool'),
     (np.zeros(3, bool), (1,), '2 or 3 axes'),
@@ -256,7 +277,8 @@ def test_equal_masks_that_fill_the_array_are_at_distance_zero():
     (np.zeros((3, 3), bool), 1, '2 numbers'),
     (np.zeros((3, 3), bool), (1, 0), 'positive'),
     (np.zeros((3, 3), bool), (1, np.nan), 'positive'),
-])
+  ],
+)
 def test_bad_masks_and_spacings_raise(pred, spacing, message):
   with pytest.raises(ValueError, match=message):
     surface.hausdorff_distance(pred, np.zeros((3, 3), bool), spacing)

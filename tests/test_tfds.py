@@ -23,14 +23,16 @@ class Pets(tfds.core.GeneratorBasedBuilder):
   def _info(self):
     return tfds.core.DatasetInfo(
       builder=self,
-      features=tfds.features.FeaturesDict({
-        'image': tfds.features.Image(shape=(None, None, 3)),
-        'label': tfds.features.ClassLabel(names=['cat', 'dog']),
-        'file_name': tfds.features.Text(),
-        'segmentation_mask': tfds.features.Image(
-          shape=(None, None, 1), use_colormap=True
-        ),
-      }),
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(shape=(None, None, 3)),
+          'label': tfds.features.ClassLabel(names=['cat', 'dog']),
+          'file_name': tfds.features.Text(),
+          'segmentation_mask': tfds.features.Image(
+            shape=(None, None, 1), use_colormap=True
+          ),
+        }
+      ),
     )
 
   def _split_generators(self, dl_manager):
@@ -42,12 +44,15 @@ class Pets(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, start, num_examples):
     for i in range(start, start + num_examples):
       image, mask = pet(i)
-      yield i, {
-        'image': image,
-        'label': i % 2,
-        'file_name': f'pet_{i}.jpg',
-        'segmentation_mask': mask[..., None],
-      }
+      yield (
+        i,
+        {
+          'image': image,
+          'label': i % 2,
+          'file_name': f'pet_{i}.jpg',
+          'segmentation_mask': mask[..., None],
+        },
+      )
 
 
 class Scans(tfds.core.GeneratorBasedBuilder):
@@ -59,12 +64,14 @@ class Scans(tfds.core.GeneratorBasedBuilder):
   def _info(self):
     return tfds.core.DatasetInfo(
       builder=self,
-      features=tfds.features.FeaturesDict({
-        'scan': tfds.features.Tensor(shape=(4, 6, 5), dtype=np.int16),
-        'lesion': tfds.features.Tensor(shape=(4, 6, 5, 1), dtype=np.float32),
-        'broken': tfds.features.Tensor(shape=(4, 6, 5), dtype=np.float32),
-        'wide': tfds.features.Tensor(shape=(4, 6, 7), dtype=np.uint8),
-      }),
+      features=tfds.features.FeaturesDict(
+        {
+          'scan': tfds.features.Tensor(shape=(4, 6, 5), dtype=np.int16),
+          'lesion': tfds.features.Tensor(shape=(4, 6, 5, 1), dtype=np.float32),
+          'broken': tfds.features.Tensor(shape=(4, 6, 5), dtype=np.float32),
+          'wide': tfds.features.Tensor(shape=(4, 6, 7), dtype=np.uint8),
+        }
+      ),
     )
 
   def _split_generators(self, dl_manager):
@@ -74,12 +81,15 @@ class Scans(tfds.core.GeneratorBasedBuilder):
     for i in range(2):
       scan = np.arange(120, dtype=np.int16).reshape(4, 6, 5) - 60 + i
       lesion = (scan > 0).astype(np.float32)
-      yield i, {
-        'scan': scan,
-        'lesion': lesion[..., None],
-        'broken': lesion / 2,
-        'wide': np.zeros((4, 6, 7), np.uint8),
-      }
+      yield (
+        i,
+        {
+          'scan': scan,
+          'lesion': lesion[..., None],
+          'broken': lesion / 2,
+          'wide': np.zeros((4, 6, 7), np.uint8),
+        },
+      )
 
 
 def pet(index):

@@ -134,9 +134,7 @@ def test_plain_folders_with_suffixes_and_channels(tmp_path, labels):
   assert source.classes == ('background', 'label_3', 'label_9')
   assert source.channel_names == ('channel_0', 'channel_1')
   np.testing.assert_array_equal(source[1].label.max(), 2)
-  np.testing.assert_array_equal(
-    source[1].image[..., 1], inside(image_array(3))
-  )
+  np.testing.assert_array_equal(source[1].image[..., 1], inside(image_array(3)))
 
 
 def test_cases_may_have_numbers_like_channels(tmp_path):

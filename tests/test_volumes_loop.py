@@ -192,15 +192,22 @@ def regions_data(tmp_path):
     array = np.asarray(label.dataobj).copy()
     array[:2] = 3  # nobody has looked there
     nibabel.Nifti1Image(array, label.affine).to_filename(path)
-  (data / 'dataset.json').write_text(json.dumps({
-    'channel_names': {'0': 'CT', '1': 'T2'},
-    'labels': {
-      'background': 0, 'whole': [1, 2], 'half': [2], 'ignore': 3,
-    },
-    'regions_class_order': [1, 2],
-    'numTraining': 6,
-    'file_ending': '.nii.gz',
-  }))
+  (data / 'dataset.json').write_text(
+    json.dumps(
+      {
+        'channel_names': {'0': 'CT', '1': 'T2'},
+        'labels': {
+          'background': 0,
+          'whole': [1, 2],
+          'half': [2],
+          'ignore': 3,
+        },
+        'regions_class_order': [1, 2],
+        'numTraining': 6,
+        'file_ending': '.nii.gz',
+      }
+    )
+  )
   return data
 
 
@@ -370,10 +377,12 @@ def test_real_hippocampus_from_folder_to_scores(
   config = config_for(task, num_steps=20)
   config.batch_size = 2
   config.patch_size = (24, 32, 24)
-  splits = [{
-    'train': [f'hippocampus_{i:03d}' for i in (1, 3, 4, 6, 7, 8)],
-    'val': ['hippocampus_011'],
-  }]
+  splits = [
+    {
+      'train': [f'hippocampus_{i:03d}' for i in (1, 3, 4, 6, 7, 8)],
+      'val': ['hippocampus_011'],
+    }
+  ]
   (tmp_path / 'splits.json').write_text(json.dumps(splits))
   summary = train.run(config, tmp_path)
   assert summary['num_cases'] == 1

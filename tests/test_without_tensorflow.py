@@ -11,7 +11,7 @@ from small import load, shrink
 
 from medseg_jax import train
 
-BLOCKER = '''
+BLOCKER = """
 import sys
 for name in ('tensorflow', 'tensorflow_datasets'):
   sys.modules[name] = None
@@ -22,14 +22,17 @@ import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: (
   None if name.startswith('tensorflow') else real(name, *rest))
-'''
+"""
 
 
 def run(code):
   head = BLOCKER.format(tests=str(ROOT / 'tests'), root=str(ROOT))
   done = subprocess.run(
-    [sys.executable, '-c', head + code], cwd=ROOT, timeout=300,
-    capture_output=True, text=True,
+    [sys.executable, '-c', head + code],
+    cwd=ROOT,
+    timeout=300,
+    capture_output=True,
+    text=True,
   )
   assert done.returncode == 0, done.stderr
   return done.stdout
@@ -49,7 +52,7 @@ def test_evaluate_predict_and_benchmark(tmp_path):
   train.run(config, workdir)
   (tmp_path / 'in').mkdir()
   Image.new('L', (20, 30)).save(tmp_path / 'in' / 'scan.png')
-  output = run(f'''
+  output = run(f"""
 import pathlib
 from medseg_jax import benchmark, evaluate, experiment, predict
 benchmark.MIN_SECONDS = 0.1
@@ -64,15 +67,27 @@ predict.run(
 )
 config.data.device_cache = 'off'
 benchmark.run(config, workdir)
-''')
+""")
   assert (tmp_path / 'out' / 'scan.png').exists()
   result = json.loads(output.splitlines()[-1])
   assert result == json.loads((workdir / 'benchmark.json').read_text())
   assert set(result) >= {
-    'device', 'num_devices', 'dtype', 'batch_size', 'patch_size', 'compile_s',
-    'step_ms', 'images_per_s', 'end_to_end_images_per_s', 'data_wait_frac',
-    'flops_per_step', 'tflops_per_s', 'peak_tflops_per_s', 'mfu',
-    'peak_memory_bytes', 'inference_images_per_s',
+    'device',
+    'num_devices',
+    'dtype',
+    'batch_size',
+    'patch_size',
+    'compile_s',
+    'step_ms',
+    'images_per_s',
+    'end_to_end_images_per_s',
+    'data_wait_frac',
+    'flops_per_step',
+    'tflops_per_s',
+    'peak_tflops_per_s',
+    'mfu',
+    'peak_memory_bytes',
+    'inference_images_per_s',
   }
   assert result['end_to_end_images_per_s'] is None  # that is tf.data's part
   for key in ('step_ms', 'images_per_s', 'mfu', 'inference_images_per_s'):
@@ -80,7 +95,7 @@ benchmark.run(config, workdir)
 
 
 def test_training(tmp_path):
-  output = run(f'''
+  output = run(f"""
 import pathlib
 from small import load, shrink
 from medseg_jax import train
@@ -93,7 +108,7 @@ try:
   train.run(config, folder / 'other')
 except InputError as error:
   print(error)
-''')
+""")
   assert 'from the data set on the device' in output
   assert output.splitlines()[-1] == (
     'TensorFlow is not installed, and reads the batches where the data set '

@@ -115,7 +115,7 @@ def create_augment(**fields):
       # The barrier keeps XLA from fusing one transform into the next, which
       # on CPU computes it again for every value that the next one reads.
       image, label = lax.optimization_barrier(
-          transform_fn(key_number, image, label)
+        transform_fn(key_number, image, label)
       )
     return image.astype(dtype), label
 
@@ -158,20 +158,20 @@ def read_size(patch_size, **fields):
   if not _warps(o):
     return o.patch_size
   return extent.read_size(
-      o.patch_size,
-      rotation_degrees=o.rotation_degrees if o.rotation_prob else 0.0,
-      smallest_scale=o.scale_range[0] if o.scale_prob else 1.0,
-      in_plane=o.in_plane,
-      displacement=3 * o.elastic_std,
-      turns=o.rot90_prob > 0,
+    o.patch_size,
+    rotation_degrees=o.rotation_degrees if o.rotation_prob else 0.0,
+    smallest_scale=o.scale_range[0] if o.scale_prob else 1.0,
+    in_plane=o.in_plane,
+    displacement=3 * o.elastic_std,
+    turns=o.rot90_prob > 0,
   )
 
 
 def _warps(o):
   return o.warp_prob > 0 and (
-      o.rotation_prob * o.rotation_degrees > 0
-      or (o.scale_prob > 0 and o.scale_range != (1, 1))
-      or o.elastic_std > 0
+    o.rotation_prob * o.rotation_degrees > 0
+    or (o.scale_prob > 0 and o.scale_range != (1, 1))
+    or o.elastic_std > 0
   )
 
 
@@ -180,99 +180,98 @@ def _active_transforms(o):
   coords_fn = None
   if _warps(o):
     coords_fn = functools.partial(
-        transforms.random_coords,
-        prob=o.warp_prob,
-        rotation_prob=o.rotation_prob,
-        rotation_degrees=o.rotation_degrees,
-        scale_prob=o.scale_prob,
-        scale_range=o.scale_range,
-        in_plane=o.in_plane,
-        elastic_std=o.elastic_std,
-        elastic_spacing=o.elastic_spacing,
+      transforms.random_coords,
+      prob=o.warp_prob,
+      rotation_prob=o.rotation_prob,
+      rotation_degrees=o.rotation_degrees,
+      scale_prob=o.scale_prob,
+      scale_range=o.scale_range,
+      in_plane=o.in_plane,
+      elastic_std=o.elastic_std,
+      elastic_spacing=o.elastic_spacing,
     )
   gamma = {'gamma_range': o.gamma_range, 'keep_stats': o.gamma_keep_stats}
   # (number, whether it is on, transform, its arguments). The number decides the
   # random numbers and never changes, neither with the order nor with what else
   # is on.
   rows = (
-      (
-          0,
-          o.flip_prob or o.rot90_prob or coords_fn or o.patch_size,
-          transforms.random_spatial,
-          {
-              'flip_prob': o.flip_prob,
-              'rot90_prob': o.rot90_prob,
-              'coords_fn': coords_fn,
-              'patch_size': o.patch_size,
-          },
-      ),
-      (
-          5,
-          o.noise_prob and o.noise_std,
-          transforms.random_noise,
-          {'prob': o.noise_prob, 'std': o.noise_std},
-      ),
-      (
-          1,
-          o.blur_prob and o.blur_sigma[1] and o.blur_channel_prob,
-          transforms.random_blur,
-          {
-              'prob': o.blur_prob,
-              'sigma_range': o.blur_sigma,
-              'channel_prob': o.blur_channel_prob,
-          },
-      ),
-      (
-          2,
-          o.brightness_prob
-          and (o.brightness_std or o.brightness_range != (1, 1)),
-          transforms.random_brightness,
-          {
-              'prob': o.brightness_prob,
-              'std': o.brightness_std,
-              'factor_range': o.brightness_range,
-          },
-      ),
-      (
-          3,
-          o.contrast_prob and o.contrast_range != (1, 1),
-          transforms.random_contrast,
-          {
-              'prob': o.contrast_prob,
-              'factor_range': o.contrast_range,
-              'clip': o.contrast_clip,
-          },
-      ),
-      (
-          6,
-          o.low_resolution_prob
-          and o.low_resolution_zoom != (1, 1)
-          and o.low_resolution_channel_prob,
-          transforms.random_low_resolution,
-          {
-              'prob': o.low_resolution_prob,
-              'zoom_range': o.low_resolution_zoom,
-              'channel_prob': o.low_resolution_channel_prob,
-              'in_plane': o.in_plane,
-          },
-      ),
-      (
-          7,
-          o.gamma_invert_prob and o.gamma_range != (1, 1),
-          transforms.random_gamma,
-          {'prob': o.gamma_invert_prob, 'invert': True, **gamma},
-      ),
-      (
-          4,
-          o.gamma_prob and o.gamma_range != (1, 1),
-          transforms.random_gamma,
-          {'prob': o.gamma_prob, **gamma},
-      ),
+    (
+      0,
+      o.flip_prob or o.rot90_prob or coords_fn or o.patch_size,
+      transforms.random_spatial,
+      {
+        'flip_prob': o.flip_prob,
+        'rot90_prob': o.rot90_prob,
+        'coords_fn': coords_fn,
+        'patch_size': o.patch_size,
+      },
+    ),
+    (
+      5,
+      o.noise_prob and o.noise_std,
+      transforms.random_noise,
+      {'prob': o.noise_prob, 'std': o.noise_std},
+    ),
+    (
+      1,
+      o.blur_prob and o.blur_sigma[1] and o.blur_channel_prob,
+      transforms.random_blur,
+      {
+        'prob': o.blur_prob,
+        'sigma_range': o.blur_sigma,
+        'channel_prob': o.blur_channel_prob,
+      },
+    ),
+    (
+      2,
+      o.brightness_prob and (o.brightness_std or o.brightness_range != (1, 1)),
+      transforms.random_brightness,
+      {
+        'prob': o.brightness_prob,
+        'std': o.brightness_std,
+        'factor_range': o.brightness_range,
+      },
+    ),
+    (
+      3,
+      o.contrast_prob and o.contrast_range != (1, 1),
+      transforms.random_contrast,
+      {
+        'prob': o.contrast_prob,
+        'factor_range': o.contrast_range,
+        'clip': o.contrast_clip,
+      },
+    ),
+    (
+      6,
+      o.low_resolution_prob
+      and o.low_resolution_zoom != (1, 1)
+      and o.low_resolution_channel_prob,
+      transforms.random_low_resolution,
+      {
+        'prob': o.low_resolution_prob,
+        'zoom_range': o.low_resolution_zoom,
+        'channel_prob': o.low_resolution_channel_prob,
+        'in_plane': o.in_plane,
+      },
+    ),
+    (
+      7,
+      o.gamma_invert_prob and o.gamma_range != (1, 1),
+      transforms.random_gamma,
+      {'prob': o.gamma_invert_prob, 'invert': True, **gamma},
+    ),
+    (
+      4,
+      o.gamma_prob and o.gamma_range != (1, 1),
+      transforms.random_gamma,
+      {'prob': o.gamma_prob, **gamma},
+    ),
   )
   return [
-      (number, functools.partial(transform_fn, **arguments))
-      for number, is_on, transform_fn, arguments in rows
-      if is_on
+    (number, functools.partial(transform_fn, **arguments))
+    for number, is_on, transform_fn, arguments in rows
+    if is_on
   ]
 
 
@@ -282,8 +281,8 @@ def _checked_options(fields):
     if name not in known:
       closest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
       raise ValueError(
-          f'unknown augment field {name!r}; the closest known one is '
-          f'{closest!r}, allowed are {", ".join(known)}'
+        f'unknown augment field {name!r}; the closest known one is '
+        f'{closest!r}, allowed are {", ".join(known)}'
       )
   return Options(**{k: _checked_value(k, v) for k, v in fields.items()})
 
@@ -296,7 +295,7 @@ def _checked_value(name, value):
     if isinstance(value, bool):
       return value
     raise ValueError(
-        f'augment field {name} is {value!r}, allowed: True or False'
+      f'augment field {name} is {value!r}, allowed: True or False'
     )
   tiny, huge = sys.float_info.min, sys.float_info.max
   is_pair = name.endswith(('_range', '_zoom')) or name == 'blur_sigma'
@@ -319,10 +318,10 @@ def _checked_value(name, value):
   except (TypeError, ValueError):
     numbers = []
   if (
-      isinstance(value, str)
-      or len(numbers) != 1 + is_pair
-      or not all(lowest <= x <= highest for x in numbers)
-      or numbers != sorted(numbers)
+    isinstance(value, str)
+    or len(numbers) != 1 + is_pair
+    or not all(lowest <= x <= highest for x in numbers)
+    or numbers != sorted(numbers)
   ):
     raise ValueError(f'augment field {name} is {value!r}, allowed: {allowed}')
   return tuple(numbers) if is_pair else numbers[0]
@@ -337,8 +336,8 @@ def _checked_size(value):
     size = ()
   if len(size) not in (2, 3) or min(size) < 1:
     raise ValueError(
-        f'augment field patch_size is {value!r}, allowed: 2 or 3 whole numbers '
-        '>= 1, or None'
+      f'augment field patch_size is {value!r}, allowed: 2 or 3 whole numbers '
+      '>= 1, or None'
     )
   return size
 
@@ -346,8 +345,8 @@ def _checked_size(value):
 def _check_batch(image, label, patch_size):
   if image.ndim not in (4, 5) or label.shape != image.shape[:-1]:
     raise ValueError(
-        'augment needs image [B, *S, C] and label [B, *S] with 2 or 3 spatial '
-        f'axes, found image {image.shape} and label {label.shape}'
+      'augment needs image [B, *S, C] and label [B, *S] with 2 or 3 spatial '
+      f'axes, found image {image.shape} and label {label.shape}'
     )
   if not jnp.issubdtype(image.dtype, jnp.floating):
     raise ValueError(f'augment needs a float image, found {image.dtype}')
@@ -355,10 +354,10 @@ def _check_batch(image, label, patch_size):
     raise ValueError(f'augment needs an integer label, found {label.dtype}')
   shape = label.shape[1:]
   if patch_size and (
-      len(patch_size) != len(shape)
-      or any(a > b for a, b in zip(patch_size, shape, strict=True))
+    len(patch_size) != len(shape)
+    or any(a > b for a, b in zip(patch_size, shape, strict=True))
   ):
     raise ValueError(
-        f'augment field patch_size is {patch_size}, allowed: no larger than '
-        f'the batch along any axis, which is {shape}'
+      f'augment field patch_size is {patch_size}, allowed: no larger than '
+      f'the batch along any axis, which is {shape}'
     )

@@ -21,13 +21,13 @@ ROUNDING = 1e-6
 
 
 def read_size(
-    patch_size,
-    *,
-    rotation_degrees=0.0,
-    smallest_scale=1.0,
-    in_plane=False,
-    displacement=0.0,
-    turns=False,
+  patch_size,
+  *,
+  rotation_degrees=0.0,
+  smallest_scale=1.0,
+  in_plane=False,
+  displacement=0.0,
+  turns=False,
 ):
   """Returns the size `(int, ...)` to read, the patch in its middle.
 

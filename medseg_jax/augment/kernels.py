@@ -41,10 +41,12 @@ def reorient(x, planes, swap, flips):
 def reorient_coords(coords, planes, swap, flips):
   """Returns where in x to look up what `reorient(x)` holds at coords."""
   rank, *shape = coords.shape
-  rows = jnp.stack([
+  rows = jnp.stack(
+    [
       jnp.where(flips[axis], shape[axis] - 1 - coords[axis], coords[axis])
       for axis in range(rank)
-  ])
+    ]
+  )
   result = rows
   for number, (a, b) in enumerate(planes):
     order = list(range(rank))
@@ -63,11 +65,13 @@ def rotation_matrix(angles):
   rank = {1: 2, 3: 3}[len(angles)]
   matrix = jnp.eye(rank)
   for angle, (a, b) in zip(
-      angles, itertools.combinations(range(rank), 2), strict=True
+    angles, itertools.combinations(range(rank), 2), strict=True
   ):
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    turn = jnp.eye(rank).at[[a, a, b, b], [a, b, a, b]].set(
-        jnp.stack([cos, -sin, sin, cos])
+    turn = (
+      jnp.eye(rank)
+      .at[[a, a, b, b], [a, b, a, b]]
+      .set(jnp.stack([cos, -sin, sin, cos]))
     )
     # By default an accelerator would round the factors to bfloat16.
     matrix = jnp.matmul(matrix, turn, precision=lax.Precision.HIGHEST)
@@ -79,17 +83,19 @@ def affine_coords(matrix, shape):
   rank = len(shape)
   centre = [(size - 1) / 2 for size in shape]
   offsets = [
-      jnp.expand_dims(
-          jnp.arange(shape[axis]) - centre[axis],
-          [other for other in range(rank) if other != axis],
-      )
-      for axis in range(rank)
+    jnp.expand_dims(
+      jnp.arange(shape[axis]) - centre[axis],
+      [other for other in range(rank) if other != axis],
+    )
+    for axis in range(rank)
   ]
   # Sums of products over broadcast axes, as in rotation_matrix for precision.
-  return jnp.stack([
+  return jnp.stack(
+    [
       centre[i] + sum(matrix[i, j] * offsets[j] for j in range(rank))
       for i in range(rank)
-  ])
+    ]
+  )
 
 
 def crop(x, shape):
@@ -120,9 +126,7 @@ def warp(image, label, coords):
   ends, nearest = [], 0
   for axis, size in enumerate(shape):
     stride = math.prod(shape[axis + 1 :])
-    low, high = (
-        stride * _mirrored(lower[axis] + end, size) for end in (0, 1)
-    )
+    low, high = (stride * _mirrored(lower[axis] + end, size) for end in (0, 1))
     nearest += jnp.where(is_upper[axis], high, low)
     ends.append([(low, 1 - upper_weight[axis]), (high, upper_weight[axis])])
   # The barrier keeps them from being computed again for each of the corners.
@@ -165,8 +169,8 @@ def gaussian_blur(image, sigma, radius):
     # barrier keeps one axis from being computed again for each tap of the next.
     padded = lax.optimization_barrier(jnp.pad(image, padding, mode='reflect'))
     image = sum(
-        kernel[i] * lax.slice_in_dim(padded, i, i + size, axis=axis)
-        for i in range(2 * radius + 1)
+      kernel[i] * lax.slice_in_dim(padded, i, i + size, axis=axis)
+      for i in range(2 * radius + 1)
     )
   return image
 
@@ -201,10 +205,10 @@ def low_resolution(image, zoom, axes):
     # in bfloat16, the default of an accelerator.
     old, new = letters, letters.replace(letters[axis], 'n')
     image = jnp.einsum(
-        f'cn{letters[axis]},{old}c->{new}c',
-        _coarse_weights(image.shape[axis], zoom),
-        image,
-        precision=lax.Precision.HIGHEST,
+      f'cn{letters[axis]},{old}c->{new}c',
+      _coarse_weights(image.shape[axis], zoom),
+      image,
+      precision=lax.Precision.HIGHEST,
     )
   return image
 
@@ -218,8 +222,8 @@ def _coarse_weights(size, zoom):
   low = jnp.floor(place).astype(jnp.int32)
   weights = 0
   for step, weight in (
-      (low, 1 - (place - low)),
-      (jnp.minimum(low + 1, coarse - 1), place - low),
+    (low, 1 - (place - low)),
+    (jnp.minimum(low + 1, coarse - 1), place - low),
   ):
     # The voxel in which the centre of a coarse one lies, in whole numbers.
     voxel = (2 * step + 1) * size // (2 * coarse)

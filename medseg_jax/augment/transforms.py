@@ -15,14 +15,14 @@ from medseg_jax.augment import kernels
 
 
 def random_spatial(
-    key,
-    image,
-    label,
-    *,
-    flip_prob=0.0,
-    rot90_prob=0.0,
-    coords_fn=None,
-    patch_size=None,
+  key,
+  image,
+  label,
+  *,
+  flip_prob=0.0,
+  rot90_prob=0.0,
+  coords_fn=None,
+  patch_size=None,
 ):
   """Returns image and label moved alike: turned, flipped, warped, cropped.
 
@@ -49,8 +49,8 @@ def random_spatial(
     flips ^= jax.random.bernoulli(flip_key, flip_prob, flips.shape)
   if coords_fn is None:
     return tuple(
-        kernels.reorient(kernels.crop(x, shape), planes, swap, flips)
-        for x in (image, label)
+      kernels.reorient(kernels.crop(x, shape), planes, swap, flips)
+      for x in (image, label)
     )
   coords = coords_fn(warp_key, shape)
   if flip_prob > 0 or rot90_prob > 0:
@@ -62,17 +62,17 @@ def random_spatial(
 
 
 def random_coords(
-    key,
-    shape,
-    *,
-    prob,
-    rotation_prob=1.0,
-    rotation_degrees=0.0,
-    scale_prob=1.0,
-    scale_range=(1.0, 1.0),
-    in_plane=False,
-    elastic_std=0.0,
-    elastic_spacing=32.0,
+  key,
+  shape,
+  *,
+  prob,
+  rotation_prob=1.0,
+  rotation_degrees=0.0,
+  scale_prob=1.0,
+  scale_range=(1.0, 1.0),
+  in_plane=False,
+  elastic_std=0.0,
+  elastic_spacing=32.0,
 ):
   """Returns warped coordinates `[R, *shape]`, else those of the voxels.
 
@@ -87,7 +87,7 @@ def random_coords(
   if rotation_degrees > 0:
     limit = math.radians(rotation_degrees)
     angles = jax.random.uniform(
-        angle_key, (math.comb(len(turned), 2),), minval=-limit, maxval=limit
+      angle_key, (math.comb(len(turned), 2),), minval=-limit, maxval=limit
     )
     if rotation_prob < 1:
       angles = jnp.where(_also(angle_key, rotation_prob), angles, 0)
@@ -130,7 +130,7 @@ def random_blur(key, image, label, *, prob, sigma_range, channel_prob=1.0):
 
 
 def random_brightness(
-    key, image, label, *, prob, std=0.0, factor_range=(1.0, 1.0)
+  key, image, label, *, prob, std=0.0, factor_range=(1.0, 1.0)
 ):
   """Returns an image with each channel times a factor plus an offset."""
   draw_key, value_key = jax.random.split(key)
@@ -161,7 +161,7 @@ def random_contrast(key, image, label, *, prob, factor_range, clip=False):
 
 
 def random_low_resolution(
-    key, image, label, *, prob, zoom_range, channel_prob=1.0, in_plane=False
+  key, image, label, *, prob, zoom_range, channel_prob=1.0, in_plane=False
 ):
   """Returns an image sampled down and up, zoom uniform for each channel."""
   draw_key, value_key = jax.random.split(key)
@@ -177,7 +177,7 @@ def random_low_resolution(
 
 
 def random_gamma(
-    key, image, label, *, prob, gamma_range, invert=False, keep_stats=False
+  key, image, label, *, prob, gamma_range, invert=False, keep_stats=False
 ):
   """Returns an image with a power law applied within each channel's range.
 
@@ -228,13 +228,13 @@ def _random_turn(key, planes, rank, prob):
 
 def _equal_planes(shape):
   planes = [
-      axes
-      for axes in itertools.combinations(range(len(shape)), 2)
-      if shape[axes[0]] == shape[axes[1]]
+    axes
+    for axes in itertools.combinations(range(len(shape)), 2)
+    if shape[axes[0]] == shape[axes[1]]
   ]
   if not planes:
     raise ValueError(
-        'augment field rot90_prob needs two equally long spatial axes, found a '
-        f'patch of {"x".join(map(str, shape))}; set rot90_prob to 0'
+      'augment field rot90_prob needs two equally long spatial axes, found a '
+      f'patch of {"x".join(map(str, shape))}; set rot90_prob to 0'
     )
   return planes

@@ -76,9 +76,7 @@ def open_file(path: pathlib.Path) -> Iterator[BinaryIO]:
       else:
         yield raw
   except FileNotFoundError as error:
-    raise InputError(
-      f'{path}: no such file; a NIfTI file is needed'
-    ) from error
+    raise InputError(f'{path}: no such file; a NIfTI file is needed') from error
   except EOFError as error:
     raise InputError(
       f'{path}: truncated (its gzip stream has no end); allowed are complete '

@@ -246,8 +246,15 @@ def _in_ball(rng: np.random.Generator) -> np.ndarray:
 
 
 def _organ(
-  scene: _Scene, center, radii, value: float, index: int | None = None,
-  angle: float = 0.0, tilt: float = 0.0, *, waves: float = 0.0,
+  scene: _Scene,
+  center,
+  radii,
+  value: float,
+  index: int | None = None,
+  angle: float = 0.0,
+  tilt: float = 0.0,
+  *,
+  waves: float = 0.0,
   inside: bool = False,
 ) -> tuple[tuple[slice, ...], np.ndarray]:
   """Paints an ellipsoid and returns its box and shares (see `_ellipsoid`).
@@ -389,8 +396,12 @@ class PhantomSource:
 
 
 def open_phantom(
-  *, shape: tuple[int, ...], seed: int = 0, num_train: int = 400,
-  num_val: int = 50, num_test: int = 100,
+  *,
+  shape: tuple[int, ...],
+  seed: int = 0,
+  num_train: int = 400,
+  num_val: int = 50,
+  num_test: int = 100,
 ) -> dict[str, Source]:
   """Returns the sources 'train', 'val', 'test', but for empty ones."""
   sizes = {'train': num_train, 'val': num_val, 'test': num_test}

@@ -64,20 +64,22 @@ class Phantom(tfds.core.GeneratorBasedBuilder):
     shape = tuple(self.builder_config.shape)
     return self.dataset_info_from_configs(
       description='Simulated CT of the abdomen with labelled organs.',
-      features=tfds.features.FeaturesDict({
-        'image': tfds.features.Tensor(
-          shape=(*shape, phantom.PhantomSource.channels),
-          dtype=np.float32,
-          encoding='zlib',
-          doc='Hounsfield units.',
-        ),
-        'label': tfds.features.Tensor(
-          shape=shape,
-          dtype=np.uint8,
-          encoding='zlib',
-          doc='Index into the classes of the metadata.',
-        ),
-      }),
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Tensor(
+            shape=(*shape, phantom.PhantomSource.channels),
+            dtype=np.float32,
+            encoding='zlib',
+            doc='Hounsfield units.',
+          ),
+          'label': tfds.features.Tensor(
+            shape=shape,
+            dtype=np.uint8,
+            encoding='zlib',
+            doc='Index into the classes of the metadata.',
+          ),
+        }
+      ),
       supervised_keys=('image', 'label'),
       metadata=tfds.core.MetadataDict(
         classes=list(phantom.CLASSES),

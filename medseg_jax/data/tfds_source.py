@@ -39,9 +39,16 @@ class TfdsSource:
   """
 
   def __init__(
-    self, *, builder, split: str, keys: tuple[str, str], names: Sequence[str],
-    positions: Sequence[int], classes: tuple[str, ...],
-    label_values: tuple[int, ...], channels: int,
+    self,
+    *,
+    builder,
+    split: str,
+    keys: tuple[str, str],
+    names: Sequence[str],
+    positions: Sequence[int],
+    classes: tuple[str, ...],
+    label_values: tuple[int, ...],
+    channels: int,
   ):
     """Holds the examples at `positions` of the TFDS split; see `open_tfds`."""
     self.names = tuple(names)

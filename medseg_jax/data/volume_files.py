@@ -179,7 +179,8 @@ def list_cases(
       raise InputError(
         f'{case.images[0]}: {found} channel{"s" * (found != 1)}; allowed is '
         f'the number of channels of the training, {channels}'
-        + f', in one file or in {files}' * (channels > 1)
+        + f', in one file or in {files}'
+        * (channels > 1)
       )
   return tuple(cases[name] for name in sorted(cases))
 
@@ -235,9 +236,7 @@ def _label_folder(folder: pathlib.Path, required: bool = True) -> str:
   inside = [path.name for path in list_folder(folder)]
   found = [name for name in MASK_FOLDERS if name in inside]
   if len(found) == 2:
-    raise InputError(
-      f'{folder}: both labels and masks; allowed is one of them'
-    )
+    raise InputError(f'{folder}: both labels and masks; allowed is one of them')
   if not found and required:
     raise InputError(
       f'{folder}: no labels; found {name_some(inside)}; allowed is a folder '

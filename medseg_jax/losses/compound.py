@@ -18,8 +18,12 @@ def uses_sigmoid(weights: Mapping[str, float]) -> bool:
 
 
 def create_loss(
-    weights: Mapping[str, float], *, include_background: bool = True,
-    batch: bool = False, regions: Sequence[Sequence[int]] = ()) -> Callable:
+  weights: Mapping[str, float],
+  *,
+  include_background: bool = True,
+  batch: bool = False,
+  regions: Sequence[Sequence[int]] = (),
+) -> Callable:
   """Returns `loss_fn(logits, labels) -> [B]`, a weighted sum of losses.
 
   `labels` are int [B, *S]; voxels with a negative label do not count. For
@@ -51,22 +55,26 @@ def create_loss(
   if regions:
     _check_regions(regions, active)
   options = {'include_background': include_background, 'batch': batch}
-  terms = [(weight, _with_options(LOSSES[name], options))
-           for name, weight in active.items()]
+  terms = [
+    (weight, _with_options(LOSSES[name], options))
+    for name, weight in active.items()
+  ]
 
   def level_loss(logits, labels):
     where = labels >= 0
     if sigmoid:
-      labels = _memberships(labels, regions or [
-          (c,) for c in range(1, logits.shape[-1] + 1)])
+      labels = _memberships(
+        labels, regions or [(c,) for c in range(1, logits.shape[-1] + 1)]
+      )
     return sum(weight * fn(logits, labels, where=where) for weight, fn in terms)
 
   def loss_fn(logits, labels):
     levels = logits if isinstance(logits, tuple | list) else (logits,)
-    shares = [0.5 ** k for k in range(max(len(levels) - 1, 1))]
+    shares = [0.5**k for k in range(max(len(levels) - 1, 1))]
     return sum(
-        share / sum(shares) * level_loss(x, _subsample(labels, x.shape))
-        for share, x in zip(shares, levels, strict=False))
+      share / sum(shares) * level_loss(x, _subsample(labels, x.shape))
+      for share, x in zip(shares, levels, strict=False)
+    )
 
   return loss_fn
 
@@ -76,43 +84,58 @@ def _active(weights):
   for name, weight in weights.items():
     if name not in LOSSES:
       closest = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0)[0]
-      raise ValueError(f'unknown loss {name!r}, did you mean {closest!r}? '
-                       f'Known: {", ".join(LOSSES)}')
+      raise ValueError(
+        f'unknown loss {name!r}, did you mean {closest!r}? '
+        f'Known: {", ".join(LOSSES)}'
+      )
     if not isinstance(weight, numbers.Real) or not 0 <= weight < math.inf:
-      raise ValueError(f'the weight of loss {name!r} must be a finite number, '
-                       f'not negative, found {weight!r}')
+      raise ValueError(
+        f'the weight of loss {name!r} must be a finite number, '
+        f'not negative, found {weight!r}'
+      )
   active = {name: weight for name, weight in weights.items() if weight > 0}
   if not active:
     raise ValueError(f'no loss has a positive weight in {dict(weights)}')
   if len({name.startswith('sigmoid_') for name in active}) > 1:
-    raise ValueError('losses must be all sigmoid or all softmax, '
-                     f'found {", ".join(active)}')
+    raise ValueError(
+      f'losses must be all sigmoid or all softmax, found {", ".join(active)}'
+    )
   return active
 
 
 def _check_regions(regions, active):
   if not all(name.startswith('sigmoid_') for name in active):
-    raise ValueError('regions may overlap, which takes sigmoid losses, found '
-                     f'{", ".join(active)}')
+    raise ValueError(
+      'regions may overlap, which takes sigmoid losses, found '
+      f'{", ".join(active)}'
+    )
   for region in regions:
     if not region or not all(
-        isinstance(c, numbers.Integral) and c > 0 for c in region):
-      raise ValueError('a region must be made of foreground classes, whole '
-                       f'numbers from 1, found {region!r}')
+      isinstance(c, numbers.Integral) and c > 0 for c in region
+    ):
+      raise ValueError(
+        'a region must be made of foreground classes, whole '
+        f'numbers from 1, found {region!r}'
+      )
 
 
 def _with_options(loss, options):
   """Returns `loss` with those of the options that it knows."""
   known = inspect.signature(loss).parameters
   return functools.partial(
-      loss, **{key: value for key, value in options.items() if key in known})
+    loss, **{key: value for key, value in options.items() if key in known}
+  )
 
 
 def _memberships(labels, regions):
   """Returns bool [B, *S, R], whether a label is in a region."""
-  return jnp.stack([
+  return jnp.stack(
+    [
       functools.reduce(jnp.logical_or, [labels == c for c in region])
-      for region in regions], -1)
+      for region in regions
+    ],
+    -1,
+  )
 
 
 def _subsample(labels, logits_shape):

@@ -37,8 +37,16 @@ def focal_loss(logits, labels, *, gamma=2.0, class_weights=None, where=None):
   return _mean(_focus(losses, gamma), weights)
 
 
-def dice_loss(logits, labels, *, include_background=True, squared=False,
-              batch=False, smooth=1e-5, where=None):
+def dice_loss(
+  logits,
+  labels,
+  *,
+  include_background=True,
+  squared=False,
+  batch=False,
+  smooth=1e-5,
+  where=None,
+):
   """Returns 1 - (2 sum(p g) + smooth) / (sum(p) + sum(g) + smooth).
 
   The sums run over voxels, with p the softmax probabilities and g the one-hot
@@ -58,23 +66,46 @@ def dice_loss(logits, labels, *, include_background=True, squared=False,
   Returns:
     float32 [B] in [0, 1].
   """
-  return _dice(_softmax_overlap(
-      logits, labels, include_background, squared, batch, where), smooth)
+  return _dice(
+    _softmax_overlap(logits, labels, include_background, squared, batch, where),
+    smooth,
+  )
 
 
-def jaccard_loss(logits, labels, *, include_background=True, squared=False,
-                 batch=False, smooth=1e-5, where=None):
+def jaccard_loss(
+  logits,
+  labels,
+  *,
+  include_background=True,
+  squared=False,
+  batch=False,
+  smooth=1e-5,
+  where=None,
+):
   """Returns 1 - (sum(p g) + smooth) / (sum(p) + sum(g) - sum(p g) + smooth).
 
   The rest is as in `dice_loss`.
   """
-  return _tversky(_softmax_overlap(
-      logits, labels, include_background, squared, batch, where), 1, 1, smooth)
+  return _tversky(
+    _softmax_overlap(logits, labels, include_background, squared, batch, where),
+    1,
+    1,
+    smooth,
+  )
 
 
-def tversky_loss(logits, labels, *, alpha=0.5, beta=0.5,
-                 include_background=True, squared=False, batch=False,
-                 smooth=1e-5, where=None):
+def tversky_loss(
+  logits,
+  labels,
+  *,
+  alpha=0.5,
+  beta=0.5,
+  include_background=True,
+  squared=False,
+  batch=False,
+  smooth=1e-5,
+  where=None,
+):
   """Returns 1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth).
 
   TP = sum(p g), FP = sum(p (1 - g)) and FN = sum((1 - p) g); `squared` squares
@@ -83,13 +114,24 @@ def tversky_loss(logits, labels, *, alpha=0.5, beta=0.5,
   smoothing), 1 and 1 the Jaccard loss. The rest is as in `dice_loss`. Source:
   Salehi et al. 2017, "Tversky loss function for image segmentation".
   """
-  return _tversky(_softmax_overlap(
-      logits, labels, include_background, squared, batch, where),
-      alpha, beta, smooth)
+  return _tversky(
+    _softmax_overlap(logits, labels, include_background, squared, batch, where),
+    alpha,
+    beta,
+    smooth,
+  )
 
 
-def generalized_dice_loss(logits, labels, *, include_background=True,
-                          squared=False, batch=False, smooth=1e-5, where=None):
+def generalized_dice_loss(
+  logits,
+  labels,
+  *,
+  include_background=True,
+  squared=False,
+  batch=False,
+  smooth=1e-5,
+  where=None,
+):
   """Returns 1 - 2 sum_c w_c TP_c / sum_c w_c (sum(p_c) + sum(g_c)), smoothed.
 
   w_c = 1 / sum(g_c)^2, and `smooth` is added above and below. The weights are
@@ -98,8 +140,10 @@ def generalized_dice_loss(logits, labels, *, include_background=True,
   as much as the rarest one present. The rest is as in `dice_loss`. Source:
   Sudre et al. 2017, "Generalised Dice overlap as a deep learning loss".
   """
-  return _generalized_dice(_softmax_overlap(
-      logits, labels, include_background, squared, batch, where), smooth)
+  return _generalized_dice(
+    _softmax_overlap(logits, labels, include_background, squared, batch, where),
+    smooth,
+  )
 
 
 def sigmoid_cross_entropy(logits, labels, *, class_weights=None, where=None):
@@ -110,8 +154,9 @@ def sigmoid_cross_entropy(logits, labels, *, class_weights=None, where=None):
   return _mean(*_sigmoid_losses(logits, labels, class_weights, where))
 
 
-def sigmoid_focal_loss(logits, labels, *, gamma=2.0, class_weights=None,
-                       where=None):
+def sigmoid_focal_loss(
+  logits, labels, *, gamma=2.0, class_weights=None, where=None
+):
   """Returns the mean over voxels and regions of the binary focal loss.
 
   `gamma` is as in `focal_loss`, the mean as in `sigmoid_cross_entropy`.
@@ -120,46 +165,61 @@ def sigmoid_focal_loss(logits, labels, *, gamma=2.0, class_weights=None,
   return _mean(_focus(losses, gamma), weights)
 
 
-def sigmoid_dice_loss(logits, labels, *, squared=False, batch=False,
-                      smooth=1e-5, where=None):
+def sigmoid_dice_loss(
+  logits, labels, *, squared=False, batch=False, smooth=1e-5, where=None
+):
   """Returns `dice_loss` on sigmoid probabilities of overlapping regions."""
   return _dice(_sigmoid_overlap(logits, labels, squared, batch, where), smooth)
 
 
-def sigmoid_jaccard_loss(logits, labels, *, squared=False, batch=False,
-                         smooth=1e-5, where=None):
+def sigmoid_jaccard_loss(
+  logits, labels, *, squared=False, batch=False, smooth=1e-5, where=None
+):
   """Returns `jaccard_loss` on sigmoid probabilities of overlapping regions."""
   return _tversky(
-      _sigmoid_overlap(logits, labels, squared, batch, where), 1, 1, smooth)
+    _sigmoid_overlap(logits, labels, squared, batch, where), 1, 1, smooth
+  )
 
 
-def sigmoid_tversky_loss(logits, labels, *, alpha=0.5, beta=0.5, squared=False,
-                         batch=False, smooth=1e-5, where=None):
+def sigmoid_tversky_loss(
+  logits,
+  labels,
+  *,
+  alpha=0.5,
+  beta=0.5,
+  squared=False,
+  batch=False,
+  smooth=1e-5,
+  where=None,
+):
   """Returns `tversky_loss` on sigmoid probabilities of overlapping regions."""
-  return _tversky(_sigmoid_overlap(logits, labels, squared, batch, where),
-                  alpha, beta, smooth)
+  return _tversky(
+    _sigmoid_overlap(logits, labels, squared, batch, where), alpha, beta, smooth
+  )
 
 
-def sigmoid_generalized_dice_loss(logits, labels, *, squared=False, batch=False,
-                                  smooth=1e-5, where=None):
+def sigmoid_generalized_dice_loss(
+  logits, labels, *, squared=False, batch=False, smooth=1e-5, where=None
+):
   """Returns `generalized_dice_loss` on sigmoid probabilities of regions."""
   return _generalized_dice(
-      _sigmoid_overlap(logits, labels, squared, batch, where), smooth)
+    _sigmoid_overlap(logits, labels, squared, batch, where), smooth
+  )
 
 
 LOSSES: dict[str, Callable] = {
-    'cross_entropy': cross_entropy,
-    'dice_loss': dice_loss,
-    'jaccard_loss': jaccard_loss,
-    'tversky_loss': tversky_loss,
-    'generalized_dice_loss': generalized_dice_loss,
-    'focal_loss': focal_loss,
-    'sigmoid_cross_entropy': sigmoid_cross_entropy,
-    'sigmoid_dice_loss': sigmoid_dice_loss,
-    'sigmoid_jaccard_loss': sigmoid_jaccard_loss,
-    'sigmoid_tversky_loss': sigmoid_tversky_loss,
-    'sigmoid_generalized_dice_loss': sigmoid_generalized_dice_loss,
-    'sigmoid_focal_loss': sigmoid_focal_loss,
+  'cross_entropy': cross_entropy,
+  'dice_loss': dice_loss,
+  'jaccard_loss': jaccard_loss,
+  'tversky_loss': tversky_loss,
+  'generalized_dice_loss': generalized_dice_loss,
+  'focal_loss': focal_loss,
+  'sigmoid_cross_entropy': sigmoid_cross_entropy,
+  'sigmoid_dice_loss': sigmoid_dice_loss,
+  'sigmoid_jaccard_loss': sigmoid_jaccard_loss,
+  'sigmoid_tversky_loss': sigmoid_tversky_loss,
+  'sigmoid_generalized_dice_loss': sigmoid_generalized_dice_loss,
+  'sigmoid_focal_loss': sigmoid_focal_loss,
 }
 
 
@@ -269,13 +329,13 @@ def _overlap(probs, labels, mask, squared, batch):
   power = 2 if squared else 1
   axes = tuple(range(0 if batch else 1, probs.ndim - 1))
   sums = [
-      jnp.sum(jnp.where(voxels, values, 0), axes, keepdims=True)
-      for voxels, values in (
-          (labels, probs),
-          (mask & ~labels, probs ** power),
-          (labels, (1 - probs) ** power),
-          (labels, jnp.float32(1)),
-      )
+    jnp.sum(jnp.where(voxels, values, 0), axes, keepdims=True)
+    for voxels, values in (
+      (labels, probs),
+      (mask & ~labels, probs**power),
+      (labels, (1 - probs) ** power),
+      (labels, jnp.float32(1)),
+    )
   ]
   shape = (probs.shape[0], probs.shape[-1])
   return [jnp.broadcast_to(s.reshape(-1, shape[1]), shape) for s in sums]
@@ -289,7 +349,8 @@ def _dice(overlap, smooth):
 def _tversky(overlap, alpha, beta, smooth):
   tp, fp, fn, _ = overlap
   return jnp.mean(
-      1 - _ratio(tp + smooth, tp + alpha * fp + beta * fn + smooth), -1)
+    1 - _ratio(tp + smooth, tp + alpha * fp + beta * fn + smooth), -1
+  )
 
 
 def _generalized_dice(overlap, smooth):
@@ -297,8 +358,10 @@ def _generalized_dice(overlap, smooth):
   present = volume > 0
   rarest = jnp.min(jnp.where(present, volume, jnp.inf), -1, keepdims=True)
   weights = jnp.where(present, rarest / jnp.where(present, volume, 1), 1) ** 2
-  return 1 - _ratio(jnp.sum(weights * 2 * tp, -1) + smooth,
-                    jnp.sum(weights * (2 * tp + fp + fn), -1) + smooth)
+  return 1 - _ratio(
+    jnp.sum(weights * 2 * tp, -1) + smooth,
+    jnp.sum(weights * (2 * tp + fp + fn), -1) + smooth,
+  )
 
 
 def _ratio(numerator, denominator):

@@ -42,13 +42,16 @@ def create_model(name: str, num_classes: int, **fields) -> nn.Module:
   known -= {'num_classes', 'parent', 'name'}
   for field in fields:
     if field not in known:
-      raise ValueError(f'unknown field of model {name!r}: '
-                       f'{_suggest(field, known)}')
+      raise ValueError(
+        f'unknown field of model {name!r}: {_suggest(field, known)}'
+      )
   return model_cls(num_classes=num_classes, **fields)
 
 
 def _suggest(word: str, known) -> str:
   """Returns '`word`; did you mean ...? Known: ...'."""
   close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.0)
-  return (f'{word!r}; the closest known one is {close[0]!r} '
-          f'(known: {", ".join(sorted(known))})')
+  return (
+    f'{word!r}; the closest known one is {close[0]!r} '
+    f'(known: {", ".join(sorted(known))})'
+  )

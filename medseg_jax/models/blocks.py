@@ -22,15 +22,17 @@ UP_METHODS = ('transpose', *resampling.UPSAMPLE)
 
 # A 1x1 convolution as the matrix product that it is, on any number of axes.
 pointwise = functools.partial(
-    nn.Dense,
-    dot_general=lambda x, kernel, *_, **__: convolution.matmul(x, kernel))
+  nn.Dense,
+  dot_general=lambda x, kernel, *_, **__: convolution.matmul(x, kernel),
+)
 
 ACTIVATIONS = {
-    'relu': jax.nn.relu,
-    'leaky_relu': functools.partial(
-        jax.nn.leaky_relu, negative_slope=LEAKY_SLOPE),
-    'gelu': jax.nn.gelu,
-    'swish': jax.nn.swish,
+  'relu': jax.nn.relu,
+  'leaky_relu': functools.partial(
+    jax.nn.leaky_relu, negative_slope=LEAKY_SLOPE
+  ),
+  'gelu': jax.nn.gelu,
+  'swish': jax.nn.swish,
 }
 
 
@@ -44,9 +46,11 @@ def check_divisible(size: Sequence[int], divisor: Sequence[int]) -> None:
   below = tuple(max(n // d, 1) * d for n, d in zip(size, divisor, strict=True))
   above = tuple(-(-n // d) * d for n, d in zip(size, divisor, strict=True))
   nearest = f'{above}' if below == above else f'{below} and {above}'
-  raise ValueError(f'image size {tuple(size)} is not divisible by the strides '
-                   f'{tuple(divisor)} of the network; the nearest sizes that '
-                   f'are: {nearest}')
+  raise ValueError(
+    f'image size {tuple(size)} is not divisible by the strides '
+    f'{tuple(divisor)} of the network; the nearest sizes that '
+    f'are: {nearest}'
+  )
 
 
 def dtype_name(dtype) -> str:
@@ -56,8 +60,9 @@ def dtype_name(dtype) -> str:
   except TypeError:
     name = None
   if name not in DTYPES:
-    raise ValueError(f'dtype={dtype!r} is not allowed: '
-                     f'one of {", ".join(DTYPES)}')
+    raise ValueError(
+      f'dtype={dtype!r} is not allowed: one of {", ".join(DTYPES)}'
+    )
   return name
 
 
@@ -73,8 +78,11 @@ def he_normal(activation: str, num_kernel_axes: int = 0):
   """
   slope = LEAKY_SLOPE if activation == 'leaky_relu' else 0.0
   return initializers.variance_scaling(
-      2 / (1 + slope**2), 'fan_in', 'truncated_normal',
-      batch_axis=tuple(range(num_kernel_axes)))
+    2 / (1 + slope**2),
+    'fan_in',
+    'truncated_normal',
+    batch_axis=tuple(range(num_kernel_axes)),
+  )
 
 
 class Stage(nn.Module):
@@ -110,8 +118,9 @@ class Stage(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool,
-               skip: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, train: bool, skip: jax.Array | None = None
+  ) -> jax.Array:
     """Returns `[B, *S/stride, features]`; `skip` joins the channels of `x`."""
     if skip is not None:
       x = jnp.concatenate([skip, x], -1)
@@ -122,8 +131,14 @@ class Stage(nn.Module):
       last = bool(self.num_blocks) and (i + 1) % self.num_convs == 0
       stride = (1,) * len(self.kernel) if i else self.stride
       x = convolution.conv(
-          self.features, self.kernel, stride, use_bias=False, dtype=self.dtype,
-          kernel_init=he_normal(self.activation), name=f'conv_{i}')(x)
+        self.features,
+        self.kernel,
+        stride,
+        use_bias=False,
+        dtype=self.dtype,
+        kernel_init=he_normal(self.activation),
+        name=f'conv_{i}',
+      )(x)
       x = self._norm(x, train, f'norm_{i}', starts_at_zero=last)
       if last:
         first_block = i < self.num_convs
@@ -133,8 +148,9 @@ class Stage(nn.Module):
         shortcut = x
     if self.dropout:
       spatial = tuple(range(1, x.ndim - 1))
-      x = nn.Dropout(self.dropout, broadcast_dims=spatial,
-                     deterministic=not train)(x)
+      x = nn.Dropout(
+        self.dropout, broadcast_dims=spatial, deterministic=not train
+      )(x)
     return x
 
   def _norm(self, x, train, name, starts_at_zero=False):
@@ -148,8 +164,12 @@ class Stage(nn.Module):
     if x.shape[-1] == self.features:
       return x
     x = pointwise(
-        self.features, use_bias=False, dtype=self.dtype,
-        kernel_init=he_normal(self.activation), name='conv_shortcut')(x)
+      self.features,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=he_normal(self.activation),
+      name='conv_shortcut',
+    )(x)
     return self._norm(x, train, 'norm_shortcut')
 
 
@@ -170,11 +190,14 @@ class Up(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     taps = self.factors if self.method == 'transpose' else ()
-    kernel = self.param('kernel', he_normal(self.activation, len(taps)),
-                        (*taps, x.shape[-1], self.features), jnp.float32)
+    kernel = self.param(
+      'kernel',
+      he_normal(self.activation, len(taps)),
+      (*taps, x.shape[-1], self.features),
+      jnp.float32,
+    )
     bias = self.param('bias', initializers.zeros, (self.features,), jnp.float32)
-    x, kernel, bias = (
-        value.astype(self.dtype) for value in (x, kernel, bias))
+    x, kernel, bias = (value.astype(self.dtype) for value in (x, kernel, bias))
     if self.method == 'transpose':
       return convolution.transposed_conv(x, kernel) + bias
     x = convolution.matmul(x, kernel) + bias
@@ -195,11 +218,13 @@ class AttentionGate(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, signal: jax.Array) -> jax.Array:
-    make = functools.partial(pointwise, dtype=self.dtype,
-                             kernel_init=he_normal('relu'))
+    make = functools.partial(
+      pointwise, dtype=self.dtype, kernel_init=he_normal('relu')
+    )
     features = max(x.shape[-1] // 2, 1)
     skip = make(features, use_bias=False, name='skip')(
-        resampling.space_to_depth(x, self.factors))
+      resampling.space_to_depth(x, self.factors)
+    )
     gate = jax.nn.relu(skip + make(features, name='signal')(signal))
     gate = jax.nn.sigmoid(make(1, name='gate')(gate))
     return x * resampling.upsample_linear(gate, self.factors)

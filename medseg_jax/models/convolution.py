@@ -31,14 +31,17 @@ def conv(features: int, kernel: Sequence[int], stride: Sequence[int], **kwargs):
   Padding is symmetric for odd kernels, also with a stride, as in PyTorch.
   """
   return nn.Conv(
-      features, tuple(kernel), tuple(stride),
-      padding=[((k - 1) // 2, k // 2) for k in kernel],
-      conv_general_dilated=_convolve, **kwargs)
+    features,
+    tuple(kernel),
+    tuple(stride),
+    padding=[((k - 1) // 2, k // 2) for k in kernel],
+    conv_general_dilated=_convolve,
+    **kwargs,
+  )
 
 
 def _convolve(x, kernel, strides, padding, **kwargs):
-  """Returns what `lax.conv_general_dilated` does, which Flax calls like this.
-  """
+  """Returns what `lax.conv_general_dilated` does, which Flax calls so."""
   if _on_one_cpu():
     return convolve(x, kernel, tuple(strides), tuple(map(tuple, padding)))
   return lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
@@ -50,7 +53,8 @@ def matmul(x: jax.Array, matrix: jax.Array) -> jax.Array:
     return x @ matrix
   ones = (1,) * (x.ndim - 2)
   return convolve(
-      x, matrix.reshape(*ones, *matrix.shape), ones, ((0, 0),) * len(ones))
+    x, matrix.reshape(*ones, *matrix.shape), ones, ((0, 0),) * len(ones)
+  )
 
 
 def _on_one_cpu():
@@ -84,7 +88,8 @@ def convolve(x, kernel, strides, padding):
   only.
   """
   y = _convolve_float32(
-      x.astype(jnp.float32), kernel.astype(jnp.float32), strides, padding)
+    x.astype(jnp.float32), kernel.astype(jnp.float32), strides, padding
+  )
   return y.astype(x.dtype)
 
 
@@ -93,8 +98,11 @@ def _convolve_float32(x, kernel, strides, padding):
   # A program that is lowered on a CPU for another platform has no oneDNN.
   settings = dict(strides=strides, padding=padding)
   return lax.platform_dependent(
-      x, kernel, cpu=functools.partial(_fast, **settings),
-      default=functools.partial(_own, **settings))
+    x,
+    kernel,
+    cpu=functools.partial(_fast, **settings),
+    default=functools.partial(_own, **settings),
+  )
 
 
 def _fast(x, kernel, strides, padding, *, swapped=False):
@@ -108,12 +116,19 @@ def _fast(x, kernel, strides, padding, *, swapped=False):
   rows = (x.shape[1] + sum(padding[0]) - kernel.shape[0]) // strides[0] + 1
   if not winograd.pays(x.shape, kernel.shape, strides[0], rows):
     return onednn.convolution(x, kernel, strides, padding, swapped=swapped)
-  return winograd.join([
+  return winograd.join(
+    [
       onednn.convolution(
-          part, taps, strides, ((0, 0), *padding[1:]), swapped=swapped)
-      for part, taps in zip(winograd.split(x, padding[0][0], rows),
-                            winograd.split_kernel(kernel), strict=True)
-  ], rows)
+        part, taps, strides, ((0, 0), *padding[1:]), swapped=swapped
+      )
+      for part, taps in zip(
+        winograd.split(x, padding[0][0], rows),
+        winograd.split_kernel(kernel),
+        strict=True,
+      )
+    ],
+    rows,
+  )
 
 
 def _is_one_tap(kernel_shape, strides, padding):
@@ -121,8 +136,11 @@ def _is_one_tap(kernel_shape, strides, padding):
 
   Not where all axes have one tap, as one product serves these.
   """
-  return (kernel_shape[0] == strides[0] == 1 and tuple(padding[0]) == (0, 0)
-          and math.prod(kernel_shape[:len(strides)]) > 1)
+  return (
+    kernel_shape[0] == strides[0] == 1
+    and tuple(padding[0]) == (0, 0)
+    and math.prod(kernel_shape[: len(strides)]) > 1
+  )
 
 
 def _slices(x):
@@ -131,10 +149,14 @@ def _slices(x):
 
 
 def _own(x, kernel, strides, padding):
-  axes = 'XYZ'[:len(strides)]
+  axes = 'XYZ'[: len(strides)]
   return lax.conv_general_dilated(
-      x, kernel, strides, padding,
-      dimension_numbers=(f'N{axes}C', f'{axes}IO', f'N{axes}C'))
+    x,
+    kernel,
+    strides,
+    padding,
+    dimension_numbers=(f'N{axes}C', f'{axes}IO', f'N{axes}C'),
+  )
 
 
 def _forward(x, kernel, strides, padding):
@@ -145,17 +167,17 @@ def _backward(strides, padding, saved, cotangent):
 
   def gradients(x, kernel, cotangent):
     return (
-        _image_gradient(x.shape, kernel, cotangent, strides, padding),
-        _kernel_gradient(x, kernel.shape, cotangent, strides, padding),
+      _image_gradient(x.shape, kernel, cotangent, strides, padding),
+      _kernel_gradient(x, kernel.shape, cotangent, strides, padding),
     )
 
   def own(x, kernel, cotangent):
-    _, vjp = jax.vjp(lambda x, kernel: _own(x, kernel, strides, padding),
-                     x, kernel)
+    _, vjp = jax.vjp(
+      lambda x, kernel: _own(x, kernel, strides, padding), x, kernel
+    )
     return vjp(cotangent)
 
-  return lax.platform_dependent(
-      *saved, cotangent, cpu=gradients, default=own)
+  return lax.platform_dependent(*saved, cotangent, cpu=gradients, default=own)
 
 
 _convolve_float32.defvjp(_forward, _backward)
@@ -172,24 +194,32 @@ def _image_gradient(shape, kernel, cotangent, strides, padding):
   rank = len(strides)
   pads, widths, around, cells = [], [], [], []
   for n, m, taps, stride, (low, _) in zip(
-      shape[1:-1], cotangent.shape[1:-1], kernel.shape, strides, padding,
-      strict=False):
+    shape[1:-1],
+    cotangent.shape[1:-1],
+    kernel.shape,
+    strides,
+    padding,
+    strict=False,
+  ):
     before = -(-low // stride)
     width = before + -(-(taps - low) // stride)
     cells.append(-(-n // stride))
     widths.append(width)
-    pads.append((stride * before - low,
-                 stride * (width - before) - (taps - low)))
+    pads.append(
+      (stride * before - low, stride * (width - before) - (taps - low))
+    )
     around.append((width - 1 - before, cells[-1] + before - m))
   kernel = jnp.pad(kernel, [*pads, (0, 0), (0, 0)])
   kernel = kernel.reshape(
-      *(n for pair in zip(widths, strides, strict=True) for n in pair),
-      channels, features)
+    *(n for pair in zip(widths, strides, strict=True) for n in pair),
+    channels,
+    features,
+  )
   kernel = jnp.flip(kernel, range(0, 2 * rank, 2)).transpose(
-      *range(0, 2 * rank, 2), *range(1, 2 * rank, 2), 2 * rank, 2 * rank + 1)
+    *range(0, 2 * rank, 2), *range(1, 2 * rank, 2), 2 * rank, 2 * rank + 1
+  )
   kernel = kernel.reshape(*widths, -1, features)
-  gradient = _fast(
-      cotangent, kernel, (1,) * rank, tuple(around), swapped=True)
+  gradient = _fast(cotangent, kernel, (1,) * rank, tuple(around), swapped=True)
   gradient = resampling.depth_to_space(gradient, strides)
   return gradient[:, *(slice(n) for n in shape[1:-1])]
 
@@ -198,18 +228,22 @@ def _kernel_gradient(x, shape, cotangent, strides, padding):
   """Returns the gradient with respect to the kernel, of size `shape`."""
   if _is_one_tap(shape, strides, padding):
     return _kernel_gradient(
-        _slices(x), shape[1:], _slices(cotangent), strides[1:],
-        padding[1:])[None]
+      _slices(x), shape[1:], _slices(cotangent), strides[1:], padding[1:]
+    )[None]
   rows = cotangent.shape[1]
   if not winograd.pays(x.shape, shape, strides[0], rows):
     return _all_products(x, shape, cotangent, strides, padding)
-  parts = (jnp.stack(winograd.split(x, padding[0][0], rows)),
-           jnp.stack(winograd.split_cotangent(cotangent)))
+  parts = (
+    jnp.stack(winograd.split(x, padding[0][0], rows)),
+    jnp.stack(winograd.split_cotangent(cotangent)),
+  )
   # One tap is left along the first axis.
   gradients = lax.map(
-      lambda pair: _all_products(
-          _slices(pair[0]), shape[1:], _slices(pair[1]), strides[1:],
-          padding[1:]), parts)
+    lambda pair: _all_products(
+      _slices(pair[0]), shape[1:], _slices(pair[1]), strides[1:], padding[1:]
+    ),
+    parts,
+  )
   return winograd.join_kernel(gradients)
 
 
@@ -223,7 +257,8 @@ def _all_products(x, shape, cotangent, strides, padding):
   *taps, channels, features = shape
   if math.prod((*taps, *strides)) == 1:
     return onednn.matmul(
-        x.reshape(-1, channels), cotangent.reshape(-1, features)).reshape(shape)
+      x.reshape(-1, channels), cotangent.reshape(-1, features)
+    ).reshape(shape)
   size, shifts, margin = cotangent.shape[1:-1], [0], (0, 0)
   if strides[0] == 1:
     # Along the first axis x is the fixed one, and the cotangent is shifted.
@@ -246,18 +281,29 @@ def _all_products(x, shape, cotangent, strides, padding):
 
   def product(i, buffers):
     start = [
-        n * b for n, b in zip(jnp.unravel_index(i, blocks), block, strict=True)]
+      n * b for n, b in zip(jnp.unravel_index(i, blocks), block, strict=True)
+    ]
     corner = [n * s for n, s in zip(start, strides, strict=True)]
     others = _window(cotangent, start, over, margins)
-    others = _side_by_side(buffers[0], [
-        others[:, shift:shift + block[1]] for shift in shifts])
+    others = _side_by_side(
+      buffers[0], [others[:, shift : shift + block[1]] for shift in shifts]
+    )
     patches = _window(x, corner, seen, padding)
-    patches = _side_by_side(buffers[1], [
-        patches[tuple(slice(t, t + span, stride) for t, span, stride in zip(
-            tap, spans, strides, strict=True))]
-        for tap in itertools.product(*map(range, taps))])
-    return onednn.matmul(others.reshape(-1, height),
-                         patches.reshape(-1, width)), (others, patches)
+    patches = _side_by_side(
+      buffers[1],
+      [
+        patches[
+          tuple(
+            slice(t, t + span, stride)
+            for t, span, stride in zip(tap, spans, strides, strict=True)
+          )
+        ]
+        for tap in itertools.product(*map(range, taps))
+      ],
+    )
+    return onednn.matmul(
+      others.reshape(-1, height), patches.reshape(-1, width)
+    ), (others, patches)
 
   # Copying keeps one core busy, so two blocks at once keep two busy.
   count = math.prod(blocks)
@@ -265,15 +311,16 @@ def _all_products(x, shape, cotangent, strides, padding):
 
   def add_blocks(i, carry):
     gradient, buffers = carry
-    results = [
-        product(at_once * i + j, pair) for j, pair in enumerate(buffers)]
+    results = [product(at_once * i + j, pair) for j, pair in enumerate(buffers)]
     gradient += sum(found for found, _ in results)
     return gradient, [pair for _, pair in results]
 
   buffers = [
-      (jnp.zeros((*block, height)), jnp.zeros((*block, width)))] * at_once
+    (jnp.zeros((*block, height)), jnp.zeros((*block, width)))
+  ] * at_once
   gradient, _ = lax.fori_loop(
-      0, count // at_once, add_blocks, (jnp.zeros((height, width)), buffers))
+    0, count // at_once, add_blocks, (jnp.zeros((height, width)), buffers)
+  )
   gradient = gradient.reshape(len(shifts), features, -1, channels)
   return gradient.transpose(0, 2, 3, 1).reshape(shape)
 
@@ -285,9 +332,9 @@ def _window(x, corner, size, padding):
   """
   held = [min(n, m) for n, m in zip(size, x.shape, strict=False)]
   start = [
-      jnp.clip(c - low, 0, n - h)
-      for c, (low, _), n, h in zip(
-          corner, padding, x.shape, held, strict=False)]
+    jnp.clip(c - low, 0, n - h)
+    for c, (low, _), n, h in zip(corner, padding, x.shape, held, strict=False)
+  ]
   part = lax.dynamic_slice(x, (*start, 0), (*held, x.shape[-1]))
   part = jnp.pad(part, [*padding, (0, 0)])
   place = [c - s for c, s in zip(corner, start, strict=True)]
@@ -302,7 +349,8 @@ def _side_by_side(buffer, arrays):
   """
   for i, array in enumerate(arrays):
     buffer = lax.dynamic_update_slice_in_dim(
-        buffer, array, i * array.shape[-1], -1)
+      buffer, array, i * array.shape[-1], -1
+    )
   return buffer
 
 
@@ -313,7 +361,8 @@ def _block(size, voxels):
   """
   block = []
   for n in reversed(size):
-    block.append(max(d for d in range(1, n + 1)
-                     if n % d == 0 and d <= max(voxels, 1)))
+    block.append(
+      max(d for d in range(1, n + 1) if n % d == 0 and d <= max(voxels, 1))
+    )
     voxels //= block[-1]
   return tuple(reversed(block))

@@ -44,9 +44,14 @@ class EncoderDecoder(nn.Module):
     blocks.check_divisible(image.shape[1:-1], self.divisor(rank))
 
     def conv(features, dtype, name):
-      return convolution.conv(features, (3,) * rank, (1,) * rank, dtype=dtype,
-                         kernel_init=nn.initializers.glorot_uniform(),
-                         name=name)
+      return convolution.conv(
+        features,
+        (3,) * rank,
+        (1,) * rank,
+        dtype=dtype,
+        kernel_init=nn.initializers.glorot_uniform(),
+        name=name,
+      )
 
     x = image
     for i, features in enumerate(_FEATURES):

@@ -16,8 +16,11 @@ EPSILON = 1e-5
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def standardize(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, axes: tuple[int, ...],
-    num_groups: int,
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  axes: tuple[int, ...],
+  num_groups: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns `x` with mean `bias` and deviation `scale`, its mean and variance.
 
@@ -41,8 +44,7 @@ def standardize(
 
 def _standardize(x, scale, bias, axes, num_groups):
   wide = x.astype(jnp.float32)
-  group_mean = functools.partial(
-      _group_mean, axes=axes, num_groups=num_groups)
+  group_mean = functools.partial(_group_mean, axes=axes, num_groups=num_groups)
   mean = group_mean(wide)
   variance = group_mean(jnp.square(wide - mean))
   factor = lax.rsqrt(variance + EPSILON)
@@ -56,15 +58,20 @@ def _standardize_backward(axes, num_groups, saved, cotangents):
   wide = x.astype(jnp.float32)
   # As sums over x itself, which is in memory, not over what is made of it.
   total = cotangent.sum(axes, keepdims=True)
-  weighted = ((cotangent * wide).sum(axes, keepdims=True)
-              - mean * total) * factor
+  weighted = (
+    (cotangent * wide).sum(axes, keepdims=True) - mean * total
+  ) * factor
   count = math.prod(x.shape[axis] for axis in axes)
   inside = functools.partial(_group_mean, axes=(), num_groups=num_groups)
   mean_total, mean_weighted = (
-      inside(value * scale) / count for value in (total, weighted))
+    inside(value * scale) / count for value in (total, weighted)
+  )
   slope = -factor * factor * mean_weighted
-  gradient = (cotangent * (factor * scale) + wide * slope
-              - (factor * mean_total + mean * slope))
+  gradient = (
+    cotangent * (factor * scale)
+    + wide * slope
+    - (factor * mean_total + mean * slope)
+  )
   rest = tuple(range(x.ndim - 1))
   return (gradient.astype(x.dtype), weighted.sum(rest), total.sum(rest))
 
@@ -115,7 +122,8 @@ class BatchNorm(nn.Module):
       return x.astype(self.dtype)
     axes = tuple(range(x.ndim - 1))
     x, new_mean, new_variance = standardize(
-        x.astype(self.dtype), scale, bias, axes, channels)
+      x.astype(self.dtype), scale, bias, axes, channels
+    )
     if not self.is_initializing():
       for stored, new in ((mean, new_mean), (variance, new_variance)):
         stored.value = 0.9 * stored.value + 0.1 * new.reshape(channels)
@@ -143,13 +151,15 @@ class GroupNorm(nn.Module):
     _, *size, channels = x.shape
     if math.prod(size) * (channels // self.num_groups) == 1:
       raise ValueError(
-          f'nothing to normalise over in a feature map of size {tuple(size)}: '
-          'use a larger image, fewer stages or another norm')
+        f'nothing to normalise over in a feature map of size {tuple(size)}: '
+        'use a larger image, fewer stages or another norm'
+      )
     scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
     bias = self.param('bias', initializers.zeros, (channels,), jnp.float32)
     axes = tuple(range(1, x.ndim - 1))
     return standardize(
-        x.astype(self.dtype), scale, bias, axes, self.num_groups)[0]
+      x.astype(self.dtype), scale, bias, axes, self.num_groups
+    )[0]
 
 
 def _batch_norm(channels, train, dtype, name, scale_init):
@@ -164,12 +174,11 @@ def _instance_norm(channels, train, dtype, name, scale_init):
 
 def _group_norm(channels, train, dtype, name, scale_init):
   del train
-  return GroupNorm(math.gcd(channels, MAX_GROUPS), dtype, scale_init,
-                   name=name)
+  return GroupNorm(math.gcd(channels, MAX_GROUPS), dtype, scale_init, name=name)
 
 
 NORMS = {
-    'batch': _batch_norm,
-    'instance': _instance_norm,
-    'group': _group_norm,
+  'batch': _batch_norm,
+  'instance': _instance_norm,
+  'group': _group_norm,
 }

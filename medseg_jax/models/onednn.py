@@ -33,16 +33,16 @@ def usable() -> bool:
   """
   config = jax.config
   is_kept = (
-      config.jax_enable_compilation_cache
-      and config.jax_compilation_cache_dir is not None
-      and math.isfinite(config.jax_persistent_cache_min_compile_time_secs))
+    config.jax_enable_compilation_cache
+    and config.jax_compilation_cache_dir is not None
+    and math.isfinite(config.jax_persistent_cache_min_compile_time_secs)
+  )
   return not is_kept and available()
 
 
 @functools.cache
 def available() -> bool:
-  """Returns whether this jaxlib has the calls and they compute what they say.
-  """
+  """Returns whether this jaxlib has the calls, and they compute as they say."""
   if not _SINCE <= jax.__version_info__[:2] < _BEFORE:
     return False
   if platform.machine() not in ('x86_64', 'AMD64'):
@@ -53,27 +53,37 @@ def available() -> bool:
 
   def both(image, kernel):
     return (
-        convolution(image, kernel, strides, padding),
-        lax.conv_general_dilated(
-            image, kernel, strides, padding,
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC')),
-        matmul(kernel[0, 0], kernel[0, 1]),
+      convolution(image, kernel, strides, padding),
+      lax.conv_general_dilated(
+        image,
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      ),
+      matmul(kernel[0, 0], kernel[0, 1]),
     )
 
   cpu = jax.local_devices(backend='cpu')[0]
   try:
     with jax.ensure_compile_time_eval(), jax.transfer_guard('allow'):
       found, expected, product = jax.device_get(
-          jax.jit(both)(*jax.device_put((image, kernel), cpu)))
+        jax.jit(both)(*jax.device_put((image, kernel), cpu))
+      )
   except Exception:  # whatever it is, XLA's own convolution does not need it
     return False
   return np.allclose(found, expected) and np.allclose(
-      product, kernel[0, 0].T @ kernel[0, 1])
+    product, kernel[0, 0].T @ kernel[0, 1]
+  )
 
 
 def convolution(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int],
-    padding: Sequence[tuple[int, int]], *, swapped: bool = False,
+  x: jax.Array,
+  kernel: jax.Array,
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  *,
+  swapped: bool = False,
 ) -> jax.Array:
   """Returns the convolution `[B, *S, C]` x `[*taps, C, F]`, on CPU, float32.
 
@@ -82,45 +92,61 @@ def convolution(
   rank = x.ndim - 2
   given, made = (rank + 1, rank) if swapped else (rank, rank + 1)
   axes = [str(axis) for axis in range(1, rank + 1)]
-  image = {'data': {'batch_dim': '0', 'feature_dim': str(rank + 1),
-                    'spatial_dims': axes}}
+  image = {
+    'data': {
+      'batch_dim': '0',
+      'feature_dim': str(rank + 1),
+      'spatial_dims': axes,
+    }
+  }
   config = {
-      'dims': str(rank + 2),
-      'feature_groups': '1',
-      'input': image,
-      'output': image,
-      'kernel': {'filter': {
-          'input_feature_dim': str(given),
-          'output_feature_dim': str(made),
-          'shape': [str(n) for n in kernel.shape],
-          'spatial_dims': [str(axis) for axis in range(rank)],
-      }},
-      'window': {
-          'pad_left': [str(low) for low, _ in padding],
-          'pad_right': [str(high) for _, high in padding],
-          'strides': [str(stride) for stride in strides],
-          'window_dilations': ['1'] * rank,
-      },
+    'dims': str(rank + 2),
+    'feature_groups': '1',
+    'input': image,
+    'output': image,
+    'kernel': {
+      'filter': {
+        'input_feature_dim': str(given),
+        'output_feature_dim': str(made),
+        'shape': [str(n) for n in kernel.shape],
+        'spatial_dims': [str(axis) for axis in range(rank)],
+      }
+    },
+    'window': {
+      'pad_left': [str(low) for low, _ in padding],
+      'pad_right': [str(high) for _, high in padding],
+      'strides': [str(stride) for stride in strides],
+      'window_dilations': ['1'] * rank,
+    },
   }
   size = [
-      (n + sum(pad) - taps) // stride + 1
-      for n, pad, taps, stride in zip(
-          x.shape[1:-1], padding, kernel.shape, strides, strict=False)
+    (n + sum(pad) - taps) // stride + 1
+    for n, pad, taps, stride in zip(
+      x.shape[1:-1], padding, kernel.shape, strides, strict=False
+    )
   ]
-  return _call('convolution', {'onednn_conv_config': config},
-               (x.shape[0], *size, kernel.shape[made]), x, kernel)
+  return _call(
+    'convolution',
+    {'onednn_conv_config': config},
+    (x.shape[0], *size, kernel.shape[made]),
+    x,
+    kernel,
+  )
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
   """Returns `a.T @ b`, `[K, M]` x `[K, N]` -> `[M, N]`, on CPU, float32."""
   config = {'transpose_a': True, 'transpose_b': False}
-  return _call('matmul', {'onednn_matmul_config': config},
-               (a.shape[1], b.shape[1]), a, b)
+  return _call(
+    'matmul', {'onednn_matmul_config': config}, (a.shape[1], b.shape[1]), a, b
+  )
 
 
 def _call(name, config, shape, *operands):
   return jax.ffi.ffi_call(
-      f'__onednn${name}', jax.ShapeDtypeStruct(shape, operands[0].dtype),
-      vmap_method='sequential', custom_call_api_version=2,
-      legacy_backend_config=json.dumps(config),
+    f'__onednn${name}',
+    jax.ShapeDtypeStruct(shape, operands[0].dtype),
+    vmap_method='sequential',
+    custom_call_api_version=2,
+    legacy_backend_config=json.dumps(config),
   )(*operands)

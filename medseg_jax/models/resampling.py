@@ -20,11 +20,16 @@ def max_pool(x: jax.Array, stride: Sequence[int]) -> jax.Array:
   The gradient of tied maxima is shared between them and sums to one.
   """
   for axis, factor in enumerate(stride, start=1):
-    cells = x.reshape(*x.shape[:axis], x.shape[axis] // factor, factor,
-                      *x.shape[axis + 1:])
-    x = functools.reduce(jnp.maximum, [
+    cells = x.reshape(
+      *x.shape[:axis], x.shape[axis] // factor, factor, *x.shape[axis + 1 :]
+    )
+    x = functools.reduce(
+      jnp.maximum,
+      [
         lax.index_in_dim(cells, i, axis + 1, keepdims=False)
-        for i in range(factor)])
+        for i in range(factor)
+      ],
+    )
   return x
 
 
@@ -49,8 +54,9 @@ def upsample_nearest(x: jax.Array, factors: Sequence[int]) -> jax.Array:
     shape += [n, factor]
   x = jnp.expand_dims(x, range(2, 2 * len(size) + 1, 2))
   x = jnp.broadcast_to(x, (*shape, channels))
-  return x.reshape(batch, *(n * f for n, f in zip(size, factors, strict=True)),
-                   channels)
+  return x.reshape(
+    batch, *(n * f for n, f in zip(size, factors, strict=True)), channels
+  )
 
 
 def upsample_linear(x: jax.Array, factors: Sequence[int]) -> jax.Array:
@@ -62,18 +68,26 @@ def upsample_linear(x: jax.Array, factors: Sequence[int]) -> jax.Array:
     n = x.shape[axis]
     if factor == 1:
       continue
-    before = jnp.concatenate([
+    before = jnp.concatenate(
+      [
         lax.slice_in_dim(x, 0, 1, axis=axis),
-        lax.slice_in_dim(x, 0, n - 1, axis=axis)], axis)
-    after = jnp.concatenate([
+        lax.slice_in_dim(x, 0, n - 1, axis=axis),
+      ],
+      axis,
+    )
+    after = jnp.concatenate(
+      [
         lax.slice_in_dim(x, 1, n, axis=axis),
-        lax.slice_in_dim(x, n - 1, n, axis=axis)], axis)
+        lax.slice_in_dim(x, n - 1, n, axis=axis),
+      ],
+      axis,
+    )
     parts = []
     for i in range(factor):
       offset = (i + 0.5) / factor - 0.5  # from the centre of the voxel
       other = before if offset < 0 else after
       parts.append(x * (1 - abs(offset)) + other * abs(offset))
-    shape = (*x.shape[:axis], n * factor, *x.shape[axis + 1:])
+    shape = (*x.shape[:axis], n * factor, *x.shape[axis + 1 :])
     x = jnp.stack(parts, axis + 1).reshape(shape)
   return x
 
@@ -85,9 +99,10 @@ def space_to_depth(x: jax.Array, factors: Sequence[int]) -> jax.Array:
   """
   rank = len(factors)
   x = _cells(x, factors)
-  x = x.transpose(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2),
-                  2 * rank + 1)
-  return x.reshape(*x.shape[:rank + 1], -1)
+  x = x.transpose(
+    0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1
+  )
+  return x.reshape(*x.shape[: rank + 1], -1)
 
 
 def depth_to_space(x: jax.Array, factors: Sequence[int]) -> jax.Array:
@@ -97,8 +112,9 @@ def depth_to_space(x: jax.Array, factors: Sequence[int]) -> jax.Array:
   x = x.reshape(batch, *size, *factors, channels // math.prod(factors))
   pairs = [(axis, axis + rank) for axis in range(1, rank + 1)]
   x = x.transpose(0, *(axis for pair in pairs for axis in pair), 2 * rank + 1)
-  return x.reshape(batch, *(n * f for n, f in zip(size, factors, strict=True)),
-                   x.shape[-1])
+  return x.reshape(
+    batch, *(n * f for n, f in zip(size, factors, strict=True)), x.shape[-1]
+  )
 
 
 UPSAMPLE = {'nearest': upsample_nearest, 'linear': upsample_linear}

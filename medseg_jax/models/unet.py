@@ -17,13 +17,18 @@ from medseg_jax.models import blocks, norms, resampling
 Sizes = int | tuple[int | tuple[int, ...], ...]
 
 _CHOICES = {
-    'norm': tuple(norms.NORMS),
-    'activation': tuple(blocks.ACTIVATIONS),
-    'down': ('max_pool', 'stride'),
-    'up': blocks.UP_METHODS,
+  'norm': tuple(norms.NORMS),
+  'activation': tuple(blocks.ACTIVATIONS),
+  'down': ('max_pool', 'stride'),
+  'up': blocks.UP_METHODS,
 }
-_PER_STAGE = ('features', 'convs_per_stage', 'residual_blocks', 'kernel_sizes',
-              'strides')
+_PER_STAGE = (
+  'features',
+  'convs_per_stage',
+  'residual_blocks',
+  'kernel_sizes',
+  'strides',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,36 +113,49 @@ class UNet(nn.Module):
   def _check(self):
     for field, choices in _CHOICES.items():
       if getattr(self, field) not in choices:
-        raise ValueError(f'{field}={getattr(self, field)!r} is not allowed: '
-                         f'one of {", ".join(choices)}')
+        raise ValueError(
+          f'{field}={getattr(self, field)!r} is not allowed: '
+          f'one of {", ".join(choices)}'
+        )
     for field in ('num_classes', 'depth', 'max_features'):
       if not _is_positive_int(getattr(self, field)):
-        raise ValueError(f'{field}={getattr(self, field)!r} is not allowed: '
-                         'a positive whole number')
+        raise ValueError(
+          f'{field}={getattr(self, field)!r} is not allowed: '
+          'a positive whole number'
+        )
     if not 0 <= self.dropout < 1:
-      raise ValueError(f'dropout={self.dropout!r} is not allowed: '
-                       'a number from 0 up to, not including, 1')
+      raise ValueError(
+        f'dropout={self.dropout!r} is not allowed: '
+        'a number from 0 up to, not including, 1'
+      )
     for field in _PER_STAGE:
       value = getattr(self, field)
       if field == 'residual_blocks' and not value:
         continue
       entries = value if isinstance(value, tuple) else (value,)
       if isinstance(value, tuple) and len(value) != self.depth:
-        raise ValueError(f'{field}={value!r} has {len(value)} entries, but '
-                         f'depth={self.depth}: one for each stage')
+        raise ValueError(
+          f'{field}={value!r} has {len(value)} entries, but '
+          f'depth={self.depth}: one for each stage'
+        )
       per_axis = field in ('kernel_sizes', 'strides')
       for entry in entries:
         numbers = entry if per_axis and isinstance(entry, tuple) else (entry,)
         if not numbers or not all(map(_is_positive_int, numbers)):
-          raise ValueError(f'{field}={value!r} is not allowed: '
-                           'positive whole numbers')
+          raise ValueError(
+            f'{field}={value!r} is not allowed: positive whole numbers'
+          )
     if self.residual and self.residual_blocks:
-      raise ValueError('residual and residual_blocks are two ways to make the '
-                       'encoder residual: only one of them is allowed')
+      raise ValueError(
+        'residual and residual_blocks are two ways to make the '
+        'encoder residual: only one of them is allowed'
+      )
     first = self.strides[0] if isinstance(self.strides, tuple) else 1
     if set(first if isinstance(first, tuple) else (first,)) != {1}:
-      raise ValueError(f'strides={self.strides!r} is not allowed: the first '
-                       'entry is that of the first stage and must be 1')
+      raise ValueError(
+        f'strides={self.strides!r} is not allowed: the first '
+        'entry is that of the first stage and must be 1'
+      )
 
   def divisor(self, rank: int) -> tuple[int, ...]:
     """Returns what each of `rank` spatial axes must be a multiple of."""
@@ -153,27 +171,34 @@ class UNet(nn.Module):
     def per_axis(entry, field):
       entry = entry if isinstance(entry, tuple) else (entry,) * rank
       if len(entry) != rank:
-        raise ValueError(f'{field} has the entry {entry}, but the image has '
-                         f'{rank} spatial axes')
+        raise ValueError(
+          f'{field} has the entry {entry}, but the image has '
+          f'{rank} spatial axes'
+        )
       return entry
 
     features, strides = self.features, self.strides
     if not isinstance(features, tuple):
-      features = tuple(min(features * 2**i, self.max_features)
-                       for i in range(self.depth))
+      features = tuple(
+        min(features * 2**i, self.max_features) for i in range(self.depth)
+      )
     if not isinstance(strides, tuple):
       strides = (1,) + (strides,) * (self.depth - 1)
     return [
-        _Resolution(f, n, b, per_axis(k, 'kernel_sizes'),
-                    per_axis(s, 'strides'))
-        for f, n, b, k, s in zip(
-            features, per_stage(self.convs_per_stage),
-            per_stage(self.residual_blocks), per_stage(self.kernel_sizes),
-            strides, strict=True)]
+      _Resolution(f, n, b, per_axis(k, 'kernel_sizes'), per_axis(s, 'strides'))
+      for f, n, b, k, s in zip(
+        features,
+        per_stage(self.convs_per_stage),
+        per_stage(self.residual_blocks),
+        per_stage(self.kernel_sizes),
+        strides,
+        strict=True,
+      )
+    ]
 
   @nn.compact
   def __call__(
-      self, image: jax.Array, train: bool = False
+    self, image: jax.Array, train: bool = False
   ) -> jax.Array | tuple[jax.Array, ...]:
     """Returns logits `[B, *S, num_classes]`, float32, of image `[B, *S, C]`.
 
@@ -189,21 +214,37 @@ class UNet(nn.Module):
     blocks.check_divisible(image.shape[1:-1], self.divisor(rank))
 
     # Not the flag `train`, which must stay a Python value, nor `self`.
-    make = nn.remat(blocks.Stage, static_argnums=(2,)) if self.remat else (
-        blocks.Stage)
+    make = (
+      nn.remat(blocks.Stage, static_argnums=(2,))
+      if self.remat
+      else (blocks.Stage)
+    )
 
     def stage(resolution, name, **fields):
-      fields = dict(
-          num_convs=resolution.num_convs, num_blocks=int(self.residual),
-          stride=ones, dropout=self.dropout) | fields
-      return make(resolution.features, kernel=resolution.kernel,
-                  norm=self.norm, activation=self.activation, dtype=self.dtype,
-                  name=name, **fields)
+      fields = (
+        dict(
+          num_convs=resolution.num_convs,
+          num_blocks=int(self.residual),
+          stride=ones,
+          dropout=self.dropout,
+        )
+        | fields
+      )
+      return make(
+        resolution.features,
+        kernel=resolution.kernel,
+        norm=self.norm,
+        activation=self.activation,
+        dtype=self.dtype,
+        name=name,
+        **fields,
+      )
 
     def head(x, i):
       # In float32: bfloat16 has too few digits for logits and their loss.
       return blocks.pointwise(
-          self.num_classes, dtype=jnp.float32, name=f'head_{i}')(x)
+        self.num_classes, dtype=jnp.float32, name=f'head_{i}'
+      )(x)
 
     x = image.astype(self.dtype)
     skips = []
@@ -227,9 +268,16 @@ class UNet(nn.Module):
       skip = skips[i]
       if self.attention:
         skip = blocks.AttentionGate(
-            factors, dtype=self.dtype, name=f'gate_{i}')(skip, x)
-      x = blocks.Up(resolution.features, factors, self.up, self.activation,
-                    self.dtype, name=f'up_{i}')(x)
+          factors, dtype=self.dtype, name=f'gate_{i}'
+        )(skip, x)
+      x = blocks.Up(
+        resolution.features,
+        factors,
+        self.up,
+        self.activation,
+        self.dtype,
+        name=f'up_{i}',
+      )(x)
       x = stage(resolution, f'decoder_{i}')(x, train, skip)
       if every_head and i:
         logits.append(head(x, i))

@@ -39,10 +39,11 @@ def _matrices():
   image = np.zeros((SUMS, SUMS))
   for k, point in enumerate(_POINTS):
     others = [p for p in _POINTS if p != point]
-    image[k, :SUMS - 1] = np.poly(others)[::-1]
+    image[k, : SUMS - 1] = np.poly(others)[::-1]
   image[-1] = np.poly(_POINTS)[::-1]
   scale = np.array(
-      [math.prod(p - q for q in _POINTS if q != p) for p in _POINTS] + [1])
+    [math.prod(p - q for q in _POINTS if q != p) for p in _POINTS] + [1]
+  )
   return image, scale
 
 
@@ -57,7 +58,7 @@ _IMAGE, _SCALE = _matrices()
 
 
 def pays(
-    shape: Sequence[int], kernel: Sequence[int], stride: int, rows: int
+  shape: Sequence[int], kernel: Sequence[int], stride: int, rows: int
 ) -> bool:
   """Returns whether it is faster than all the products, as was measured.
 
@@ -76,8 +77,9 @@ def pays(
   products = math.prod(others) * channels * features / (channels + features)
   computed = -(-rows // ROWS) * ROWS
   # With few voxels the sums of the kernel take the time.
-  return (products >= 120 and computed < 1.25 * rows
-          and math.prod(shape[:-1]) >= 1000)
+  return (
+    products >= 120 and computed < 1.25 * rows and math.prod(shape[:-1]) >= 1000
+  )
 
 
 def split(x: jax.Array, before: int, rows: int) -> list[jax.Array]:
@@ -89,15 +91,14 @@ def split(x: jax.Array, before: int, rows: int) -> list[jax.Array]:
     rows: of the convolution.
   """
   cells = -(-rows // ROWS)
-  windows = [
-      _every_fourth(x, i - before, cells) for i in range(SUMS)]
+  windows = [_every_fourth(x, i - before, cells) for i in range(SUMS)]
   return [_sum(row, windows) for row in _IMAGE]
 
 
 def split_kernel(kernel: jax.Array) -> list[jax.Array]:
   """Returns six sums of the taps, `[1, *taps_rest, C, F]` each."""
   values = _values(TAPS) / _SCALE[:, None]
-  taps = [kernel[i:i + 1] for i in range(TAPS)]
+  taps = [kernel[i : i + 1] for i in range(TAPS)]
   return [_sum(row, taps) for row in values]
 
 
@@ -115,7 +116,8 @@ def join(parts: Sequence[jax.Array], rows: int) -> jax.Array:
   y = jnp.zeros((batch, cells, ROWS, *rest), parts[0].dtype)
   for i, values in enumerate(_values(ROWS).T):
     y = lax.dynamic_update_slice_in_dim(
-        y, _sum(values, parts)[:, :, None], i, 2)
+      y, _sum(values, parts)[:, :, None], i, 2
+    )
   y = y.reshape(batch, cells * ROWS, *rest)
   return lax.slice_in_dim(y, 0, rows, axis=1)
 
@@ -126,8 +128,7 @@ def join_kernel(parts: jax.Array) -> jax.Array:
 
 
 def _every_fourth(x, first, count):
-  """Returns rows first, first + 4, ...: `count` of them, 0 where there is none.
-  """
+  """Returns rows first, first + 4, ...: `count` of them, 0 where is none."""
   batch, rows, *rest = x.shape
   shift, phase = divmod(first, ROWS)
   cells = -(-rows // ROWS)
@@ -135,13 +136,16 @@ def _every_fourth(x, first, count):
     x = jnp.pad(x, [(0, 0), (0, cells * ROWS - rows)] + [(0, 0)] * len(rest))
   x = x.reshape(batch, cells, ROWS, *rest)[:, :, phase]
   around = (-shift, count + shift - cells, 0)
-  return lax.pad(x, jnp.zeros((), x.dtype),
-                 [(0, 0, 0), around] + [(0, 0, 0)] * len(rest))
+  return lax.pad(
+    x, jnp.zeros((), x.dtype), [(0, 0, 0), around] + [(0, 0, 0)] * len(rest)
+  )
 
 
 def _sum(factors, arrays):
   """Returns the weighted sum of `arrays`, without those of weight 0."""
   terms = [
-      array if factor == 1 else array * np.float32(factor)
-      for factor, array in zip(factors, arrays, strict=True) if factor]
+    array if factor == 1 else array * np.float32(factor)
+    for factor, array in zip(factors, arrays, strict=True)
+    if factor
+  ]
   return sum(terms[1:], terms[0])

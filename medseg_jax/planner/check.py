@@ -208,9 +208,7 @@ def _check_keys(
   for key in found:
     if key not in keys + optional:
       # Ignored, it would seem to have been obeyed.
-      raise ValueError(
-        f'{prefix}{key} is unknown; allowed: ' + ', '.join(keys)
-      )
+      raise ValueError(f'{prefix}{key} is unknown; allowed: ' + ', '.join(keys))
 
 
 def _is_list(value: Any) -> bool:

@@ -140,9 +140,7 @@ def _check_arguments(
   shapes = np.asarray(fingerprint.shapes)
   spacings = np.asarray(fingerprint.spacings)
   if preset not in PRESETS:
-    raise ValueError(
-      f'preset is {preset!r}; allowed are ' + ', '.join(PRESETS)
-    )
+    raise ValueError(f'preset is {preset!r}; allowed are ' + ', '.join(PRESETS))
   if not 0 <= memory_gb < math.inf:
     raise ValueError(
       f'memory_gb is {memory_gb:g}; allowed are GB above 0, or 0 for the '

@@ -30,14 +30,16 @@ def describe(plan: dict) -> str:
   )
   rows = [('', 'spacing mm', 'median shape', 'patch', 'batch', 'stages')]
   for name, c in plan['configurations'].items():
-    rows.append((
-      name,
-      _times(c['spacing']),
-      _times(c['median_shape']),
-      _times(c['patch_size']),
-      str(c['batch_size']),
-      str(len(c['features'])),
-    ))
+    rows.append(
+      (
+        name,
+        _times(c['spacing']),
+        _times(c['median_shape']),
+        _times(c['patch_size']),
+        str(c['batch_size']),
+        str(len(c['features'])),
+      )
+    )
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines.append('')
   for row in rows:
