@@ -1,4 +1,4 @@
-"""Files read with plain messages, written whole, and told apart."""
+"""Where files lie, how they are read, written whole, and told apart."""
 
 import hashlib
 import json
@@ -8,6 +8,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from medseg_jax.errors import InputError
+
+
+def user_cache_folder() -> pathlib.Path:
+  """Returns the user's cache folder for this program."""
+  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return pathlib.Path(base).expanduser() / 'medseg_jax'
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:

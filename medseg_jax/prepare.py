@@ -14,6 +14,7 @@ from medseg_jax.data import nifti, resample
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
 from medseg_jax.errors import InputError
+from medseg_jax.files import user_cache_folder
 from medseg_jax.progress import Progress
 
 
@@ -120,7 +121,7 @@ def _announce(config: ConfigDict, sources: dict[str, Source], left: int) -> int:
     (8 * read + 6 * prepared) * data.channels + 2 * read + 2 * prepared
   )
   workers = caches.num_workers(each)
-  place = caches.default_root()
+  place = user_cache_folder()
   if data.cache_dir:
     place = pathlib.Path(data.cache_dir).expanduser()
   print(

@@ -13,7 +13,7 @@ import platform
 import warnings
 from collections.abc import Iterator, Mapping
 
-from medseg_jax.data.cache import default_root
+from medseg_jax.files import user_cache_folder
 
 # Flags of XLA that pay, name -> value, without the leading dashes. One that the
 # installed XLA does not know ends the process.
@@ -50,7 +50,7 @@ def keep_compiled_programs() -> None:
     return
   # One folder for each kind of processor: a program compiled for another one
   # could hold instructions that this one does not have.
-  folder = default_root() / 'compiled' / processor()
+  folder = user_cache_folder() / 'compiled' / processor()
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError:

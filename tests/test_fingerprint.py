@@ -5,8 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from data_cases import assert_one_line
-from scipy import ndimage
+from data_cases import assert_one_line, box_oracle
 
 from medseg_jax import planner
 from medseg_jax.data import fingerprint as fp
@@ -17,30 +16,6 @@ from medseg_jax.errors import InputError
 def case(image, label, spacing=None, name='a case'):
   image = np.asarray(image)
   return Case(name, image, label, spacing or (1.0,) * (image.ndim - 1))
-
-
-def box_oracle(image):
-  """Returns the box of the mask with holes filled, by SciPy."""
-  mask = ndimage.binary_fill_holes((image != 0).any(-1))
-  return ndimage.find_objects(mask.astype(int))[0]
-
-
-@pytest.mark.parametrize('shape', [(9, 8, 2), (7, 9, 8, 1), (7, 9, 8, 3)])
-def test_the_box_is_that_of_the_filled_mask(shape):
-  for seed in range(20):
-    rng = np.random.default_rng(seed)
-    image = np.zeros(shape, np.int16)
-    for _ in range(3):
-      # A negative value counts, and one channel is enough.
-      image[tuple(rng.integers(0, shape))] = rng.choice((-7, 300))
-    assert fp.nonzero_box(image) == box_oracle(image)
-
-
-def test_the_box_around_a_hollow_cube_and_of_nothing():
-  image = np.zeros((10, 11, 12, 1), np.float32)
-  image[2:7, 3:9, 4:5] = image[2:7, 3:9, 10:11] = 1
-  assert fp.nonzero_box(image) == (slice(2, 7), slice(3, 9), slice(4, 11))
-  assert fp.nonzero_box(image * 0) == (slice(0, 10), slice(0, 11), slice(0, 12))
 
 
 def test_a_case_is_cropped_and_sampled_in_its_foreground():

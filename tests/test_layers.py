@@ -6,144 +6,150 @@ from conftest import ROOT
 
 PACKAGE = ROOT / 'medseg_jax'
 
-# Each part of the package, and the parts below it that it may import.
-BASE = {'errors', 'files', 'host_memory'}
-INFRASTRUCTURE = BASE | {
-  'sharding',
-  'checkpoint',
-  'metric_writer',
-  'progress',
-  'stop_signal',
-  'flops',
-  'machine',
-  'process',
-}
-LEAVES = {
-  'models',
-  'losses',
-  'metrics',
-  'surface',
-  'lesions',
-  'decode',
-  'augment',
-  'optim',
-  'planner',
-}
-OUTPUT = {'panels', 'report', 'benchmark_table'}
-COMPOSITION = {
-  'step',
-  'state',
-  'input_pipeline',
-  'device_cache',
-  'inference',
-  'segment',
-  'scores',
-}
-CONFIGURED = {'experiment', 'feed', 'planning', 'predictor', 'sources'}
-PROGRAMS = {
-  'train',
-  'evaluate',
-  'predict',
-  'plan',
-  'prepare',
-  'benchmark',
-  'profile_step',
-  'profile_prediction',
-  'sweep',
-}
-ALLOWED = (
-  {name: BASE for name in INFRASTRUCTURE}
-  | {name: set() for name in LEAVES}
-  | {name: BASE for name in OUTPUT}
-  | {'data': BASE, 'process': BASE | {'data'}}
-  | {
-    name: INFRASTRUCTURE | LEAVES | OUTPUT | COMPOSITION | {'data'}
-    for name in COMPOSITION
-  }
-  | {
-    name: INFRASTRUCTURE | LEAVES | COMPOSITION | CONFIGURED | {'data'}
-    for name in CONFIGURED
-  }
-  | {
-    name: INFRASTRUCTURE
-    | LEAVES
-    | OUTPUT
-    | COMPOSITION
-    | CONFIGURED
-    | PROGRAMS
-    | {'data'}
-    for name in PROGRAMS
-  }
-  | {'main': {'errors', 'experiment', 'host_memory', 'process'} | PROGRAMS}
+# From the ground up. A file belongs to the longest of these names that its own
+# begins with; it imports from its own part and from the floors below.
+FLOORS = (
+  ('errors',),
+  ('files', 'host_memory'),
+  (
+    'checkpoint',
+    'metric_writer',
+    'process',
+    'progress',
+    'sharding',
+    'stop_signal',
+  ),
+  # Libraries that know nothing of each other.
+  (
+    'augment',
+    'losses',
+    'metrics',
+    'models',
+    'optim',
+    'planner',
+    'panels',
+    'report',
+    'surface',
+    'lesions',
+    'decode',
+  ),
+  ('data', 'scores', 'inference'),
+  ('sources', 'state'),
+  ('segment', 'step'),
+  ('device_cache', 'input_pipeline', 'planning'),
+  ('machine', 'flops', 'benchmark_table', 'experiment'),
+  ('feed', 'predictor'),
+  (
+    'profile_step',
+    'profile_prediction',
+    'sweep',
+    'plan',
+    'prepare',
+    'evaluate',
+    'predict',
+  ),
+  ('train',),
+  ('benchmark',),
+  ('main',),
 )
+FLOOR = {part: i for i, parts in enumerate(FLOORS) for part in parts}
+# What each part of data/ may import of the others: case before file before set.
+NUMPY_ONLY = ('data', 'errors', 'files', 'host_memory')
 
 
 def files():
   return sorted(PACKAGE.rglob('*.py'))
 
 
-def part_of(path):
-  return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+def module_of(path):
+  """Returns 'data.cache' for medseg_jax/data/cache.py, '' for the package."""
+  parts = path.relative_to(PACKAGE).with_suffix('').parts
+  return '.'.join(part for part in parts if part != '__init__')
 
 
-def imports(tree):
-  """Yields (module, whether the import stands at the top of the file)."""
+def part_of(module):
+  """Returns the part of the package that a module, or a name in it, is in."""
+  words = module.split('.')
+  for end in range(len(words), 0, -1):
+    if (part := '.'.join(words[:end])) in FLOOR:
+      return part
+  return None
+
+
+def imports(path):
+  """Yields (module, whether the import stands at the top of the file).
+
+  `from package import name` counts as an import of `package.name`.
+  """
+  tree = ast.parse(path.read_text())
   top = set(map(id, tree.body))
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):
       for alias in node.names:
         yield alias.name, id(node) in top
     elif isinstance(node, ast.ImportFrom):
-      yield node.module, id(node) in top
-      if node.module == 'medseg_jax':
-        for alias in node.names:
-          yield f'medseg_jax.{alias.name}', id(node) in top
+      assert not node.level, f'{path} has a relative import'
+      for alias in node.names:
+        yield f'{node.module}.{alias.name}', id(node) in top
 
 
-def test_each_layer_imports_only_what_lies_below():
+def test_no_import_points_up():
   wrong = []
   for path in files():
-    part = part_of(path)
-    if part == '__init__':
+    if path == PACKAGE / '__init__.py':
       continue
-    for module, _ in imports(ast.parse(path.read_text())):
-      if module.startswith('medseg_jax.'):
-        other = module.split('.')[1]
-        if other != part and other not in ALLOWED[part]:
-          wrong.append(f'{path.name} imports {module}')
+    part = part_of(module_of(path))
+    assert part is not None, f'{path} stands on no floor'
+    for module, _ in imports(path):
+      if not module.startswith('medseg_jax.'):
+        continue
+      other = part_of(module.removeprefix('medseg_jax.'))
+      if other is None:
+        continue  # of the package itself: its version, say
+      if other != part and FLOOR[other] >= FLOOR[part]:
+        wrong.append(f'{module_of(path)} imports {module}')
   assert not wrong
 
 
 def outside(names):
-  """Returns (part, file, module, top) of each import of one of `names`."""
+  """Returns (module, imported, top) of each import of one of `names`."""
   return [
-    (part_of(path), path.name, module, top)
+    (module_of(path), module, top)
     for path in files()
-    for module, top in imports(ast.parse(path.read_text()))
+    for module, top in imports(path)
     if module.split('.')[0] in names
   ]
 
 
 def test_data_knows_no_jax():
   found = outside({'jax', 'flax', 'optax'})
-  assert not [row for row in found if row[0] == 'data']
+  assert not [row for row in found if row[0].startswith(NUMPY_ONLY)]
 
 
 def test_tensorflow_is_imported_late_and_only_for_data():
-  for _, name, module, top in outside({'tensorflow', 'tensorflow_datasets'}):
-    assert name in ('input_pipeline.py', 'phantom_tfds.py', 'tfds_source.py')
+  for name, module, top in outside({'tensorflow', 'tensorflow_datasets'}):
+    assert name.split('.')[-1] in (
+      'input_pipeline',
+      'phantom_tfds',
+      'tfds_source',
+    )
     # The builder is a TFDS class, so its module needs TFDS from the start.
-    assert not top or name == 'phantom_tfds.py', (name, module)
+    assert not top or name.endswith('phantom_tfds'), (name, module)
 
 
 def test_configs_stop_at_the_programs():
-  for part, name, *_ in outside({'ml_collections'}):
-    assert part in PROGRAMS | CONFIGURED | {'main'}, name
+  lowest = FLOOR['sources']
+  for name, *_ in outside({'ml_collections'}):
+    assert FLOOR[part_of(name)] >= lowest, name
 
 
 def test_orbax_and_linen_stay_in_their_files():
-  assert {row[1] for row in outside({'orbax'})} == {'checkpoint.py'}
-  linen = {row[0] for row in outside({'flax'}) if 'linen' in row[2]}
+  assert {name for name, *_ in outside({'orbax'})} == {'checkpoint'}
+  linen = {
+    name.split('.')[0]
+    for name, module, _ in outside({'flax'})
+    if 'linen' in module
+  }
   assert linen == {'models', 'state'}
 
 

@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from medseg_jax.data import phantom
+from medseg_jax.data import phantom_anatomy as anatomy
 from medseg_jax.errors import InputError
 
 SIZE = 96
@@ -14,12 +15,12 @@ SIZE = 96
 
 @pytest.fixture(scope='module')
 def slices():
-  return [phantom.generate(0, i, (SIZE, SIZE)) for i in range(60)]
+  return [anatomy.generate(0, i, (SIZE, SIZE)) for i in range(60)]
 
 
 def make_scene(shape):
   """Returns an empty scene, patient straight in the middle."""
-  return phantom._Scene(
+  return anatomy._Scene(
     rng=np.random.default_rng(0),
     image=np.zeros(shape, np.float32),
     label=np.zeros(shape, np.uint8),
@@ -34,7 +35,7 @@ def make_scene(shape):
 
 @pytest.mark.parametrize('shape', [(33,), (32, 48), (12, 24, 20)])
 def test_image_and_label_have_the_shape_asked_for(shape):
-  image, label = phantom.generate(1, 2, shape)
+  image, label = anatomy.generate(1, 2, shape)
   assert image.shape == (*shape, 1) and image.dtype == np.float32
   assert label.shape == shape and label.dtype == np.uint8
   assert np.isfinite(image).all() and image.min() >= -1024
@@ -42,9 +43,9 @@ def test_image_and_label_have_the_shape_asked_for(shape):
 
 
 def test_same_arguments_give_the_same_bits_whatever_came_before():
-  first = phantom.generate(3, 7, (40, 40))
-  phantom.generate(3, 8, (40, 40))
-  again = phantom.generate(3, 7, (40, 40))
+  first = anatomy.generate(3, 7, (40, 40))
+  anatomy.generate(3, 8, (40, 40))
+  again = anatomy.generate(3, 7, (40, 40))
   np.testing.assert_array_equal(first[0], again[0])
   np.testing.assert_array_equal(first[1], again[1])
 
@@ -53,12 +54,12 @@ def test_every_example_differs_in_image_and_in_label(slices):
   images = {image.tobytes() for image, _ in slices}
   labels = {label.tobytes() for _, label in slices}
   assert len(images) == len(labels) == len(slices)
-  assert phantom.generate(1, 0, (SIZE, SIZE))[1].tobytes() not in labels
+  assert anatomy.generate(1, 0, (SIZE, SIZE))[1].tobytes() not in labels
 
 
 def test_finer_phantom_is_the_same_patient():
-  coarse = phantom.generate(0, 4, (64, 64))[1]
-  fine = phantom.generate(0, 4, (128, 128))[1]
+  coarse = anatomy.generate(0, 4, (64, 64))[1]
+  fine = anatomy.generate(0, 4, (128, 128))[1]
   blocks = fine.reshape(64, 2, 64, 2)
   assert (blocks == coarse[:, None, :, None]).mean() > 0.97
 
@@ -115,7 +116,7 @@ def test_no_range_of_intensity_finds_the_liver(slices):
 @pytest.mark.parametrize('angle', [0.0, 0.7])
 def test_ellipse_fills_its_area_with_partial_volume(angle):
   scene = make_scene((60, 60))
-  box, share = phantom._ellipsoid(
+  box, share = anatomy._ellipsoid(
     scene, (0, 11, -7), (50, 33, 61), angle, 0.0, 0.0
   )
   pixel = 6.0 * 6.0  # mm^2: a field of view of 360 mm
@@ -131,7 +132,7 @@ def test_ellipse_fills_its_area_with_partial_volume(angle):
 
 def test_tilted_ellipsoid_fills_its_volume():
   scene = make_scene((48, 60, 60))
-  _, share = phantom._ellipsoid(scene, (5, 0, 9), (50, 30, 40), 0.5, 0.4, 0.0)
+  _, share = anatomy._ellipsoid(scene, (5, 0, 9), (50, 30, 40), 0.5, 0.4, 0.0)
   voxel = 5.0 * 6.0 * 6.0  # mm^3
   expected = 4 / 3 * np.pi * 50 * 30 * 40
   assert share.sum() * voxel == pytest.approx(expected, rel=0.01)
@@ -140,14 +141,14 @@ def test_tilted_ellipsoid_fills_its_volume():
 @pytest.mark.parametrize('center', [(0, 400, 0), (0, -178, 178)])
 def test_ellipse_beyond_the_edge_is_cut_off(center):
   scene = make_scene((60, 60))
-  phantom._organ(scene, center, (20, 20, 20), 7.0, 2)
+  anatomy._organ(scene, center, (20, 20, 20), 7.0, 2)
   inside = max(map(abs, center)) < 180
   assert scene.image.max() == pytest.approx(7.0 if inside else 0.0)
   assert (scene.label == 2).any() == inside
 
 
 def test_noise_has_unit_variance_and_correlates_between_neighbours():
-  noise = phantom._correlated_noise(np.random.default_rng(0), (400, 400))
+  noise = anatomy._correlated_noise(np.random.default_rng(0), (400, 400))
   assert noise.std() == pytest.approx(1, rel=0.02)
   for a, b in ((noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1])):
     assert (a * b).mean() == pytest.approx(4 / 9, rel=0.05)
@@ -160,7 +161,7 @@ def test_generating_is_fast():
     times = []
     for i in range(3):
       start = time.process_time()
-      phantom.generate(0, i, shape)
+      anatomy.generate(0, i, shape)
       times.append(time.process_time() - start)
     assert min(times) < limit
 
@@ -171,7 +172,7 @@ def test_source_hands_out_named_cases_lazily():
   case = source[7]
   assert case.name == 'test_0007' == source.names[7]
   assert case.spacing == (18.0, 15.0)
-  image, label = phantom.generate(5, phantom.SPLIT_START['test'] + 7, (20, 24))
+  image, label = anatomy.generate(5, phantom.SPLIT_START['test'] + 7, (20, 24))
   np.testing.assert_array_equal(case.image, image)
   np.testing.assert_array_equal(case.label, label)
   assert source[-1].name == 'test_0011'

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from data_cases import assert_one_line
+from data_cases import assert_one_line, box_oracle
 from scipy import ndimage
 
 from medseg_jax.data.case import Case
@@ -10,6 +10,7 @@ from medseg_jax.data.preprocess import (
   Channel,
   Preprocessing,
   check,
+  nonzero_box,
   preprocess,
 )
 from medseg_jax.errors import InputError
@@ -190,3 +191,21 @@ def test_a_case_that_the_settings_are_not_for_is_named(settings, words):
   with pytest.raises(InputError) as error:
     preprocess(case(image), settings)
   assert_one_line(error, words)
+
+
+@pytest.mark.parametrize('shape', [(9, 8, 2), (7, 9, 8, 1), (7, 9, 8, 3)])
+def test_the_box_is_that_of_the_filled_mask(shape):
+  for seed in range(20):
+    rng = np.random.default_rng(seed)
+    image = np.zeros(shape, np.int16)
+    for _ in range(3):
+      # A negative value counts, and one channel is enough.
+      image[tuple(rng.integers(0, shape))] = rng.choice((-7, 300))
+    assert nonzero_box(image) == box_oracle(image)
+
+
+def test_the_box_around_a_hollow_cube_and_of_nothing():
+  image = np.zeros((10, 11, 12, 1), np.float32)
+  image[2:7, 3:9, 4:5] = image[2:7, 3:9, 10:11] = 1
+  assert nonzero_box(image) == (slice(2, 7), slice(3, 9), slice(4, 11))
+  assert nonzero_box(image * 0) == (slice(0, 10), slice(0, 11), slice(0, 12))

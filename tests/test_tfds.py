@@ -8,6 +8,7 @@ tfds = pytest.importorskip('tensorflow_datasets')
 from etils import epath  # noqa: E402
 
 from medseg_jax.data import phantom, phantom_tfds, tfds_source  # noqa: E402
+from medseg_jax.data import phantom_anatomy as anatomy  # noqa: E402
 from medseg_jax.errors import InputError  # noqa: E402
 
 TINY = {'num_train': 5, 'num_val': 2, 'num_test': 3}
@@ -135,15 +136,15 @@ def test_phantom_builder_yields_the_bits_of_generate(data_dir, name, shape):
     }
     start = phantom.SPLIT_START[ours]
     made = [
-      phantom.generate(4, start + i, shape) for i in range(TINY[f'num_{ours}'])
+      anatomy.generate(4, start + i, shape) for i in range(TINY[f'num_{ours}'])
     ]
     assert loaded == {(image.tobytes(), lab.tobytes()) for image, lab in made}
 
 
 def test_phantom_builder_describes_itself():
   info = tfds.builder('phantom').info
-  assert info.full_name == f'phantom/slices/{phantom.VERSION}.0.0'
-  assert info.metadata['classes'] == list(phantom.CLASSES)
+  assert info.full_name == f'phantom/slices/{anatomy.VERSION}.0.0'
+  assert info.metadata['classes'] == list(anatomy.CLASSES)
   assert info.features['image'].shape == (128, 128, 1)
   assert info.features['label'].dtype == np.uint8
   assert set(phantom_tfds.Phantom.builder_configs) == {'slices', 'volumes'}
@@ -156,7 +157,7 @@ def test_phantom_through_the_source_is_the_phantom(data_dir):
   }  # fmt: skip
   ours = phantom.open_phantom(shape=(6, 10, 8), seed=4, **TINY)
   for split, source in sources.items():
-    assert source.classes == phantom.CLASSES
+    assert source.classes == anatomy.CLASSES
     assert source.label_values == (0, 1, 2, 3)
     assert source.channels == 1
     expected = {case.image.tobytes(): case.label for case in ours[split]}

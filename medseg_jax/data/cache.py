@@ -29,6 +29,7 @@ from medseg_jax.data.case import Source
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.sampling import foreground_voxels
 from medseg_jax.errors import InputError
+from medseg_jax.files import user_cache_folder
 
 # Raise it whenever the same data and settings would give other arrays.
 VERSION = 2
@@ -79,12 +80,6 @@ class Cache(NamedTuple):
   labels: Sequence[np.ndarray]
   shapes: tuple[tuple[int, ...], ...]
   voxels: Sequence[Mapping[int, np.ndarray]] | None = None
-
-
-def default_root() -> pathlib.Path:
-  """Returns the user's cache folder for this program."""
-  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(base).expanduser() / 'medseg_jax'
 
 
 def num_workers(bytes_each: float = 0.0) -> int:
@@ -169,7 +164,7 @@ def missing(
 
 
 def _folder(preprocessing, root, title, with_locations) -> pathlib.Path:
-  root = pathlib.Path(root).expanduser() if root else default_root()
+  root = pathlib.Path(root).expanduser() if root else user_cache_folder()
   key = _hash((VERSION, preprocessing, with_locations))
   return root / f'{_plain(title)}-{key}'
 

@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from medseg_jax.data import phantom
+from medseg_jax.data import phantom_anatomy as anatomy
 
 
 @dataclasses.dataclass
@@ -47,7 +48,7 @@ class Phantom(tfds.core.GeneratorBasedBuilder):
 
   # TFDS 4.9.10 would look this up with a package that it does not require.
   code_path = epath.Path(__file__)
-  VERSION = tfds.core.Version(f'{phantom.VERSION}.0.0')
+  VERSION = tfds.core.Version(f'{anatomy.VERSION}.0.0')
   BUILDER_CONFIGS = [
     PhantomConfig(name='slices', description='Axial slices, 128 x 128.'),
     PhantomConfig(
@@ -82,8 +83,8 @@ class Phantom(tfds.core.GeneratorBasedBuilder):
       ),
       supervised_keys=('image', 'label'),
       metadata=tfds.core.MetadataDict(
-        classes=list(phantom.CLASSES),
-        spacing=list(phantom.spacing_of(shape)),
+        classes=list(anatomy.CLASSES),
+        spacing=list(anatomy.spacing_of(shape)),
       ),
     )
 

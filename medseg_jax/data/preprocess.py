@@ -6,7 +6,6 @@ import numpy as np
 
 from medseg_jax.data import normalize
 from medseg_jax.data.case import Case
-from medseg_jax.data.fingerprint import nonzero_box
 from medseg_jax.data.normalize import Channel
 from medseg_jax.data.resample import (
   coarse_axis,
@@ -167,6 +166,30 @@ def preprocess(case: Case, preprocessing: Preprocessing) -> Prepared:
     if label is not None:
       label = resample_label(label, shape, nearest_axis=nearest)
   return Prepared(image, label, box)
+
+
+def nonzero_box(image: np.ndarray) -> tuple[slice, ...]:
+  """Returns the bounding box of the voxels that are not 0 in every channel.
+
+  Args:
+    image: `[*S, C]`.
+
+  Returns:
+    One slice a spatial axis; the whole image where every voxel is 0.
+  """
+  rank = image.ndim - 1
+  found = [np.zeros(size, bool) for size in image.shape[:-1]]
+  # Plane by plane: a mask of a whole CT would need a quarter of a gigabyte.
+  for i, plane in enumerate(image):
+    mask = (plane != 0).any(-1)
+    found[0][i] = mask.any()
+    for axis in range(1, rank):
+      others = tuple(a for a in range(rank - 1) if a != axis - 1)
+      found[axis] |= mask.any(others)
+  if not found[0].any():
+    return tuple(slice(0, size) for size in image.shape[:-1])
+  ends = [np.flatnonzero(line)[[0, -1]] for line in found]
+  return tuple(slice(int(a), int(b) + 1) for a, b in ends)
 
 
 def _check_fits(case: Case, p: Preprocessing) -> None:
