@@ -252,7 +252,7 @@ def worker_environment(side, on_gpu, huge_pages) -> dict[str, str]:
   if not on_gpu:
     environment |= {'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
     if side == 'torch' and huge_pages:
-      # What medseg_jax/host_memory.py does for itself.
+      # What medseg_jax/runtime/host_memory.py does for itself.
       environment['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
     return environment
   # One GPU, and JAX must leave room on it for the other side.

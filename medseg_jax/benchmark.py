@@ -25,11 +25,11 @@ from medseg_jax import (
 )
 from medseg_jax.benchmark_table import least_ms, tables
 from medseg_jax.device_cache import DeviceData
-from medseg_jax.errors import InputError
 from medseg_jax.feed import Feed, compile_step, create_feed
-from medseg_jax.files import write_atomically
 from medseg_jax.flops import count_flops
 from medseg_jax.prepare import prepare
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import write_atomically
 from medseg_jax.state import create_state
 
 MIN_SECONDS = 1.5  # of each measurement

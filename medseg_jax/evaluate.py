@@ -18,9 +18,9 @@ from medseg_jax import (
   sources,
 )
 from medseg_jax.data.case import Case, Source
-from medseg_jax.errors import InputError
 from medseg_jax.panels import panel, save_png
-from medseg_jax.progress import Progress
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.progress import Progress
 
 
 def run(

@@ -15,15 +15,21 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import augment, device_cache, planning, sharding, sources
+from medseg_jax import (
+  augment,
+  device_cache,
+  planning,
+  sources,
+)
 from medseg_jax.data.case import Source
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
-from medseg_jax.errors import InputError
-from medseg_jax.files import write_atomically
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model, create_model
 from medseg_jax.models.blocks import check_divisible
 from medseg_jax.optim import create_optimizer, create_schedule
+from medseg_jax.runtime import sharding
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import write_atomically
 from medseg_jax.step import check_batch_splits
 
 SOFT_TISSUE = (-160.0, 240.0)  # HU, the usual window on the abdomen

@@ -16,14 +16,16 @@ from ml_collections import ConfigDict
 from medseg_jax import (
   device_cache,
   experiment,
-  host_memory,
-  process,
-  sharding,
 )
 from medseg_jax.data import cache as caches
 from medseg_jax.data.cache import Cache
 from medseg_jax.input_pipeline import create_batches
-from medseg_jax.progress import format_seconds
+from medseg_jax.runtime import (
+  host_memory,
+  process,
+  sharding,
+)
+from medseg_jax.runtime.progress import format_seconds
 from medseg_jax.state import TrainState
 from medseg_jax.step import TrainStep
 

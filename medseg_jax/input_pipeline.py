@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import jax
 from jax.sharding import Mesh
 
-from medseg_jax import sharding
 from medseg_jax.data import sampling
 from medseg_jax.data.cache import Cache
-from medseg_jax.errors import InputError
+from medseg_jax.runtime import sharding
+from medseg_jax.runtime.errors import InputError
 
 
 def create_batches(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from medseg_jax import host_memory
+from medseg_jax.runtime import host_memory
 
 MIN_ROUNDS = 3
 SHARE_OF_RAM = 0.8  # what of the available one a program may take

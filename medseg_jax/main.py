@@ -14,8 +14,11 @@ import traceback
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from medseg_jax import host_memory
-from medseg_jax.errors import InputError, Stopped
+from medseg_jax.runtime import host_memory
+from medseg_jax.runtime.errors import (
+  InputError,
+  Stopped,
+)
 
 _STARTED = time.perf_counter()
 MODES = ('train', 'evaluate', 'predict', 'plan', 'prepare', 'benchmark')
@@ -85,7 +88,7 @@ def _run() -> None:
   config, workdir = _config_and_workdir()
   mode = _MODE.value
   # Late: jax takes seconds, and a wrong flag should be told at once.
-  from medseg_jax import process
+  from medseg_jax.runtime import process
 
   process.set_up()
   run = importlib.import_module(f'medseg_jax.{mode}').run

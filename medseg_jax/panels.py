@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from medseg_jax.files import write_atomically
+from medseg_jax.runtime.files import write_atomically
 
 _OKABE_ITO = (
   (86, 180, 233),  # Sky blue first: it shows on grey and on a red retina.

@@ -6,8 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medseg_jax import planner, planning, sources
-from medseg_jax.errors import InputError
-from medseg_jax.files import write_atomically
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import write_atomically
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

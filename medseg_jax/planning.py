@@ -16,9 +16,12 @@ from medseg_jax.data.fingerprint import (
   samples_per_case,
 )
 from medseg_jax.data.volumes import VolumeSource
-from medseg_jax.errors import InputError
-from medseg_jax.files import read_json, write_atomically
-from medseg_jax.progress import Progress
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import (
+  read_json,
+  write_atomically,
+)
+from medseg_jax.runtime.progress import Progress
 
 FINGERPRINT_SEED = 1234  # of the sample of foreground intensities
 

@@ -13,8 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import decode, process, sharding
-from medseg_jax.checkpoint import BEST, LATEST, Checkpoints
+from medseg_jax import decode
 from medseg_jax.experiment import (
   mesh_of,
   model_of,
@@ -25,6 +24,15 @@ from medseg_jax.experiment import (
 )
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model
+from medseg_jax.runtime import (
+  process,
+  sharding,
+)
+from medseg_jax.runtime.checkpoint import (
+  BEST,
+  LATEST,
+  Checkpoints,
+)
 from medseg_jax.state import abstract_state
 from medseg_jax.step import create_predict
 

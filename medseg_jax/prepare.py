@@ -13,9 +13,9 @@ from medseg_jax.data import cache as caches
 from medseg_jax.data import nifti, resample
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
-from medseg_jax.errors import InputError
-from medseg_jax.files import user_cache_folder
-from medseg_jax.progress import Progress
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import user_cache_folder
+from medseg_jax.runtime.progress import Progress
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

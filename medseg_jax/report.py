@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from medseg_jax.files import write_atomically
+from medseg_jax.runtime.files import write_atomically
 
 METRICS = ('dice', 'iou', 'precision', 'recall')
 COUNTS = ('tp', 'fp', 'fn')

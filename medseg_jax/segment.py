@@ -13,7 +13,7 @@ from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.resample import resample_linear_slabs
 from medseg_jax.decode import argmax, softmax
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 # While an image of more values is predicted, the next case is not read yet:
 # two such would need too much memory.

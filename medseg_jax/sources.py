@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax.data import splits
 from medseg_jax.data.case import Source
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 SOURCES = ('phantom', 'folder', 'volumes', 'tfds')
 

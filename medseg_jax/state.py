@@ -9,7 +9,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from medseg_jax.sharding import replicated
+from medseg_jax.runtime.sharding import replicated
 
 
 class TrainState(struct.PyTreeNode):

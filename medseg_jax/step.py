@@ -10,8 +10,8 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from medseg_jax.errors import InputError
 from medseg_jax.models import Model
+from medseg_jax.runtime.errors import InputError
 from medseg_jax.state import TrainState
 
 Batch = dict[str, jax.Array]

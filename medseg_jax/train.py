@@ -12,22 +12,34 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import evaluate, experiment, predictor, sharding
+from medseg_jax import (
+  evaluate,
+  experiment,
+  predictor,
+)
 from medseg_jax.augment import create_augment
-from medseg_jax.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
 from medseg_jax.data.sampling import choose_patches
-from medseg_jax.errors import InputError, Stopped
 from medseg_jax.feed import Feed, create_feed
 from medseg_jax.losses import create_loss
-from medseg_jax.metric_writer import MetricWriter
 from medseg_jax.models import Model
 from medseg_jax.prepare import describe, prepare
-from medseg_jax.progress import Progress
+from medseg_jax.runtime import sharding
+from medseg_jax.runtime.checkpoint import (
+  BEST,
+  LATEST,
+  Checkpoints,
+)
+from medseg_jax.runtime.errors import (
+  InputError,
+  Stopped,
+)
+from medseg_jax.runtime.metric_writer import MetricWriter
+from medseg_jax.runtime.progress import Progress
+from medseg_jax.runtime.stop_signal import stop_on_signal
 from medseg_jax.state import TrainState, abstract_state, create_state
 from medseg_jax.step import create_train_step
-from medseg_jax.stop_signal import stop_on_signal
 
 # A signal waits for three calls at the most.
 SECONDS_A_CALL = 1.0

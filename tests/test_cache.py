@@ -17,7 +17,7 @@ from data_cases import assert_one_line
 from medseg_jax.data import cache
 from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import Channel, Preprocessing
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 SCALE = Preprocessing('scale')
 

@@ -7,8 +7,12 @@ import pytest
 from jax.sharding import PartitionSpec
 from model_cases import check_convolution, conv_ref, image_of, random_variables
 
-from medseg_jax import models, process, sharding
+from medseg_jax import models
 from medseg_jax.models import convolution, onednn
+from medseg_jax.runtime import (
+  process,
+  sharding,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 from data_cases import assert_one_line
 
 from medseg_jax.data.dataset_json import read_dataset_json
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 
 def parse(tmp_path, content):

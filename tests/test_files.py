@@ -6,8 +6,11 @@ import os
 import pytest
 from data_cases import assert_one_line
 
-from medseg_jax.errors import InputError
-from medseg_jax.files import read_json, stat_key
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import (
+  read_json,
+  stat_key,
+)
 
 
 @pytest.mark.parametrize('mark', [b'', b'\xef\xbb\xbf'])

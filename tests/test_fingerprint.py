@@ -10,7 +10,7 @@ from data_cases import assert_one_line, box_oracle
 from medseg_jax import planner
 from medseg_jax.data import fingerprint as fp
 from medseg_jax.data.case import Case
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 
 def case(image, label, spacing=None, name='a case'):

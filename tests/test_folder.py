@@ -11,7 +11,7 @@ from data_cases import assert_all_in, save
 from PIL import Image
 
 from medseg_jax.data import folder as folder_lib
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 RNG = np.random.default_rng(0)
 MASK = np.zeros((8, 9), np.uint8)

@@ -8,14 +8,14 @@ import sys
 import pytest
 from conftest import ROOT
 
-from medseg_jax import host_memory
+from medseg_jax.runtime import host_memory
 
 # Restarts on any machine: what the system says is set beforehand.
 PROGRAM = """
 import os, pathlib, sys
 print(os.getpid(), flush=True)
 sys.path.insert(0, {root!r})
-from medseg_jax import host_memory
+from medseg_jax.runtime import host_memory
 host_memory._on_request = lambda: True
 host_memory._libc_version = lambda: (2, 35)
 {before}

@@ -14,7 +14,7 @@ from data_cases import (
 from PIL import Image, ImageOps
 
 from medseg_jax.data import images
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)

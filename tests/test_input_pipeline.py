@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from medseg_jax import sharding
 from medseg_jax.data import sampling
 from medseg_jax.data.cache import Cache
+from medseg_jax.runtime import sharding
 
 pytest.importorskip('tensorflow')
 

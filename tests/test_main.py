@@ -12,7 +12,7 @@ from PIL import Image
 from small import load, shrink
 
 from medseg_jax import main, train
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 TINY = [
   '--config=configs/unet.py',

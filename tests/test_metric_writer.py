@@ -12,13 +12,16 @@ import pytest
 from PIL import Image
 from tensorboard.compat.proto import event_pb2
 
-from medseg_jax import metric_writer, progress
+from medseg_jax.runtime import (
+  metric_writer,
+  progress,
+)
 
 _READ_BACK = """
 import json, sys
 import numpy as np
-from medseg_jax.metric_writer import MetricWriter
-import medseg_jax.panels, medseg_jax.progress, medseg_jax.report
+from medseg_jax.runtime.metric_writer import MetricWriter
+import medseg_jax.panels, medseg_jax.runtime.progress, medseg_jax.report
 
 workdir = sys.argv[1]
 with MetricWriter(workdir, resume_step=0) as writer:

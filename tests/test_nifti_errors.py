@@ -9,7 +9,7 @@ from data_cases import assert_one_line
 from PIL import Image
 
 from medseg_jax.data import nifti
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 NOISE = np.random.default_rng(0).integers(0, 200, (16, 17, 18), np.uint8)
 # Where the fields of a NIfTI-1 header begin.

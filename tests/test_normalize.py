@@ -9,7 +9,7 @@ from data_cases import assert_one_line
 
 from medseg_jax.data import normalize
 from medseg_jax.data.normalize import Channel, standardise
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from medseg_jax.data import phantom
 from medseg_jax.data import phantom_anatomy as anatomy
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 SIZE = 96
 

@@ -10,9 +10,9 @@ from plan_cases import CT, DATA, fingerprint, known, make
 
 from medseg_jax import planner
 from medseg_jax.data import normalize, preprocess
-from medseg_jax.errors import InputError
 from medseg_jax.planner import check
 from medseg_jax.planner.plan import SCHEME_OF_NAME
+from medseg_jax.runtime.errors import InputError
 
 # Where in the plan, what an editor wrote there, and what the line says.
 EDITS = [

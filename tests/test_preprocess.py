@@ -13,7 +13,7 @@ from medseg_jax.data.preprocess import (
   nonzero_box,
   preprocess,
 )
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 CT = Channel('ct', low=-100.0, high=300.0, mean=80.0, std=60.0)
 

@@ -8,12 +8,12 @@ import jax
 import pytest
 from conftest import ROOT
 
-from medseg_jax import process
+from medseg_jax.runtime import process
 
 # Compiles a program and says how many came from the disk.
 PROGRAM = """
 import resource, sys
-from medseg_jax import process
+from medseg_jax.runtime import process
 process.set_up()
 import jax
 hits = []

@@ -5,7 +5,7 @@ import pytest
 from small import load, shrink
 
 from medseg_jax import train
-from medseg_jax.metric_writer import MetricWriter
+from medseg_jax.runtime.metric_writer import MetricWriter
 
 COMPILED = '/jax/core/compile/backend_compile_duration'
 

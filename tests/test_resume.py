@@ -15,9 +15,12 @@ from orbax.checkpoint import v1 as ocp
 from small import load, shrink
 
 from medseg_jax import train
-from medseg_jax.checkpoint import LATEST, Checkpoints
 from medseg_jax.data import sampling
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.checkpoint import (
+  LATEST,
+  Checkpoints,
+)
+from medseg_jax.runtime.errors import InputError
 
 # Runs a small configuration in a process of its own, which can be killed.
 RUNNER = """
@@ -27,7 +30,7 @@ import jax
 jax.config.update('jax_platforms', 'cpu')
 from small import load, shrink
 from medseg_jax import train
-from medseg_jax.checkpoint import LATEST, Checkpoints
+from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
 from medseg_jax.data import sampling
 config = shrink(load('unet'), num_steps={num_steps})
 config.data.cache_dir = {cache!r}

@@ -11,7 +11,7 @@ from scipy import ndimage
 from medseg_jax import inference, segment
 from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import Channel, Preprocessing, preprocess
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 from medseg_jax.segment import predict_cases
 
 SETTINGS = dict(

@@ -10,7 +10,7 @@ import pytest
 from data_cases import assert_all_in, assert_one_line
 
 from medseg_jax.data import splits
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,15 @@ import numpy as np
 import optax
 import pytest
 
-from medseg_jax import sharding
 from medseg_jax.augment import create_augment
-from medseg_jax.errors import InputError
 from medseg_jax.losses import create_loss
 from medseg_jax.models import create_model
-from medseg_jax.sharding import check_batch_size, create_mesh
+from medseg_jax.runtime import sharding
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.sharding import (
+  check_batch_size,
+  create_mesh,
+)
 from medseg_jax.state import create_state
 from medseg_jax.step import (
   check_batch_splits,

@@ -1,15 +1,16 @@
 """TFDS: the phantom builder, and cases out of any prepared data set."""
+# ruff: noqa: E402
 
 import numpy as np
 import pytest
 
 tfds = pytest.importorskip('tensorflow_datasets')
 
-from etils import epath  # noqa: E402
+from etils import epath
 
-from medseg_jax.data import phantom, phantom_tfds, tfds_source  # noqa: E402
-from medseg_jax.data import phantom_anatomy as anatomy  # noqa: E402
-from medseg_jax.errors import InputError  # noqa: E402
+from medseg_jax.data import phantom, phantom_tfds, tfds_source
+from medseg_jax.data import phantom_anatomy as anatomy
+from medseg_jax.runtime.errors import InputError
 
 TINY = {'num_train': 5, 'num_val': 2, 'num_test': 3}
 

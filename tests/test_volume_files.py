@@ -19,7 +19,7 @@ from volume_cases import (
 
 from medseg_jax.data.volume_files import list_cases
 from medseg_jax.data.volumes import VolumeSource, open_volumes
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 # Cases to predict.
 

@@ -23,7 +23,7 @@ from volume_cases import (
 
 from medseg_jax.data.volume_files import list_cases
 from medseg_jax.data.volumes import count_ids, open_volumes
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 
 def error_of_case(source, index=0):

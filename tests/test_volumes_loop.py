@@ -14,7 +14,7 @@ from small import load, shrink
 
 from medseg_jax import evaluate, experiment, plan, predict, prepare, train
 from medseg_jax.data import volumes
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 
 def config_for(root, name='auto_cpu', **keys):

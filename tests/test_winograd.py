@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from model_cases import check_convolution, conv_ref, image_of
 
-from medseg_jax import process
 from medseg_jax.models import convolution, winograd
+from medseg_jax.runtime import process
 
 
 @pytest.fixture(autouse=True)

@@ -99,7 +99,7 @@ def test_training(tmp_path):
 import pathlib
 from small import load, shrink
 from medseg_jax import train
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 config = shrink(load('unet'), num_steps=2)
 folder = pathlib.Path({str(tmp_path)!r})
 assert train.run(config, folder / 'run')['step'] == 2

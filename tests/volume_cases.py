@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medseg_jax.data.volumes import open_volumes
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 SHAPE = (6, 5, 4)  # x, y, z, as in the file
 FRONT_BACK = {'background': 0, 'front': 1, 'back': 2}

@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medseg_jax import host_memory
 from medseg_jax.data.case import Source
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.sampling import foreground_voxels
-from medseg_jax.errors import InputError
-from medseg_jax.files import user_cache_folder
+from medseg_jax.runtime import host_memory
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import user_cache_folder
 
 # Raise it whenever the same data and settings would give other arrays.
 VERSION = 2

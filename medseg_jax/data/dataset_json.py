@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 from medseg_jax.data import images
 from medseg_jax.data.nifti_header import SUFFIXES
-from medseg_jax.errors import InputError
-from medseg_jax.files import read_json
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import read_json
 
 # Ids up to here fit the small integers that masks are stored in.
 MAX_VALUE = 32767

@@ -7,7 +7,7 @@ import numpy as np
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import nonzero_box
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 # Values a channel that the samples of all cases hold together: 40 MB. (The
 # recipe takes ten times as many; the percentiles agree to their noise.)

@@ -18,8 +18,8 @@ from absl import logging
 
 from medseg_jax.data import images, labels, splits
 from medseg_jax.data.case import Case
-from medseg_jax.errors import InputError
-from medseg_jax.files import stat_key
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import stat_key
 
 SPLITS = ('train', 'val', 'test')
 MASK_FOLDERS = ('labels', 'masks')

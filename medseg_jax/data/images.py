@@ -16,8 +16,8 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from medseg_jax.errors import InputError
-from medseg_jax.files import write_atomically
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import write_atomically
 
 # By name, since Pillow's own list has PDF, video and other surprises.
 IMAGE_SUFFIXES = (

@@ -14,7 +14,7 @@ import numpy as np
 from medseg_jax.data import nifti
 from medseg_jax.data.case import Case
 from medseg_jax.data.volumes import VolumeSource, count_ids
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 # A case is odd where its spacing or shape is so many times off the median ...
 ODD_FACTOR = {'spacing': 2.0, 'shape': 3.0}

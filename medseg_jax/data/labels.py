@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 # A level of a JPEG or smooth mask fills this share of some file as 2x2 blocks.
 LEVEL_SHARE = 0.005

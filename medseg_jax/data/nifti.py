@@ -28,7 +28,7 @@ from medseg_jax.data.nifti_header import (
   times,
   truncated,
 )
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 # Two grids are the same where no voxel is further off than this, in voxels.
 TOLERANCE = 1e-3

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 SUFFIXES = ('.nii.gz', '.nii')
 _MM = {1: 1e3, 2: 1.0, 3: 1e-3}  # the codes for m, mm and um

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 NORMALIZATIONS = ('scale', 'zscore', 'window')
 SCHEMES = ('ct', 'zscore', 'zscore_nonzero', 'scale', 'none')

@@ -7,7 +7,7 @@ from medseg_jax.data.phantom_anatomy import (
   generate,
   spacing_of,
 )
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 # Where the examples of a split start, so that splits never share an index and
 # changing the size of one leaves the others as they were.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 VERSION = 1  # Raise it whenever generate() gives different numbers.
 CLASSES = ('background', 'liver', 'kidney', 'tumour')

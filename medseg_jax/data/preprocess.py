@@ -15,7 +15,7 @@ from medseg_jax.data.resample import (
   resize_linear,
   resize_nearest,
 )
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 
 class Preprocessing(NamedTuple):

@@ -22,7 +22,7 @@ import numpy as np
 
 from medseg_jax.data import labels, splits
 from medseg_jax.data.case import Case
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 MASK_KEYS = ('segmentation_mask', 'label', 'mask', 'segmentation')
 SPLITS = {'train': ('train',), 'val': ('validation', 'val'), 'test': ('test',)}

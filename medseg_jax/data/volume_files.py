@@ -21,7 +21,7 @@ from medseg_jax.data.dataset_json import Entry
 from medseg_jax.data.folder import MASK_FOLDERS, MASK_SUFFIXES
 from medseg_jax.data.images import list_folder, name_some
 from medseg_jax.data.nifti_header import SUFFIXES
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 _LAYOUTS = (
   'imagesTr with labelsTr, images with labels or masks, or the latter in train '

@@ -25,8 +25,8 @@ from medseg_jax.data.dataset_json import (
 )
 from medseg_jax.data.images import name_some
 from medseg_jax.data.volume_files import VolumeFiles
-from medseg_jax.errors import InputError
-from medseg_jax.files import stat_key
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import stat_key
 
 # Labels are read in threads, each in memory as a whole.
 _THREADS = 4

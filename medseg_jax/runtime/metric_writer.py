@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from medseg_jax.files import write_atomically
+from medseg_jax.runtime.files import write_atomically
 
 
 class MetricWriter:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 
 def create_mesh(*, data: int = -1, spatial: int = 1) -> Mesh:

@@ -13,7 +13,7 @@ import platform
 import warnings
 from collections.abc import Iterator, Mapping
 
-from medseg_jax.files import user_cache_folder
+from medseg_jax.runtime.files import user_cache_folder
 
 # Flags of XLA that pay, name -> value, without the leading dashes. One that the
 # installed XLA does not know ends the process.

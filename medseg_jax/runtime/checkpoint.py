@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 LATEST, BEST = 'latest', 'best'
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from medseg_jax.errors import InputError
+from medseg_jax.runtime.errors import InputError
 
 
 def user_cache_folder() -> pathlib.Path:
