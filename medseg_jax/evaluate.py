@@ -13,11 +13,11 @@ from medseg_jax import (
   experiment,
   predictor,
   report,
-  scores,
   segment,
   sources,
 )
 from medseg_jax.data.case import Case, Source
+from medseg_jax.metrics import case_scores
 from medseg_jax.panels import panel, save_png
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.progress import Progress
@@ -123,7 +123,7 @@ def summarize(
   records: Sequence[dict], config: ConfigDict, *, split: str, step: int
 ) -> dict:
   """Returns the summary of the classes or regions that were scored."""
-  names = scores.scored_names(config.data.classes, config.data.regions)
+  names = case_scores.scored_names(config.data.classes, config.data.regions)
   return report.summarize(records, names, split=split, step=step)
 
 
@@ -194,7 +194,7 @@ def evaluate_cases(
   predicted = segment.predict_cases(predict_fn, cases, **settings)
   for case, pred, _ in predicted:
     score = functools.partial(
-      scores.score_case, pred, case.label, spacing=case.spacing, **scoring
+      case_scores.score_case, pred, case.label, spacing=case.spacing, **scoring
     )
     record = {'case': case.name, **score()}
     if case.roi is not None:

@@ -15,9 +15,9 @@ not at all, and for some classes (the foreground) only:
 
   'volume_ml', 'volume_ml_label': float, volume of prediction and label
   'hausdorff_95', 'average_surface_distance', 'surface_dice': float, see
-    `surface`; the two distances are inf where one of the masks is empty
+    `metrics.surface`; the two distances are inf where one of the masks is empty
   'lesions_found', 'lesions_missed', 'lesions_false': int, 'lesion_f1': float,
-    see `lesions`
+    see `metrics.lesions`
 """
 
 import csv

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from medseg_jax import lesions
-from medseg_jax.lesions import Lesions
+from medseg_jax.metrics import lesions
+from medseg_jax.metrics.lesions import Lesions
 
 
 def _mask(shape, *voxels):

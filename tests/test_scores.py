@@ -6,7 +6,16 @@ import nibabel
 import numpy as np
 import pytest
 
-from medseg_jax import lesions, metrics, report, scores, surface
+from medseg_jax import (
+  metrics,
+  report,
+)
+from medseg_jax.metrics import (
+  case_scores,
+  lesions,
+  surface,
+)
+from medseg_jax.metrics.case_scores import score_case
 
 CLASSES = ('background', 'organ', 'tumour')
 
@@ -36,7 +45,7 @@ def _assert_counts(row, confusion, c):
 def test_counts_and_ratios_are_those_of_metrics(shape, masked):
   pred, label = _random(shape)
   where = np.random.default_rng(1).random(shape) < 0.6 if masked else None
-  record = scores.score_case(
+  record = score_case(
     pred.astype(np.uint8),
     label.astype(np.int16),
     classes=CLASSES,
@@ -59,9 +68,9 @@ def test_counts_and_ratios_are_those_of_metrics(shape, masked):
 def test_counts_in_blocks_are_the_same(monkeypatch):
   pred, label = _random((31, 33))
   settings = {'classes': CLASSES, 'spacing': (1, 1)}
-  whole = scores.score_case(pred, label, **settings)
-  monkeypatch.setattr(scores, '_BLOCK', 64)
-  assert scores.score_case(pred, label, **settings) == whole
+  whole = score_case(pred, label, **settings)
+  monkeypatch.setattr(case_scores, '_BLOCK', 64)
+  assert score_case(pred, label, **settings) == whole
 
 
 def test_counts_are_exact_where_float32_is_not():
@@ -69,14 +78,14 @@ def test_counts_are_exact_where_float32_is_not():
   pred = np.ones(size, np.uint8)
   pred[-1] = 0
   label = np.ones(size, np.uint8)
-  record = scores.score_case(pred, label, classes=CLASSES, spacing=(1.0,))
+  record = score_case(pred, label, classes=CLASSES, spacing=(1.0,))
   assert record['classes']['organ']['tp'] == size - 1
   assert record['classes']['organ']['fn'] == 1
 
 
 def test_nothing_left_is_undefined():
   pred, label = np.ones((4, 4), int), np.full((4, 4), -1)
-  record = scores.score_case(
+  record = score_case(
     pred,
     label,
     classes=CLASSES,
@@ -103,7 +112,7 @@ def _boxes():
 
 def test_volumes_and_surfaces_are_in_true_millimetres():
   pred, label = _boxes()
-  record = scores.score_case(
+  record = score_case(
     pred,
     label,
     classes=CLASSES,
@@ -134,7 +143,7 @@ def test_surfaces_and_lesions_are_those_of_the_whole_masks():
   pred, label = blobs * rng.integers(1, 3, blobs.shape)
   label[rng.random(label.shape) < 0.1] = -1
   spacing = (2.0, 1.0, 0.7)
-  record = scores.score_case(
+  record = score_case(
     pred,
     label,
     classes=CLASSES,
@@ -162,17 +171,17 @@ def test_what_is_ignored_is_background_to_surfaces_and_lesions():
     'surface_tolerance': 1.0,
     'lesions': True,
   }
-  plain = scores.score_case(pred, label, **settings)
+  plain = score_case(pred, label, **settings)
   pred[0:2, 20:, 20:] = 1  # Far off, and ignored.
-  spoiled = scores.score_case(pred, label, **settings)
+  spoiled = score_case(pred, label, **settings)
   assert spoiled['classes']['organ']['lesions_false'] == 1
   assert spoiled['classes']['organ']['hausdorff_95'] > 2
   where = np.ones(pred.shape, bool)
   where[0:2] = False
   ignored = label.astype(int)
   ignored[0:2] = -1
-  inside = scores.score_case(pred, label, where=where, **settings)
-  np.testing.assert_equal(inside, scores.score_case(pred, ignored, **settings))
+  inside = score_case(pred, label, where=where, **settings)
+  np.testing.assert_equal(inside, score_case(pred, ignored, **settings))
   assert inside['classes']['organ'] == plain['classes']['organ']
 
 
@@ -180,29 +189,25 @@ def test_regions_are_scored_from_the_label_maps():
   pred, label = _random((6, 7, 8))
   regions = (('whole', (1, 2)), ('core', (2,)))
   settings = {'spacing': (1, 2, 3), 'surface_tolerance': 2.0, 'lesions': True}
-  record = scores.score_case(
-    pred, label, classes=CLASSES, regions=regions, **settings
-  )
-  names = scores.scored_names(CLASSES, regions)
+  record = score_case(pred, label, classes=CLASSES, regions=regions, **settings)
+  names = case_scores.scored_names(CLASSES, regions)
   assert names == tuple(record['classes']) == ('background', 'whole', 'core')
   kept = label >= 0
   for name, indices in (('background', (0,)), *regions):
     masks = (np.isin(x, indices).astype(int) for x in (pred, label))
-    one = scores.score_case(
-      *masks, classes=('not', name), where=kept, **settings
-    )
+    one = score_case(*masks, classes=('not', name), where=kept, **settings)
     row = record['classes'][name]
     expected = {k: v for k, v in one['classes'][name].items() if k in row}
     np.testing.assert_equal(row, expected)
   assert 'hausdorff_95' in record['classes']['whole']
   assert 'hausdorff_95' not in record['classes']['background']
-  plain = scores.score_case(pred, label, classes=CLASSES, spacing=(1, 1, 1))
+  plain = score_case(pred, label, classes=CLASSES, spacing=(1, 1, 1))
   assert record['pixel_accuracy'] == plain['pixel_accuracy']
 
 
 def test_a_class_of_no_region_is_background():
   pred, label = np.array([[0, 1, 2]]), np.array([[0, 2, 1]])
-  record = scores.score_case(
+  record = score_case(
     pred, label, classes=CLASSES, regions=(('core', (2,)),), spacing=(1, 1)
   )
   assert [record['classes']['background'][k] for k in report.COUNTS] == [
@@ -210,14 +215,14 @@ def test_a_class_of_no_region_is_background():
     1,
     1,
   ]
-  assert scores.scored_names(CLASSES) == CLASSES
+  assert case_scores.scored_names(CLASSES) == CLASSES
 
 
 def test_records_make_a_report():
   records = []
   for seed in range(3):
     pred, label = _random((6, 7, 8), seed)
-    record = scores.score_case(
+    record = score_case(
       pred,
       label,
       classes=CLASSES,
@@ -242,7 +247,7 @@ def test_misuse_is_refused():
   pred = np.zeros((4, 4), int)
 
   def score(*args, **settings):
-    return scores.score_case(
+    return score_case(
       *args, **{'classes': CLASSES, 'spacing': (1, 1), **settings}
     )
 
@@ -263,7 +268,7 @@ def test_a_shifted_real_hippocampus(real_data):
   file = nibabel.load(sorted(folder.glob('hippo*.nii.gz'))[0])
   label = np.asarray(file.dataobj).astype(np.uint8)
   pred = np.roll(label, 1, axis=0)
-  record = scores.score_case(
+  record = score_case(
     pred,
     label,
     classes=('background', 'anterior', 'posterior'),

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from medseg_jax import surface
+from medseg_jax.metrics import surface
 
 
 def _box(shape, *slices):
@@ -292,3 +292,10 @@ def test_bad_percentile_and_tolerance_raise():
   for tolerance in (-1, math.nan):
     with pytest.raises(ValueError, match='tolerance'):
       surface.surface_dice(mask, mask, (1, 1), tolerance)
+
+
+def test_the_interface_keeps_its_name():
+  import medseg_jax.surface as promised
+
+  for name in promised.__all__:
+    assert getattr(promised, name) is getattr(surface, name)

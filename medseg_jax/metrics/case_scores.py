@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from scipy import ndimage
 
-from medseg_jax import lesions as lesion_counts
-from medseg_jax import metrics, surface
+from medseg_jax import metrics
+from medseg_jax.metrics import lesions as lesion_counts
+from medseg_jax.metrics import surface
 
 _BLOCK = 2**22  # Voxels that are counted at once, which bounds the memory.
 

@@ -1,0 +1,293 @@
+"""Surface distances between two binary masks, in NumPy, 2-D and 3-D.
+
+The convention is that of the Medical Segmentation Decathlon (Nikolov et al.
+2021, "Clinically applicable segmentation of head and neck anatomy"). A surface
+element sits at every corner of the voxel grid whose 2^d surrounding voxels are
+neither all inside nor all outside; voxels beyond the array count as outside.
+Its area (2-D: length) is that of the marching-cubes (2-D: marching-squares)
+triangles for this neighbourhood, scaled by `spacing`. Its distance is that to
+the nearest surface element of the other mask.
+
+Masks are bool arrays of one shape. `spacing` is the size of a voxel along each
+axis in any unit; distances and tolerances are in that unit. Both masks empty:
+every score is NaN. One empty: distances are inf and the surface Dice is 0.
+"""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage, spatial
+
+# A percentile or tolerance that is met exactly must not be lost to rounding.
+_ROUNDING = 1e-9
+
+
+class SurfaceDistances(NamedTuple):
+  """Distance to the other surface and area, for each surface element."""
+
+  pred_distances: np.ndarray
+  pred_areas: np.ndarray
+  label_distances: np.ndarray
+  label_areas: np.ndarray
+
+
+def hausdorff_distance(pred, label, spacing, percentile=95) -> float:
+  """Returns the larger of the two directed percentiles of surface distance.
+
+  A directed percentile is the smallest distance within which at least
+  `percentile` percent of the one surface's area lies from the other surface.
+
+  Args:
+    pred: bool [*S], rank 2 or 3.
+    label: bool [*S].
+    spacing: voxel size along each axis.
+    percentile: in [0, 100]; 100 gives the Hausdorff distance itself.
+
+  Raises:
+    ValueError: on unequal shapes, masks that are not bool or not of rank 2 or
+      3, a spacing of another length or not positive, or a bad percentile.
+  """
+  _check_percentile(percentile)
+  return _hausdorff(surface_distances(pred, label, spacing), percentile)
+
+
+def average_surface_distance(pred, label, spacing) -> float:
+  """Returns the average symmetric surface distance.
+
+  It is the area-weighted mean over the elements of both surfaces together, so
+  the larger surface has the larger share; it is not the mean of the two
+  directed means. Arguments and errors are those of `hausdorff_distance`.
+  """
+  return _average(surface_distances(pred, label, spacing))
+
+
+def surface_dice(pred, label, spacing, tolerance) -> float:
+  """Returns the share of both surfaces' area within `tolerance` of the other.
+
+  Arguments and errors are those of `hausdorff_distance`; `tolerance` is in the
+  unit of `spacing` and not negative.
+  """
+  _check_tolerance(tolerance)
+  return _dice(surface_distances(pred, label, spacing), tolerance)
+
+
+def surface_metrics(
+  pred, label, spacing, *, percentile=95, tolerance
+) -> dict[str, float]:
+  """Returns all three scores by function name, at the cost of one of them."""
+  _check_percentile(percentile)
+  _check_tolerance(tolerance)
+  distances = surface_distances(pred, label, spacing)
+  return {
+    'hausdorff_distance': _hausdorff(distances, percentile),
+    'average_surface_distance': _average(distances),
+    'surface_dice': _dice(distances, tolerance),
+  }
+
+
+def surface_distances(pred, label, spacing) -> SurfaceDistances:
+  """Returns distances and areas of the elements of both surfaces.
+
+  Arguments and errors are those of `hausdorff_distance`. An empty mask has no
+  elements, and the distances to it are inf.
+  """
+  pred, label = np.asarray(pred), np.asarray(label)
+  for name, mask in (('pred', pred), ('label', label)):
+    if mask.dtype != bool:
+      raise ValueError(f'{name} must be a bool mask, found {mask.dtype}')
+    if mask.ndim not in (2, 3):
+      raise ValueError(f'{name} must have 2 or 3 axes, found {mask.shape}')
+  if pred.shape != label.shape:
+    raise ValueError(
+      f'pred {pred.shape} and label {label.shape} must have one shape'
+    )
+  spacing = np.asarray(spacing, np.float64)
+  if spacing.shape != (pred.ndim,):
+    raise ValueError(
+      f'spacing must hold {pred.ndim} numbers, found {spacing.tolist()}'
+    )
+  if not (np.isfinite(spacing) & (spacing > 0)).all():
+    raise ValueError(f'spacing must be positive, found {spacing.tolist()}')
+  pred_points, pred_areas = _surface_elements(pred, spacing)
+  label_points, label_areas = _surface_elements(label, spacing)
+  return SurfaceDistances(
+    _nearest(pred_points, label_points),
+    pred_areas,
+    _nearest(label_points, pred_points),
+    label_areas,
+  )
+
+
+def _hausdorff(distances, percentile):
+  if not distances.pred_areas.size and not distances.label_areas.size:
+    return float('nan')
+  return max(
+    _percentile(distances.pred_distances, distances.pred_areas, percentile),
+    _percentile(distances.label_distances, distances.label_areas, percentile),
+  )
+
+
+def _percentile(distances, areas, percentile):
+  if not areas.size:
+    return float('inf')
+  order = np.argsort(distances)
+  covered = np.cumsum(areas[order])
+  goal = percentile / 100 * covered[-1] * (1 - _ROUNDING)
+  return float(distances[order[np.searchsorted(covered, goal)]])
+
+
+def _average(distances):
+  area = distances.pred_areas.sum() + distances.label_areas.sum()
+  if area == 0:
+    return float('nan')
+  total = (
+    distances.pred_distances @ distances.pred_areas
+    + distances.label_distances @ distances.label_areas
+  )
+  return float(total / area)
+
+
+def _dice(distances, tolerance):
+  area = distances.pred_areas.sum() + distances.label_areas.sum()
+  if area == 0:
+    return float('nan')
+  reach = tolerance * (1 + _ROUNDING)
+  within = (
+    distances.pred_areas[distances.pred_distances <= reach].sum()
+    + distances.label_areas[distances.label_distances <= reach].sum()
+  )
+  return float(within / area)
+
+
+def _check_percentile(percentile):
+  if not 0 <= percentile <= 100:
+    raise ValueError(f'percentile must be in [0, 100], found {percentile}')
+
+
+def _check_tolerance(tolerance):
+  if not tolerance >= 0:
+    raise ValueError(f'tolerance must not be negative, found {tolerance}')
+
+
+def _nearest(points, others):
+  """Returns for each point the distance to the nearest of the others."""
+  if not len(points) or not len(others):
+    return np.full(len(points), np.inf)
+  # A k-d tree of the elements gives the same numbers as a Euclidean distance
+  # transform of the grid, and is about ten times faster on an organ.
+  tree = spatial.cKDTree(others, balanced_tree=False, compact_nodes=False)
+  return tree.query(points)[0]
+
+
+def _surface_elements(mask, spacing):
+  """Returns positions [N, d] and areas [N] of the surface elements."""
+  rank = mask.ndim
+  if not mask.any():
+    return np.zeros((0, rank)), np.zeros(0)
+  box = ndimage.find_objects(mask.astype(np.uint8))[0]
+  crop = np.pad(mask[box], 1).astype(np.uint8)
+  codes = np.zeros([n - 1 for n in crop.shape], np.uint8)
+  for bit, corner in enumerate(itertools.product((0, 1), repeat=rank)):
+    window = tuple(
+      slice(c, c + n) for c, n in zip(corner, codes.shape, strict=True)
+    )
+    codes |= crop[window] << bit
+  where = np.nonzero((codes != 0) & (codes != 2**2**rank - 1))
+  origin = np.array([s.start for s in box])
+  points = (np.stack(where, axis=-1) + origin) * spacing
+  return points, code_areas(spacing)[codes[where]]
+
+
+def code_areas(spacing) -> np.ndarray:
+  """Returns the area of the surface element of each neighbourhood code.
+
+  Args:
+    spacing: voxel size along each of 2 or 3 axes.
+
+  Returns:
+    float64 [2^(2^d)]. Bit k of a code is voxel k of the neighbourhood in
+    C order, so bit 0 is the voxel at the lower end of every axis.
+  """
+  spacing = np.asarray(spacing, np.float64)
+  # Scaling space by `spacing` scales an area vector's component along an axis
+  # by the spacings of the other axes.
+  vectors = _area_vectors(len(spacing)) * (spacing.prod() / spacing)
+  return np.linalg.norm(vectors, axis=-1).sum(axis=-1)
+
+
+@functools.cache
+def _area_vectors(rank):
+  """Returns the facets' area vectors for unit spacing, [codes, facets, d]."""
+  corners = list(itertools.product((0, 1), repeat=rank))
+  facets = []
+  for code in range(2 ** len(corners)):
+    inside = {c: bool(code >> bit & 1) for bit, c in enumerate(corners)}
+    # Marching cubes leaves open how to cut a face whose diagonals differ. As
+    # in the original tables (Lorensen and Cline 1987) the corners of the rarer
+    # kind are cut off one by one, which gives a code and its complement the
+    # same area.
+    rare = sum(inside.values()) <= len(corners) // 2
+    segments = [s for f in _faces(rank) for s in _cut(f, inside, rare)]
+    if rank == 2:
+      facets.append([(q - p)[::-1] * (1, -1) for p, q in np.array(segments)])
+    else:
+      facets.append([v for loop in _loops(segments) for v in _fan(loop)])
+  vectors = np.zeros((len(facets), max(map(len, facets)), rank))
+  for code, areas in enumerate(facets):
+    vectors[code, : len(areas)] = np.reshape(areas, (-1, rank))
+  return vectors
+
+
+def _faces(rank):
+  """Returns the 2-D faces of the unit cube as cycles of four corners."""
+  cycle = ((0, 0), (0, 1), (1, 1), (1, 0))
+  if rank == 2:
+    return [cycle]
+  return [
+    [(*c[:axis], side, *c[axis:]) for c in cycle]
+    for axis in range(3)
+    for side in (0, 1)
+  ]
+
+
+def _cut(face, inside, rare):
+  """Returns the segments between edge midpoints that part a face's corners."""
+  middles = [tuple((np.array(face[k - 1]) + face[k]) / 2) for k in range(4)]
+  cut = [k for k in range(4) if inside[face[k - 1]] != inside[face[k]]]
+  if len(cut) == 4:
+    return [
+      (middles[k], middles[(k + 1) % 4])
+      for k in range(4)
+      if inside[face[k]] == rare
+    ]
+  return [tuple(middles[k] for k in cut)] if cut else []
+
+
+def _loops(segments):
+  """Returns the closed polygons, each an array [N, 3], that segments form."""
+  neighbours = {}
+  for p, q in segments:
+    neighbours.setdefault(p, []).append(q)
+    neighbours.setdefault(q, []).append(p)
+  loops = []
+  while neighbours:
+    loop = [min(neighbours)]
+    while ends := neighbours.pop(loop[-1], None):
+      loop += [p for p in ends if p in neighbours][:1]
+    loops.append(np.array(loop))
+  return loops
+
+
+def _fan(polygon):
+  """Returns the area vectors of the fan of triangles with the largest area.
+
+  A polygon that is not flat has no area of its own; the largest fan is the
+  choice of the usual tables.
+  """
+  fans = []
+  for k in range(len(polygon)):
+    arms = np.roll(polygon, -k, axis=0)[1:] - polygon[k]
+    fans.append(np.cross(arms[:-1], arms[1:]) / 2)
+  return max(fans, key=lambda fan: np.linalg.norm(fan, axis=-1).sum())
