@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 from medseg_jax import (
   experiment,
   predictor,
-  report,
   segment,
   sources,
 )
 from medseg_jax.data.case import Case, Source
 from medseg_jax.metrics import case_scores
-from medseg_jax.panels import panel, save_png
+from medseg_jax.report import summary as report
+from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.progress import Progress
 

@@ -14,7 +14,7 @@ from medseg_jax.data import images, nifti
 from medseg_jax.data.case import Case
 from medseg_jax.data.volume_files import list_cases
 from medseg_jax.experiment import mesh_of
-from medseg_jax.panels import panel, save_png
+from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.progress import (
   Progress,

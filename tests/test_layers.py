@@ -27,7 +27,6 @@ FLOORS = (
     'models',
     'optim',
     'planner',
-    'panels',
     'report',
     'decode',
   ),

@@ -21,7 +21,8 @@ _READ_BACK = """
 import json, sys
 import numpy as np
 from medseg_jax.runtime.metric_writer import MetricWriter
-import medseg_jax.panels, medseg_jax.runtime.progress, medseg_jax.report
+import medseg_jax.report.panels, medseg_jax.runtime.progress
+import medseg_jax.report.summary
 
 workdir = sys.argv[1]
 with MetricWriter(workdir, resume_step=0) as writer:

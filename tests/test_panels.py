@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medseg_jax import panels, report
+from medseg_jax.report import panels
+from medseg_jax.report import summary as report
 
 GAP = 6
 CLASSES = ('background', 'organ', 'tumour')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from report_cases import NAN, case_record, class_numbers
 
-from medseg_jax import report
+from medseg_jax.report import summary as report
 
 CLASSES = ('background', 'organ', 'tumour, left', 'never')
 

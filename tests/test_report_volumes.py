@@ -9,7 +9,7 @@ import pytest
 from report_cases import NAN, case_record, class_numbers
 from scipy import stats
 
-from medseg_jax import report
+from medseg_jax.report import summary as report
 
 VOLUME_CLASSES = ('background', 'organ', 'lesion')
 
