@@ -19,11 +19,7 @@ from workloads import WORKLOADS
 from medseg_jax.losses import create_loss
 from medseg_jax.models import create_model
 from medseg_jax.optim import create_optimizer, create_schedule
-from medseg_jax.runtime import (
-  host_memory,
-  process,
-  sharding,
-)
+from medseg_jax.runtime import host_memory, process, sharding
 from medseg_jax.state import create_state
 from medseg_jax.step import create_predict, create_train_step
 

@@ -19,10 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from medseg_jax.data import sampling
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.sampling import IGNORE, Patches
-from medseg_jax.runtime import (
-  host_memory,
-  sharding,
-)
+from medseg_jax.runtime import host_memory, sharding
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.state import TrainState
 

@@ -9,12 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import (
-  experiment,
-  predictor,
-  segment,
-  sources,
-)
+from medseg_jax import experiment, predictor, segment, sources
 from medseg_jax.data.case import Case, Source
 from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report

@@ -15,12 +15,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import (
-  augment,
-  device_cache,
-  planning,
-  sources,
-)
+from medseg_jax import augment, device_cache, planning, sources
 from medseg_jax.data.case import Source
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
 from medseg_jax.losses import uses_sigmoid

@@ -15,10 +15,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from medseg_jax.runtime import host_memory
-from medseg_jax.runtime.errors import (
-  InputError,
-  Stopped,
-)
+from medseg_jax.runtime.errors import InputError, Stopped
 
 _STARTED = time.perf_counter()
 MODES = ('train', 'evaluate', 'predict', 'plan', 'prepare', 'benchmark')

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from medseg_jax import planner
-from medseg_jax.data import inspect
 from medseg_jax.data.cache import num_workers
 from medseg_jax.data.fingerprint import (
   Fingerprint,
@@ -15,12 +14,10 @@ from medseg_jax.data.fingerprint import (
   merge,
   samples_per_case,
 )
-from medseg_jax.data.volumes import VolumeSource
+from medseg_jax.data.sources.inspection import inspect_case, inspect_set
+from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import (
-  read_json,
-  write_atomically,
-)
+from medseg_jax.runtime.files import read_json, write_atomically
 from medseg_jax.runtime.progress import Progress
 
 FINGERPRINT_SEED = 1234  # of the sample of foreground intensities
@@ -49,7 +46,9 @@ def survey(opened: dict[str, VolumeSource]) -> Survey:
   for split, source in opened.items():
     inspections, found = _read_all(source, split)
     for lines, more in zip(
-      (errors, warnings), inspect.inspect_set(source, inspections), strict=True
+      (errors, warnings),
+      inspect_set(source, inspections),
+      strict=True,
     ):
       lines += more
     for inspection in inspections:
@@ -73,7 +72,7 @@ def _read_all(source: VolumeSource, split: str):
   share = samples_per_case(len(source))
 
   def read_case(index):
-    found = inspect.inspect_case(source, index)
+    found = inspect_case(source, index)
     if found.case is None:
       return found, None
     fingerprint = fingerprint_case(

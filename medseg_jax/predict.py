@@ -10,16 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medseg_jax import predictor, segment
-from medseg_jax.data import images, nifti
 from medseg_jax.data.case import Case
-from medseg_jax.data.volume_files import list_cases
+from medseg_jax.data.formats import images, nifti
+from medseg_jax.data.sources.volume_files import list_cases
 from medseg_jax.experiment import mesh_of
 from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.progress import (
-  Progress,
-  format_seconds,
-)
+from medseg_jax.runtime.progress import Progress, format_seconds
 
 NUM_PANELS = 3  # pictures of the first cases, to look at
 

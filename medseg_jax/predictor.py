@@ -24,15 +24,8 @@ from medseg_jax.experiment import (
 )
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model
-from medseg_jax.runtime import (
-  process,
-  sharding,
-)
-from medseg_jax.runtime.checkpoint import (
-  BEST,
-  LATEST,
-  Checkpoints,
-)
+from medseg_jax.runtime import process, sharding
+from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.state import abstract_state
 from medseg_jax.step import create_predict
 

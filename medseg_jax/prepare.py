@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from medseg_jax import experiment
 from medseg_jax.data import cache as caches
-from medseg_jax.data import nifti, resample
+from medseg_jax.data import resample
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
+from medseg_jax.data.formats import nifti
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import user_cache_folder
 from medseg_jax.runtime.progress import Progress

@@ -34,7 +34,7 @@ def _open_sources(
   )
   naming = dict(classes=_classes(data), label_values=tuple(data.label_values))
   if data.source == 'phantom':
-    from medseg_jax.data.phantom import open_phantom
+    from medseg_jax.data.sources.phantom import open_phantom
 
     return open_phantom(
       shape=tuple(data.phantom.shape) or tuple(config.patch_size),
@@ -44,13 +44,13 @@ def _open_sources(
       num_test=data.phantom.num_test,
     )
   if data.source == 'folder':
-    from medseg_jax.data.folder import open_folder
+    from medseg_jax.data.sources.folder import open_folder
 
     return open_folder(data.path, roi=data.roi, **naming, **folds)
   if data.source == 'volumes':
     return with_folds(open_volumes(config), config, workdir)
   if data.source == 'tfds':
-    from medseg_jax.data.tfds_source import open_tfds
+    from medseg_jax.data.sources.tfds import open_tfds
 
     return open_tfds(
       data.path,
@@ -72,7 +72,7 @@ def open_volumes(
 
   Unless `strict`, problems with the files are left for the survey to list.
   """
-  from medseg_jax.data import volumes
+  from medseg_jax.data.sources import volumes
 
   data = config.data
   return volumes.open_volumes(

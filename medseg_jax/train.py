@@ -12,11 +12,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import (
-  evaluate,
-  experiment,
-  predictor,
-)
+from medseg_jax import evaluate, experiment, predictor
 from medseg_jax.augment import create_augment
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
@@ -26,15 +22,8 @@ from medseg_jax.losses import create_loss
 from medseg_jax.models import Model
 from medseg_jax.prepare import describe, prepare
 from medseg_jax.runtime import sharding
-from medseg_jax.runtime.checkpoint import (
-  BEST,
-  LATEST,
-  Checkpoints,
-)
-from medseg_jax.runtime.errors import (
-  InputError,
-  Stopped,
-)
+from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
+from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.runtime.metric_writer import MetricWriter
 from medseg_jax.runtime.progress import Progress
 from medseg_jax.runtime.stop_signal import stop_on_signal

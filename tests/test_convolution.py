@@ -9,10 +9,7 @@ from model_cases import check_convolution, conv_ref, image_of, random_variables
 
 from medseg_jax import models
 from medseg_jax.models import convolution, onednn
-from medseg_jax.runtime import (
-  process,
-  sharding,
-)
+from medseg_jax.runtime import process, sharding
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 from data_cases import assert_one_line
 
-from medseg_jax.data.dataset_json import read_dataset_json
+from medseg_jax.data.sources.dataset_json import read_dataset_json
 from medseg_jax.runtime.errors import InputError
 
 

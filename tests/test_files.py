@@ -7,10 +7,7 @@ import pytest
 from data_cases import assert_one_line
 
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import (
-  read_json,
-  stat_key,
-)
+from medseg_jax.runtime.files import read_json, stat_key
 
 
 @pytest.mark.parametrize('mark', [b'', b'\xef\xbb\xbf'])

@@ -10,7 +10,7 @@ from absl import logging
 from data_cases import assert_all_in, save
 from PIL import Image
 
-from medseg_jax.data import folder as folder_lib
+from medseg_jax.data.sources import folder as folder_lib
 from medseg_jax.runtime.errors import InputError
 
 RNG = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from data_cases import (
 )
 from PIL import Image, ImageOps
 
-from medseg_jax.data import images
+from medseg_jax.data.formats import images
 from medseg_jax.runtime.errors import InputError
 
 RNG = np.random.default_rng(0)

@@ -11,8 +11,8 @@ from volume_cases import (
   write_pairs,
 )  # fmt: skip
 
-from medseg_jax.data.inspect import inspect_case, inspect_set
-from medseg_jax.data.volumes import open_volumes
+from medseg_jax.data.sources.inspection import inspect_case, inspect_set
+from medseg_jax.data.sources.volumes import open_volumes
 
 
 def inspect_all(root):

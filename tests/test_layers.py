@@ -126,7 +126,7 @@ def test_tensorflow_is_imported_late_and_only_for_data():
     assert name.split('.')[-1] in (
       'input_pipeline',
       'phantom_tfds',
-      'tfds_source',
+      'tfds',
     )
     # The builder is a TFDS class, so its module needs TFDS from the start.
     assert not top or name.endswith('phantom_tfds'), (name, module)

@@ -11,7 +11,7 @@ from PIL import Image
 from small import load, shrink
 
 from medseg_jax import evaluate, experiment, predict, train
-from medseg_jax.data.images import read_mask
+from medseg_jax.data.formats.images import read_mask
 
 CONFIGS = sorted(p.stem for p in (ROOT / 'configs').glob('[!_]*.py'))
 

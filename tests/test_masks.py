@@ -6,7 +6,8 @@ import tifffile
 from data_cases import BINARY, assert_one_line, save, save_palette, save_png16
 from PIL import Image
 
-from medseg_jax.data import images, labels
+from medseg_jax.data import labels
+from medseg_jax.data.formats import images
 from medseg_jax.runtime.errors import InputError
 
 RNG = np.random.default_rng(0)

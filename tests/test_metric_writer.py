@@ -12,10 +12,7 @@ import pytest
 from PIL import Image
 from tensorboard.compat.proto import event_pb2
 
-from medseg_jax.runtime import (
-  metric_writer,
-  progress,
-)
+from medseg_jax.runtime import metric_writer, progress
 
 _READ_BACK = """
 import json, sys

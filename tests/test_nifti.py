@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from medseg_jax.data import nifti
+from medseg_jax.data.formats import nifti
 
 ORDERS = list(
   itertools.product(

@@ -8,7 +8,7 @@ import pytest
 from data_cases import assert_all_in, assert_one_line
 from scipy.spatial.transform import Rotation
 
-from medseg_jax.data import nifti
+from medseg_jax.data.formats import nifti
 from medseg_jax.runtime.errors import InputError
 
 TILT = Rotation.from_euler('xyz', (25, -14, 33), degrees=True).as_matrix()

@@ -8,7 +8,7 @@ import pytest
 from data_cases import assert_one_line
 from PIL import Image
 
-from medseg_jax.data import nifti
+from medseg_jax.data.formats import nifti
 from medseg_jax.runtime.errors import InputError
 
 NOISE = np.random.default_rng(0).integers(0, 200, (16, 17, 18), np.uint8)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medseg_jax.data import phantom
-from medseg_jax.data import phantom_anatomy as anatomy
+from medseg_jax.data.sources import phantom
+from medseg_jax.data.sources import phantom_anatomy as anatomy
 from medseg_jax.runtime.errors import InputError
 
 SIZE = 96

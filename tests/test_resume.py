@@ -16,10 +16,7 @@ from small import load, shrink
 
 from medseg_jax import train
 from medseg_jax.data import sampling
-from medseg_jax.runtime.checkpoint import (
-  LATEST,
-  Checkpoints,
-)
+from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError
 
 # Runs a small configuration in a process of its own, which can be killed.

@@ -6,16 +6,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from medseg_jax import (
-  metrics,
-  report,
-)
-from medseg_jax.metrics import (
-  case_scores,
-  lesions,
-  surface,
-)
+from medseg_jax import metrics
+from medseg_jax.metrics import case_scores, lesions, surface
 from medseg_jax.metrics.case_scores import score_case
+from medseg_jax.report import summary as report
 
 CLASSES = ('background', 'organ', 'tumour')
 

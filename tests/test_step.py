@@ -12,10 +12,7 @@ from medseg_jax.losses import create_loss
 from medseg_jax.models import create_model
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.sharding import (
-  check_batch_size,
-  create_mesh,
-)
+from medseg_jax.runtime.sharding import check_batch_size, create_mesh
 from medseg_jax.state import create_state
 from medseg_jax.step import (
   check_batch_splits,

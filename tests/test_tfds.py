@@ -8,8 +8,9 @@ tfds = pytest.importorskip('tensorflow_datasets')
 
 from etils import epath
 
-from medseg_jax.data import phantom, phantom_tfds, tfds_source
-from medseg_jax.data import phantom_anatomy as anatomy
+from medseg_jax.data.sources import phantom, phantom_tfds
+from medseg_jax.data.sources import phantom_anatomy as anatomy
+from medseg_jax.data.sources import tfds as tfds_source
 from medseg_jax.runtime.errors import InputError
 
 TINY = {'num_train': 5, 'num_val': 2, 'num_test': 3}

@@ -17,8 +17,8 @@ from volume_cases import (
   write_pairs,
 )
 
-from medseg_jax.data.volume_files import list_cases
-from medseg_jax.data.volumes import VolumeSource, open_volumes
+from medseg_jax.data.sources.volume_files import list_cases
+from medseg_jax.data.sources.volumes import VolumeSource, open_volumes
 from medseg_jax.runtime.errors import InputError
 
 # Cases to predict.

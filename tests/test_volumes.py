@@ -21,8 +21,8 @@ from volume_cases import (
   write_pairs,
 )
 
-from medseg_jax.data.volume_files import list_cases
-from medseg_jax.data.volumes import count_ids, open_volumes
+from medseg_jax.data.sources.volume_files import list_cases
+from medseg_jax.data.sources.volumes import count_ids, open_volumes
 from medseg_jax.runtime.errors import InputError
 
 

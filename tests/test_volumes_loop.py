@@ -13,7 +13,7 @@ from data_cases import assert_one_line
 from small import load, shrink
 
 from medseg_jax import evaluate, experiment, plan, predict, prepare, train
-from medseg_jax.data import volumes
+from medseg_jax.data.sources import volumes
 from medseg_jax.runtime.errors import InputError
 
 

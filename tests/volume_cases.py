@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medseg_jax.data.volumes import open_volumes
+from medseg_jax.data.sources.volumes import open_volumes
 from medseg_jax.runtime.errors import InputError
 
 SHAPE = (6, 5, 4)  # x, y, z, as in the file

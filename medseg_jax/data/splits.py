@@ -12,10 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import (
-  read_json,
-  write_atomically,
-)
+from medseg_jax.runtime.files import read_json, write_atomically
 
 # The seed that published folds of the Medical Segmentation Decathlon use.
 FOLD_SEED = 12345

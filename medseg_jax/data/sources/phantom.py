@@ -1,7 +1,7 @@
 """Abdominal CT phantoms: a data set that needs no download."""
 
 from medseg_jax.data.case import Case, Source
-from medseg_jax.data.phantom_anatomy import (
+from medseg_jax.data.sources.phantom_anatomy import (
   CLASSES,
   VERSION,
   generate,

@@ -16,15 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medseg_jax.data import labels, nifti, volume_files
+from medseg_jax.data import labels
 from medseg_jax.data.case import Case
-from medseg_jax.data.dataset_json import (
+from medseg_jax.data.formats import nifti
+from medseg_jax.data.formats.images import name_some
+from medseg_jax.data.sources import volume_files
+from medseg_jax.data.sources.dataset_json import (
   MAX_VALUE,
   DatasetJson,
   read_dataset_json,
 )
-from medseg_jax.data.images import name_some
-from medseg_jax.data.volume_files import VolumeFiles
+from medseg_jax.data.sources.volume_files import VolumeFiles
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import stat_key
 

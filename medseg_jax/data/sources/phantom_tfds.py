@@ -2,12 +2,12 @@
 
 ```
 import tensorflow_datasets as tfds
-import medseg_jax.data.phantom_tfds
+import medseg_jax.data.sources.phantom_tfds
 
 train = tfds.load('phantom/slices', split='train')
 ```
 
-or `tfds build phantom/slices --imports=medseg_jax.data.phantom_tfds`.
+or `tfds build phantom/slices --imports=medseg_jax.data.sources.phantom_tfds`.
 
 Splits 'train', 'validation' and 'test' hold exactly the cases of
 `open_phantom` with the same arguments. Other sizes:
@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from medseg_jax.data import phantom
-from medseg_jax.data import phantom_anatomy as anatomy
+from medseg_jax.data.sources import phantom
+from medseg_jax.data.sources import phantom_anatomy as anatomy
 
 
 @dataclasses.dataclass

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medseg_jax.data import nifti
 from medseg_jax.data.case import Case
-from medseg_jax.data.volumes import VolumeSource, count_ids
+from medseg_jax.data.formats import nifti
+from medseg_jax.data.sources.volumes import VolumeSource, count_ids
 from medseg_jax.runtime.errors import InputError
 
 # A case is odd where its spacing or shape is so many times off the median ...

@@ -19,8 +19,8 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-from medseg_jax.data import images
-from medseg_jax.data.nifti_header import SUFFIXES
+from medseg_jax.data.formats import images
+from medseg_jax.data.formats.nifti_header import SUFFIXES
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import read_json
 

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from medseg_jax.data import images, labels, splits
+from medseg_jax.data import labels, splits
 from medseg_jax.data.case import Case
+from medseg_jax.data.formats import images
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import stat_key
 

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from medseg_jax.data.nifti_header import (
+from medseg_jax.data.formats.nifti_header import (
   SUFFIXES,
   File,
   Grid,

@@ -16,11 +16,11 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from medseg_jax.data import nifti
-from medseg_jax.data.dataset_json import Entry
-from medseg_jax.data.folder import MASK_FOLDERS, MASK_SUFFIXES
-from medseg_jax.data.images import list_folder, name_some
-from medseg_jax.data.nifti_header import SUFFIXES
+from medseg_jax.data.formats import nifti
+from medseg_jax.data.formats.images import list_folder, name_some
+from medseg_jax.data.formats.nifti_header import SUFFIXES
+from medseg_jax.data.sources.dataset_json import Entry
+from medseg_jax.data.sources.folder import MASK_FOLDERS, MASK_SUFFIXES
 from medseg_jax.runtime.errors import InputError
 
 _LAYOUTS = (

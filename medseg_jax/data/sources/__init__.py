@@ -1,0 +1,1 @@
+"""Sets of cases, wherever they come from; each a `data.case.Source`."""
