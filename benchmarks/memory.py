@@ -20,7 +20,7 @@ import numpy as np
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import Channel, Preprocessing
-from medseg_jax.segment import predict_cases
+from medseg_jax.inference.cases import predict_cases
 
 NATIVE = 0.8  # mm
 PATCH = (64, 192, 160)

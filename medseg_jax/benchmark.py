@@ -19,7 +19,6 @@ from medseg_jax import (
   predictor,
   profile_prediction,
   profile_step,
-  segment,
   sweep,
   train,
 )
@@ -27,6 +26,7 @@ from medseg_jax.benchmark_table import least_ms, tables
 from medseg_jax.device_cache import DeviceData
 from medseg_jax.feed import Feed, compile_step, create_feed
 from medseg_jax.flops import count_flops
+from medseg_jax.inference.cases import predict_cases
 from medseg_jax.prepare import prepare
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import write_atomically
@@ -207,7 +207,7 @@ def _inference_rate(predict_fn, case, count, config, mesh) -> float:
   settings = predictor.prediction_settings(config, mesh)
 
   def once():
-    for _ in segment.predict_cases(predict_fn, [case] * count, **settings):
+    for _ in predict_cases(predict_fn, [case] * count, **settings):
       pass
 
   once()  # compiles

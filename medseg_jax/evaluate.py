@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment, predictor, segment, sources
+from medseg_jax import experiment, predictor, sources
 from medseg_jax.data.case import Case, Source
+from medseg_jax.inference.cases import predict_cases
 from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report
 from medseg_jax.report.panels import panel, save_png
@@ -145,7 +146,7 @@ def panels(
   known would not fit for a large split.
   """
   cases = read(source, indices)
-  predicted = segment.predict_cases(predict_fn, cases, **settings)
+  predicted = predict_cases(predict_fn, cases, **settings)
   for index, (case, pred, _) in zip(indices, predicted, strict=True):
     scored = records[index]['classes']
     yield panel(
@@ -173,7 +174,7 @@ def evaluate_cases(
   number of devices nor a last partial batch can change a digit.
 
   Args:
-    predict_fn: see `segment.predict_cases`.
+    predict_fn: see `inference.cases.predict_cases`.
     cases: with labels.
     config: resolved.
     settings: see `predictor.prediction_settings`.
@@ -186,7 +187,7 @@ def evaluate_cases(
     scoring['surface_tolerance'] = config.evaluation.surface_tolerance
     scoring['lesions'] = config.evaluation.lesions
   records = []
-  predicted = segment.predict_cases(predict_fn, cases, **settings)
+  predicted = predict_cases(predict_fn, cases, **settings)
   for case, pred, _ in predicted:
     score = functools.partial(
       case_scores.score_case, pred, case.label, spacing=case.spacing, **scoring

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import predictor, segment
+from medseg_jax import predictor
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import images, nifti
 from medseg_jax.data.sources.volume_files import list_cases
 from medseg_jax.experiment import mesh_of
+from medseg_jax.inference.cases import match_channels, predict_cases
 from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.progress import Progress, format_seconds
@@ -101,7 +102,7 @@ def run(
         failed.append(str(error))
 
   by_name = {job.name: job for job in jobs}
-  predicted = segment.predict_cases(model.predict_fn, cases(), **settings)
+  predicted = predict_cases(model.predict_fn, cases(), **settings)
   with Progress(len(jobs), unit='case', desc='predict') as progress:
     for count in itertools.count():
       case, pred, probs = next(predicted, (None, None, None))
@@ -169,7 +170,7 @@ def _image_jobs(
     _check_free(target)
     # Read once before anything is written: images are small, and a bad one
     # should not leave half of the work.
-    segment.match_channels(read(), config.data.channels)
+    match_channels(read(), config.data.channels)
     jobs.append(Job(path.stem, read, write, None, target))
   return jobs
 

@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import decode
 from medseg_jax.experiment import (
   mesh_of,
   model_of,
@@ -22,6 +21,7 @@ from medseg_jax.experiment import (
   state_arguments,
   tile_size,
 )
+from medseg_jax.inference import decoding
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model
 from medseg_jax.runtime import process, sharding
@@ -111,7 +111,7 @@ def compile_predict(
 
 
 def prediction_settings(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-  """Returns the arguments of `segment.predict_cases` below the config."""
+  """Returns the arguments of `predict_cases` that the config tells."""
   settings = dict(
     preprocessing=preprocessing_of(config),
     channels=config.data.channels,
@@ -121,9 +121,9 @@ def prediction_settings(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
   )
   if config.data.regions:
     settings['decode'] = functools.partial(
-      decode.labels_from_regions, order=tuple(config.data.region_order)
+      decoding.labels_from_regions, order=tuple(config.data.region_order)
     )
-    settings['activate'] = decode.sigmoid
+    settings['activate'] = decoding.sigmoid
   return settings
 
 

@@ -10,12 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import inference, predictor, segment
+from medseg_jax import inference, predictor
 from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import Prepared, preprocess
 from medseg_jax.data.resample import resample_linear_slabs
-from medseg_jax.decode import argmax
 from medseg_jax.inference import tiles
+from medseg_jax.inference.cases import match_channels
+from medseg_jax.inference.decoding import argmax
 from medseg_jax.machine import median_seconds
 
 
@@ -106,7 +107,7 @@ def cases_at_once(case: Case, config: ConfigDict, mesh: Mesh) -> int:
 
 def _prepared(case: Case, settings: dict[str, Any]) -> Prepared:
   """Returns the case as the network sees it, in half precision."""
-  bare = segment.match_channels(case, settings['channels'])
+  bare = match_channels(case, settings['channels'])
   prepared = preprocess(bare._replace(label=None), settings['preprocessing'])
   return prepared._replace(image=prepared.image.astype(np.float16))
 

@@ -12,8 +12,8 @@ from scipy import ndimage
 from medseg_jax.inference import (
   sliding_slabs,
   sliding_window,
+  stitching,
   stream_slabs,
-  sums,
 )
 from medseg_jax.inference.tiles import (
   axis_starts,
@@ -98,7 +98,7 @@ def test_a_local_function_comes_back_unchanged(size, patch, batch_size):
 def test_slabs_add_up_to_the_weighted_mean_of_all_tiles(
   size, patch, overlap, batch_size, where, monkeypatch
 ):
-  monkeypatch.setattr(sums, 'SLAB_VALUES', 3 * 20 * 13 * 2)  # three planes
+  monkeypatch.setattr(stitching, 'SLAB_VALUES', 3 * 20 * 13 * 2)  # three planes
   image = random_image(*size)
   slabs = list(
     sliding_slabs(
@@ -243,7 +243,7 @@ def test_every_image_size_shares_a_few_compiled_programs():
     traces.append(tiles.shape)
     return affine(tiles)
 
-  small = [sums._add, sums._take, sums._shift]
+  small = [stitching._add, stitching._take, stitching._shift]
   before = [program._cache_size() for program in small]
   sizes = [
     (8, 30, 33),
@@ -279,8 +279,8 @@ def test_a_budget_too_small_for_the_sums_keeps_them_on_the_host(monkeypatch):
     added.append(args)
     return original(*args)
 
-  original = sums._add
-  monkeypatch.setattr(sums, '_add', add)
+  original = stitching._add
+  monkeypatch.setattr(stitching, '_add', add)
   image = random_image(16, 8)
   bytes_of_sums = 2 * 4 * 8 * 8 * 2
   for budget, calls in [(bytes_of_sums - 1, 0), (bytes_of_sums, 3)]:

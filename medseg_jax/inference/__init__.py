@@ -2,8 +2,8 @@
 
 The tiles of one image after the other form one stream, which is cut into
 batches of one fixed shape: the network compiles once, and small images share
-batches. `tiles.py` says where tiles lie and what they weigh, `sums.py` adds
-them up.
+batches. `tiles.py` says where tiles lie and what they weigh, `stitching.py`
+adds them up.
 """
 
 import collections
@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medseg_jax.inference import sums, tiles
-from medseg_jax.inference.sums import Run
+from medseg_jax.inference import stitching, tiles
+from medseg_jax.inference.stitching import Run
 from medseg_jax.inference.tiles import Tile
 
 FLUSH_BATCHES = 8  # an image of at least so many fills up its last one
@@ -122,7 +122,7 @@ def stream_slabs(
   """
   _check(overlap, batch_size)
   if buffer_bytes is None:
-    buffer_bytes = sums.free_bytes()
+    buffer_bytes = stitching.free_bytes()
   stream = _stream(
     images, tuple(patch_size), overlap, FLUSH_BATCHES * batch_size
   )
@@ -131,12 +131,14 @@ def stream_slabs(
     started = []
     if batch:
       logits = predict_fn(_stack(batch, batch_size))
-      started = [sums.start(run, logits, buffer_bytes) for run in _runs(batch)]
+      started = [
+        stitching.start(run, logits, buffer_bytes) for run in _runs(batch)
+      ]
       del batch, logits  # so that they are gone when the next ones are made
     # A batch's results are read once the next batch is on its way, so that the
     # device works while the host adds, cuts and decodes.
     while waiting:
-      yield from sums.read(waiting.popleft())
+      yield from stitching.read(waiting.popleft())
     waiting.extend(started)
 
 

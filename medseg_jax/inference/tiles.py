@@ -22,7 +22,7 @@ class Grid:
     patch: size of a tile, as many numbers as `size`.
     starts: along each axis the first voxel of each tile, `[T_a]`.
     weights: along each axis each tile's share of its voxels, `[T_a, patch]`.
-    total: of the planes from the current row's first on, see `sums.py`.
+    total: of the planes from the current row's first on, see `stitching.py`.
   """
 
   size: tuple[int, ...]

@@ -8,11 +8,12 @@ import pytest
 from data_cases import assert_one_line
 from scipy import ndimage
 
-from medseg_jax import inference, segment
+from medseg_jax import inference
 from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import Channel, Preprocessing, preprocess
+from medseg_jax.inference import cases as inference_cases
+from medseg_jax.inference.cases import predict_cases
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.segment import predict_cases
 
 SETTINGS = dict(
   preprocessing=Preprocessing('zscore'),
@@ -229,7 +230,7 @@ def test_the_next_case_is_prepared_meanwhile_unless_the_image_is_large(
   monkeypatch,
 ):
   def read_before_first_slab(large):
-    monkeypatch.setattr(segment, 'LARGE_IMAGE', large)
+    monkeypatch.setattr(inference_cases, 'LARGE_IMAGE', large)
     read, second = [], threading.Event()
 
     def cases():
@@ -254,7 +255,7 @@ def test_the_next_case_is_prepared_meanwhile_unless_the_image_is_large(
 
 
 def test_a_large_image_is_done_before_the_next_is_asked_for(monkeypatch):
-  monkeypatch.setattr(segment, 'LARGE_IMAGE', 0)
+  monkeypatch.setattr(inference_cases, 'LARGE_IMAGE', 0)
   monkeypatch.setattr(inference, 'FLUSH_BATCHES', 1)
   read = []
 

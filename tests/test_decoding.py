@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from scipy import special
 
-from medseg_jax.decode import argmax, labels_from_regions, sigmoid, softmax
+from medseg_jax.inference.decoding import (
+  argmax,
+  labels_from_regions,
+  sigmoid,
+  softmax,
+)
 
 REGIONS = ((1, 2, 3), (2, 3), (3,))
 

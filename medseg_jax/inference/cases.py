@@ -12,7 +12,7 @@ from medseg_jax import inference
 from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.resample import resample_linear_slabs
-from medseg_jax.decode import argmax, softmax
+from medseg_jax.inference.decoding import argmax, softmax
 from medseg_jax.runtime.errors import InputError
 
 # While an image of more values is predicted, the next case is not read yet:
