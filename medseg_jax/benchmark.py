@@ -13,24 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import (
-  experiment,
+from medseg_jax import experiment, predictor, train
+from medseg_jax.benchmarking import (
   machine,
-  predictor,
   profile_prediction,
   profile_step,
   sweep,
-  train,
 )
-from medseg_jax.benchmark_table import least_ms, tables
-from medseg_jax.device_cache import DeviceData
+from medseg_jax.benchmarking.flops import count_flops
+from medseg_jax.benchmarking.table import least_ms, tables
 from medseg_jax.feed import Feed, compile_step, create_feed
-from medseg_jax.flops import count_flops
 from medseg_jax.inference.cases import predict_cases
 from medseg_jax.prepare import prepare
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import write_atomically
 from medseg_jax.state import create_state
+from medseg_jax.training.device_cache import DeviceData
 
 MIN_SECONDS = 1.5  # of each measurement
 MIN_STEPS = 3  # of a round of the loop with the data pipeline

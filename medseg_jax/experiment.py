@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import augment, device_cache, planning, sources
+from medseg_jax import augment, planning, sources
 from medseg_jax.data.case import Source
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
 from medseg_jax.losses import uses_sigmoid
@@ -26,6 +26,7 @@ from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import write_atomically
 from medseg_jax.step import check_batch_splits
+from medseg_jax.training import device_cache
 
 SOFT_TISSUE = (-160.0, 240.0)  # HU, the usual window on the abdomen
 _MEANING_OF_DATA = (

@@ -13,14 +13,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import device_cache, experiment
+from medseg_jax import experiment
 from medseg_jax.data import cache as caches
 from medseg_jax.data.cache import Cache
-from medseg_jax.input_pipeline import create_batches
 from medseg_jax.runtime import host_memory, process, sharding
 from medseg_jax.runtime.progress import format_seconds
 from medseg_jax.state import TrainState
 from medseg_jax.step import TrainStep
+from medseg_jax.training import device_cache
+from medseg_jax.training.input_pipeline import create_batches
 
 
 class Feed(NamedTuple):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from small import load, shrink
 
-from medseg_jax import benchmark, machine, sweep
-from medseg_jax.benchmark_table import tables
+from medseg_jax import benchmark
+from medseg_jax.benchmarking import machine, sweep
+from medseg_jax.benchmarking.sweep import Row
+from medseg_jax.benchmarking.table import tables
 from medseg_jax.feed import Feed
-from medseg_jax.sweep import Row
 
 KEYS = {
   'device',

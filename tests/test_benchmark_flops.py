@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from medseg_jax.flops import count_flops
+from medseg_jax.benchmarking.flops import count_flops
 from medseg_jax.models import create_model
 
 

@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec
 from model_cases import check_convolution, conv_ref, image_of, random_variables
 
 from medseg_jax import models
-from medseg_jax.models import convolution, onednn
+from medseg_jax.models import convolution
+from medseg_jax.models.cpu import onednn
 from medseg_jax.runtime import process, sharding
 
 

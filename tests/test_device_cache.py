@@ -15,11 +15,12 @@ from data_cases import assert_one_line
 from orbax.checkpoint import v1 as ocp
 from small import load, shrink
 
-from medseg_jax import device_cache, train
+from medseg_jax import train
 from medseg_jax.data import sampling
 from medseg_jax.data.cache import Cache
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError, Stopped
+from medseg_jax.training import device_cache
 
 SHAPES_2D = ((20, 31), (9, 40), (33, 12), (16, 16), (24, 24), (8, 9), (50, 17))
 SHAPES_3D = ((9, 20, 18), (12, 16, 16), (7, 25, 14), (5, 6, 7), (9, 9, 30))

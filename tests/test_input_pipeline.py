@@ -48,7 +48,7 @@ def cache():
   ],
 )
 def test_the_batches_are_those_of_their_steps(patch_size, read_size, share):
-  from medseg_jax.input_pipeline import create_batches
+  from medseg_jax.training.input_pipeline import create_batches
 
   data = cache()
   batches = create_batches(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from model_cases import check_convolution, conv_ref, image_of
 
-from medseg_jax.models import convolution, winograd
+from medseg_jax.models import convolution
+from medseg_jax.models.cpu import winograd
 from medseg_jax.runtime import process
 
 

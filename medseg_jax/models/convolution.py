@@ -6,7 +6,7 @@ to the kernel. There oneDNN computes the convolution and the gradient with
 respect to the image, which is a convolution, too, at 50 to 100 %, and the
 kernel's gradient is a sum of matrix products over blocks of voxels that stay in
 the caches, at 40 to 80 %. Where channels are many, half of the products are
-saved (`winograd.py`).
+saved (`cpu/winograd.py`).
 """
 
 import functools
@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from medseg_jax.models import onednn, resampling, winograd
+from medseg_jax.models import resampling
+from medseg_jax.models.cpu import onednn, winograd
 
 # Of a block with all that its taps see: 2 to 8 MB are alike, less is slower.
 _BLOCK_BYTES = 2**22

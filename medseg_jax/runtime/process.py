@@ -74,7 +74,7 @@ def keep_compiled_programs() -> None:
 def not_kept(num_devices: int = 1) -> Iterator[None]:
   """Keeps what is compiled in the block from being written to disk, on CPU.
 
-  For convolutions: only so may they call oneDNN there (`models/onednn.py`),
+  For convolutions: only so may they call oneDNN there (`models/cpu/onednn.py`),
   which is worth more than the seconds of compiling. Programs for several
   devices, and those for accelerators, do without oneDNN and are kept.
   """

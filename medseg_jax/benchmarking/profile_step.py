@@ -10,14 +10,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import device_cache, experiment
+from medseg_jax import experiment
+from medseg_jax.benchmarking.machine import median_seconds
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.sampling import choose_patches, read_batch
-from medseg_jax.device_cache import DeviceData
-from medseg_jax.machine import median_seconds
 from medseg_jax.runtime import process, sharding
 from medseg_jax.state import TrainState
 from medseg_jax.step import TrainStep, split_batch
+from medseg_jax.training import device_cache
+from medseg_jax.training.device_cache import DeviceData
 
 
 def loading_parts(

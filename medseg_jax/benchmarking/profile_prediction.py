@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax import inference, predictor
+from medseg_jax.benchmarking.machine import median_seconds
 from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import Prepared, preprocess
 from medseg_jax.data.resample import resample_linear_slabs
 from medseg_jax.inference import tiles
 from medseg_jax.inference.cases import match_channels
 from medseg_jax.inference.decoding import argmax
-from medseg_jax.machine import median_seconds
 
 
 def prediction_parts(

@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment, machine
+from medseg_jax import experiment
+from medseg_jax.benchmarking import machine
 from medseg_jax.feed import compile_step
 from medseg_jax.runtime import sharding
 from medseg_jax.state import TrainState

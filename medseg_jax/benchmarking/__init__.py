@@ -1,0 +1,1 @@
+"""What `--mode=benchmark` measures, and how it is shown."""

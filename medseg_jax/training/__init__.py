@@ -1,0 +1,1 @@
+"""Batches of patches, from the cache on disk to the training step."""
