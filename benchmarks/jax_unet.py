@@ -16,12 +16,13 @@ import worker
 from flax import traverse_util
 from workloads import WORKLOADS
 
+from medseg_jax.inference.network import create_predict
 from medseg_jax.losses import create_loss
 from medseg_jax.models import create_model
 from medseg_jax.optim import create_optimizer, create_schedule
 from medseg_jax.runtime import host_memory, process, sharding
 from medseg_jax.state import create_state
-from medseg_jax.step import create_predict, create_train_step
+from medseg_jax.step import TrainStep
 
 
 class Programs:
@@ -42,7 +43,7 @@ class Programs:
       learning_rate=fields.pop('learning_rate'), num_steps=1000
     )
     tx = create_optimizer(learning_rate=schedule, **fields)
-    train_step = create_train_step(
+    train_step = TrainStep(
       model=model,
       tx=tx,
       loss_fn=create_loss(

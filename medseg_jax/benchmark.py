@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment, predictor, train
 from medseg_jax.benchmarking import (
   machine,
   profile_prediction,
@@ -22,7 +21,13 @@ from medseg_jax.benchmarking import (
 )
 from medseg_jax.benchmarking.flops import count_flops
 from medseg_jax.benchmarking.table import least_ms, tables
-from medseg_jax.feed import Feed, compile_step, create_feed
+from medseg_jax.experiment import build, opening, trained_model
+from medseg_jax.experiment.compiled_steps import (
+  SECONDS_A_CALL,
+  CompiledSteps,
+  compile_step,
+  compile_steps,
+)
 from medseg_jax.inference.cases import predict_cases
 from medseg_jax.prepare import prepare
 from medseg_jax.runtime.errors import InputError
@@ -44,14 +49,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   with the data, and in its parts; prediction on whole held-out images. Medians.
   What a backend cannot tell, or what needs a missing TensorFlow, is None.
   """
-  config, sources = experiment.open_run(config, workdir)
-  mesh, model = experiment.mesh_of(config), experiment.model_of(config)
-  experiment.check_shapes(config, sources['train'], mesh)
-  tx, schedule = experiment.optimizer_of(config)
-  train_step = train.step_of(config, model, tx, schedule)
+  config, sources = opening.open_run(config, workdir)
+  mesh, model = build.mesh_of(config), build.model_of(config)
+  build.check_shapes(config, sources['train'], mesh)
+  tx, schedule = build.optimizer_of(config)
+  train_step = build.train_step_of(config, model, tx, schedule)
   state = create_state(
     key=jax.random.key(config.seed),
-    **experiment.state_arguments(config, model, tx, mesh),
+    **build.state_arguments(config, model, tx, mesh),
   )
   begin = time.perf_counter()
   compiled = compile_step(train_step, state, config, mesh)
@@ -65,7 +70,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   batch = sweep.random_batch(config, mesh)
   state, _ = jax.block_until_ready(compiled(state, batch))
   peak_memory = machine.peak_memory()
-  feed = _create_feed(train_step, state, cache, config, mesh)
+  feed = _loop_steps(train_step, state, cache, config, mesh)
   first = next(feed.data) if feed is not None else None
   data = first if isinstance(first, DeviceData) else None
   state, step_s, loop_s, wait = _time_training(
@@ -78,7 +83,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   )
   _say('prediction')
   predict_fn = functools.partial(
-    predictor.compile_predict(config, model, mesh, state.eval_variables),
+    trained_model.compile_predict(config, model, mesh, state.eval_variables),
     state.eval_variables,
   )
   source = sources.get('test') or sources.get('val') or sources['train']
@@ -158,12 +163,12 @@ def _time_steps(compiled, state, batch):
   return state, seconds
 
 
-def _create_feed(train_step, state, cache, config, mesh) -> Feed | None:
+def _loop_steps(train_step, state, cache, config, mesh) -> CompiledSteps | None:
   """Returns what feeds a training run; None where that needs a TensorFlow."""
   config = ConfigDict(config.to_dict())
   config.num_steps = 1_000_000  # as many as time allows
   try:
-    return create_feed(train_step, state, cache, config, mesh)
+    return compile_steps(train_step, state, cache, config, mesh)
   except InputError:
     if importlib.util.find_spec('tensorflow') is not None:
       raise
@@ -189,7 +194,7 @@ def _time_loop(feed, state):
     begin = time.perf_counter()
     jax.block_until_ready(call(1))
   seconds = time.perf_counter() - begin
-  count = int(np.clip(train.SECONDS_A_CALL / seconds, 1, feed.max_count))
+  count = int(np.clip(SECONDS_A_CALL / seconds, 1, feed.max_count))
   begin, steps, waited, metrics = time.perf_counter(), 0, 0.0, None
   while steps < MIN_STEPS or time.perf_counter() - begin < 2 * MIN_SECONDS:
     before, metrics = metrics, call(count)
@@ -202,7 +207,7 @@ def _time_loop(feed, state):
 
 def _inference_rate(predict_fn, case, count, config, mesh) -> float:
   """Returns whole images predicted a second, preprocessing included."""
-  settings = predictor.prediction_settings(config, mesh)
+  settings = trained_model.prediction_settings(config, mesh)
 
   def once():
     for _ in predict_cases(predict_fn, [case] * count, **settings):
@@ -217,8 +222,8 @@ def _flops_of_step(config, state, batch) -> int:
   config = ConfigDict(config.to_dict())
   if 'remat' in config.model:
     config.model.remat = False
-  tx, schedule = experiment.optimizer_of(config)
-  step = train.step_of(config, experiment.model_of(config), tx, schedule)
+  tx, schedule = build.optimizer_of(config)
+  step = build.train_step_of(config, build.model_of(config), tx, schedule)
   return count_flops(step, state, batch)
 
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment, predictor, sources
 from medseg_jax.data.case import Case, Source
+from medseg_jax.experiment import build, sources, trained_model
 from medseg_jax.inference.cases import predict_cases
 from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report
@@ -50,7 +50,7 @@ def run(
       'out other cases than this model was trained without; put splits.json '
       'and data.fold back, or train in another --workdir'
     )
-  model = predictor.load_predictor(config, workdir, checkpoint)
+  model = trained_model.load_predictor(config, workdir, checkpoint)
   if split == 'val' and model.which == 'best':
     print(
       'note      the best weights were chosen on this split: its numbers '
@@ -89,8 +89,8 @@ def report_split(
   checkpoint: str,
 ) -> dict:
   """Evaluates, writes summary, cases and panels, prints the table."""
-  mesh = experiment.mesh_of(config)
-  settings = predictor.prediction_settings(config, mesh)
+  mesh = build.mesh_of(config)
+  settings = trained_model.prediction_settings(config, mesh)
   with Progress(len(source), unit='case', desc=f'evaluate {split}') as progress:
     records = evaluate_cases(
       predict_fn,

@@ -92,7 +92,7 @@ def _run() -> None:
   if mode not in ('evaluate', 'predict'):
     run(config, workdir)
     return
-  from medseg_jax.experiment import read_config
+  from medseg_jax.experiment.config_files import read_config
 
   config = _trained(read_config(workdir))
   if mode == 'evaluate':

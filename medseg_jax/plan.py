@@ -5,7 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from medseg_jax import planner, planning, sources
+from medseg_jax import planner
+from medseg_jax.experiment import sources, volume_plan
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import write_atomically
 
@@ -24,10 +25,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
       "'volumes', the other sources need no plan"
     )
   opened = sources.open_volumes(config, strict=False)
-  plan = planning.make(config, opened)
+  plan = volume_plan.make(config, opened)
   path = workdir / 'plan.json'
   if path.exists():
-    planned, plan = plan, planning.read(path, config, opened['train'])
+    planned, plan = plan, volume_plan.read(path, config, opened['train'])
     if plan != planned:
       print(
         f'note      {path} is not what the data gives with these settings; it '

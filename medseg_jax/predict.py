@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import predictor
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import images, nifti
 from medseg_jax.data.sources.volume_files import list_cases
-from medseg_jax.experiment import mesh_of
+from medseg_jax.experiment import trained_model
+from medseg_jax.experiment.build import mesh_of
 from medseg_jax.inference.cases import match_channels, predict_cases
 from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime.errors import InputError
@@ -85,10 +85,10 @@ def run(
     jobs = _image_jobs(config, input_path, output_dir)
   lap('look at the input')
   output_dir.mkdir(parents=True, exist_ok=True)
-  model = predictor.load_predictor(config, workdir, checkpoint)
+  model = trained_model.load_predictor(config, workdir, checkpoint)
   took |= model.seconds
   clock = time.perf_counter()
-  settings = predictor.prediction_settings(config, mesh_of(config))
+  settings = trained_model.prediction_settings(config, mesh_of(config))
   settings['probabilities'] = config.inference.probabilities
   classes = tuple(config.data.classes)
   failed = []

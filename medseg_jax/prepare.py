@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment
 from medseg_jax.data import cache as caches
 from medseg_jax.data import resample
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
 from medseg_jax.data.formats import nifti
+from medseg_jax.experiment import build, opening
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import user_cache_folder
 from medseg_jax.runtime.progress import Progress
@@ -21,7 +21,7 @@ from medseg_jax.runtime.progress import Progress
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Prepares the data of `config` and says what was found and where it lies."""
-  config, sources = experiment.open_run(config, workdir)
+  config, sources = opening.open_run(config, workdir)
   print(describe(config, sources), flush=True)
   print(f'cache     {prepare(config, sources).folder}', flush=True)
 
@@ -88,7 +88,7 @@ def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
 def _cache_settings(config: ConfigDict) -> dict[str, Any]:
   data = config.data
   return dict(
-    preprocessing=experiment.preprocessing_of(config),
+    preprocessing=build.preprocessing_of(config),
     root=data.cache_dir,
     title=pathlib.Path(data.path).name or data.source,
     with_locations=data.foreground_share > 0,

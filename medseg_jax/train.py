@@ -8,18 +8,19 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import evaluate, experiment, predictor
-from medseg_jax.augment import create_augment
+from medseg_jax import evaluate
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
 from medseg_jax.data.sampling import choose_patches
-from medseg_jax.feed import Feed, create_feed
-from medseg_jax.losses import create_loss
-from medseg_jax.models import Model
+from medseg_jax.experiment import build, config_files, opening, trained_model
+from medseg_jax.experiment.compiled_steps import (
+  SECONDS_A_CALL,
+  CompiledSteps,
+  compile_steps,
+)
 from medseg_jax.prepare import describe, prepare
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
@@ -28,10 +29,6 @@ from medseg_jax.runtime.metric_writer import MetricWriter
 from medseg_jax.runtime.progress import Progress
 from medseg_jax.runtime.stop_signal import stop_on_signal
 from medseg_jax.state import TrainState, abstract_state, create_state
-from medseg_jax.step import create_train_step
-
-# A signal waits for three calls at the most.
-SECONDS_A_CALL = 1.0
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
@@ -43,12 +40,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     InputError: the config or the data make no sense, or a loss was not finite.
     Stopped: SIGTERM or Ctrl-C, after saving.
   """
-  config, sources = experiment.open_run(config, workdir)
-  mesh, model = experiment.mesh_of(config), experiment.model_of(config)
-  experiment.check_shapes(config, sources['train'], mesh)
-  tx, schedule = experiment.optimizer_of(config)
-  train_step = step_of(config, model, tx, schedule)
-  arguments = experiment.state_arguments(config, model, tx, mesh)
+  config, sources = opening.open_run(config, workdir)
+  mesh, model = build.mesh_of(config), build.model_of(config)
+  build.check_shapes(config, sources['train'], mesh)
+  tx, schedule = build.optimizer_of(config)
+  train_step = build.train_step_of(config, model, tx, schedule)
+  arguments = build.state_arguments(config, model, tx, mesh)
   with contextlib.closing(
     Checkpoints(
       workdir / 'checkpoints', keep=config.checkpoint_keep, writes=True
@@ -56,7 +53,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   ) as checkpoints:
     resuming = checkpoints.step(LATEST) is not None
     if resuming:
-      experiment.check_same_meaning(config, workdir)
+      config_files.check_same_meaning(config, workdir)
     print(describe(config, sources), flush=True)
     cache = prepare(config, sources)
     if not resuming:
@@ -64,9 +61,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     else:
       state = checkpoints.restore(LATEST, abstract_state(**arguments))
       print(f'going on from step {int(state.step)} of {workdir}', flush=True)
-    experiment.write_config(config, workdir)
+    config_files.write_config(config, workdir)
     if sources.keys() & {'val', 'test'}:
-      predict_fn = predictor.compile_predict(
+      predict_fn = trained_model.compile_predict(
         config, model, mesh, state.eval_variables
       )
     with MetricWriter(workdir, resume_step=int(state.step)) as writer:
@@ -78,7 +75,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       if int(state.step) < config.num_steps:
         state = train(
           state,
-          create_feed(train_step, state, cache, config, mesh),
+          compile_steps(train_step, state, cache, config, mesh),
           cache,
           config=config,
           mesh=mesh,
@@ -106,36 +103,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   )
 
 
-def step_of(
-  config: ConfigDict,
-  model: Model,
-  tx: optax.GradientTransformation,
-  schedule: optax.Schedule,
-) -> Callable:
-  """Returns the train step of a resolved config, not yet compiled."""
-  with experiment.blame('loss'):
-    loss_fn = create_loss(
-      config.loss,
-      regions=tuple(classes for _, classes in config.data.regions),
-      **config.overlap,
-    )
-  with experiment.blame('augment'):
-    augment_fn = create_augment(**experiment.augment_fields(config))
-  return create_train_step(
-    model=model,
-    tx=tx,
-    loss_fn=loss_fn,
-    augment_fn=augment_fn,
-    schedule=schedule,
-    seed=config.seed,
-    ema_decay=config.ema_decay,
-    batch_splits=config.batch_splits,
-  )
-
-
 def train(
   state: TrainState,
-  feed: Feed,
+  compiled: CompiledSteps,
   cache: Cache,
   *,
   config: ConfigDict,
@@ -148,7 +118,7 @@ def train(
 
   Args:
     state: of step k; the loop goes on to `config.num_steps`.
-    feed: of the batches from step k on.
+    compiled: the steps from k on, and their batches.
     cache: of the training split.
     config: for the intervals, the seed and the pipeline.
     mesh: of the state and the batches.
@@ -213,9 +183,9 @@ def train(
         break
       count = min(limit, _steps_to_next_stop(step, config))
       begin = time.perf_counter()
-      data = next(feed.data)
+      data = next(compiled.data)
       waited += time.perf_counter() - begin
-      state, newest = feed.advance(state, data, count)
+      state, newest = compiled.advance(state, data, count)
       unread.append((count, newest))
       # Keeps the host at most two calls ahead: nothing is read here, but
       # batches do not pile up on the device, and slow data shows as a wait.
@@ -223,7 +193,7 @@ def train(
         made, oldest = unread[-3]
         jax.block_until_ready(oldest)
         pace = made / (time.perf_counter() - begin)  # steps a second
-        limit = int(np.clip(SECONDS_A_CALL * pace, 1, feed.max_count))
+        limit = int(np.clip(SECONDS_A_CALL * pace, 1, compiled.max_count))
       busy += time.perf_counter() - begin
       step += count
       progress.advance(count)
@@ -301,7 +271,7 @@ def validate(
 ) -> float:
   """Returns the mean foreground Dice over `source`, and writes it down."""
   predict = functools.partial(predict_fn, state.eval_variables)
-  settings = predictor.prediction_settings(config, mesh)
+  settings = trained_model.prediction_settings(config, mesh)
   with jax.transfer_guard('allow'):
     cases = evaluate.read(source, range(len(source)))
     records = evaluate.evaluate_cases(

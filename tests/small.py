@@ -1,9 +1,14 @@
 """Configs made small enough for a test, unchanged in everything else."""
 
+import dataclasses
 import importlib
 import sys
 
+import jax.numpy as jnp
 from conftest import ROOT
+
+from medseg_jax.experiment import build
+from medseg_jax.step import TrainStep
 
 if str(ROOT) not in sys.path:
   sys.path.append(str(ROOT))
@@ -36,3 +41,25 @@ def shrink(config, *, size=16, num_steps=4, path=None):
   config.eval_every = 2
   config.checkpoint_every = 2
   return config
+
+
+@dataclasses.dataclass(frozen=True)
+class _MeetsNan(TrainStep):
+  """A step whose images are NaN at step `bad`."""
+
+  bad: int = 0
+
+  def augment(self, step, batch):
+    batch = super().augment(step, batch)
+    factor = jnp.where(step == self.bad, jnp.nan, 1.0)
+    return batch | {'image': batch['image'] * factor}
+
+
+def step_that_meets_nan(monkeypatch, bad: int) -> None:
+  """Makes training meet NaN at step `bad`."""
+  real = build.train_step_of
+  monkeypatch.setattr(
+    build,
+    'train_step_of',
+    lambda *args: _MeetsNan(**vars(real(*args)), bad=bad),
+  )

@@ -13,7 +13,7 @@ from medseg_jax import benchmark
 from medseg_jax.benchmarking import machine, sweep
 from medseg_jax.benchmarking.sweep import Row
 from medseg_jax.benchmarking.table import tables
-from medseg_jax.feed import Feed
+from medseg_jax.experiment.compiled_steps import CompiledSteps
 
 KEYS = {
   'device',
@@ -241,7 +241,7 @@ def test_batches_that_piled_up_do_not_hide_slow_data(monkeypatch):
   def run(from_host):
     return benchmark._time_training(
       lambda state, batch: (state, {}),
-      Feed(taken, advance, 1),
+      CompiledSteps(taken, advance, 1),
       0,
       {},
       from_host=from_host,

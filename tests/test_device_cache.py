@@ -1,6 +1,5 @@
 """The data set on the device gives the host's batches, to the bit."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from data_cases import assert_one_line
 from orbax.checkpoint import v1 as ocp
-from small import load, shrink
+from small import load, shrink, step_that_meets_nan
 
 from medseg_jax import train
 from medseg_jax.data import sampling
@@ -300,10 +299,10 @@ def test_the_loop_trains_as_with_batches_from_the_host(
 @pytest.fixture
 def counts(monkeypatch):
   """Returns the list of how many steps each call makes, many at a time."""
-  made, create_feed = [], train.create_feed
+  made, compile_steps = [], train.compile_steps
 
   def counting(*args):
-    feed = create_feed(*args)
+    feed = compile_steps(*args)
 
     def advance(state, data, count):
       made.append(count)
@@ -312,7 +311,7 @@ def counts(monkeypatch):
     return feed._replace(advance=advance)
 
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
-  monkeypatch.setattr(train, 'create_feed', counting)
+  monkeypatch.setattr(train, 'compile_steps', counting)
   monkeypatch.setattr(train, 'SECONDS_A_CALL', 1e9)
   monkeypatch.setattr(device_cache, 'max_steps', lambda: 50)
   return made
@@ -349,19 +348,7 @@ def test_stopped_amid_long_calls_it_goes_on_to_the_same_result(
 
 
 def test_the_bad_step_amid_a_long_call_is_found(tmp_path, counts, monkeypatch):
-  real = train.step_of
-
-  def step_that_meets_nan(*args):
-    step = real(*args)
-
-    def augment(number, batch):
-      bad = jnp.where(number == 7, np.nan, 1.0)
-      batch = step.augment(number, batch)
-      return batch | {'image': batch['image'] * bad}
-
-    return dataclasses.replace(step, augment=augment)
-
-  monkeypatch.setattr(train, 'step_of', step_that_meets_nan)
+  step_that_meets_nan(monkeypatch, bad=7)
   config = shrink(load('unet'), num_steps=40)
   config.log_every = config.checkpoint_every = config.eval_every = 20
   config.data.phantom.num_test = config.data.phantom.num_val = 0

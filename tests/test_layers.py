@@ -23,8 +23,7 @@ FLOORS = (
   ('augment', 'losses', 'metrics', 'models', 'optim', 'planner', 'report'),
   ('data', 'state', 'surface'),
   ('inference', 'step', 'training'),
-  ('sources', 'planning', 'experiment'),
-  ('feed', 'predictor'),
+  ('experiment',),
   ('benchmarking',),
   ('plan', 'prepare', 'evaluate', 'predict'),
   ('train',),
@@ -106,7 +105,7 @@ def test_data_knows_no_jax():
 def test_tensorflow_is_imported_late_and_only_for_data():
   for name, module, top in outside({'tensorflow', 'tensorflow_datasets'}):
     assert name.split('.')[-1] in (
-      'training.input_pipeline',
+      'input_pipeline',
       'phantom_tfds',
       'tfds',
     )

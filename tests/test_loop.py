@@ -10,8 +10,9 @@ from conftest import ROOT, disc, write_pairs, write_volumes
 from PIL import Image
 from small import load, shrink
 
-from medseg_jax import evaluate, experiment, predict, train
+from medseg_jax import evaluate, predict, train
 from medseg_jax.data.formats.images import read_mask
+from medseg_jax.experiment import config_files
 
 CONFIGS = sorted(p.stem for p in (ROOT / 'configs').glob('[!_]*.py'))
 
@@ -58,7 +59,7 @@ def test_every_config_trains_and_evaluates(
   assert json.loads((written / 'summary.json').read_text()) == summary
   with open(written / 'cases.csv') as file:
     rows = list(csv.DictReader(file))
-  classes = experiment.read_config(workdir).data.classes
+  classes = config_files.read_config(workdir).data.classes
   regions = 2 if name == 'drive' else 1
   assert len(rows) == summary['num_cases'] * len(classes) * regions
   assert ('roi' in summary) == (name == 'drive')
@@ -79,7 +80,7 @@ def test_every_config_trains_and_evaluates(
   assert (workdir / 'checkpoints' / 'latest').is_dir()
 
   # Exact for any number of devices: eight share a batch, or one has it all.
-  trained = experiment.read_config(workdir)
+  trained = config_files.read_config(workdir)
   which = summary['checkpoint']
   again = evaluate.run(trained, workdir, checkpoint=which)
   assert again == summary
@@ -117,7 +118,7 @@ def test_predict_writes_a_mask_of_each_images_own_size(disc_folder, tmp_path):
   for stem, size in sizes.items():
     Image.new('L', size).save(new / f'{stem}.tif')
   predict.run(
-    experiment.read_config(workdir),
+    config_files.read_config(workdir),
     workdir,
     input_path=new,
     output_dir=tmp_path / 'out',

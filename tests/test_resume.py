@@ -1,6 +1,5 @@
 """Interrupted runs: killed, stopped, diverged, or out of disk space."""
 
-import dataclasses
 import json
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from orbax.checkpoint import v1 as ocp
-from small import load, shrink
+from small import load, shrink, step_that_meets_nan
 
 from medseg_jax import train
 from medseg_jax.data import sampling
@@ -25,7 +24,7 @@ import pathlib, sys
 sys.path += [{tests!r}]
 import jax
 jax.config.update('jax_platforms', 'cpu')
-from small import load, shrink
+from small import load, shrink, step_that_meets_nan
 from medseg_jax import train
 from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
 from medseg_jax.data import sampling
@@ -122,21 +121,10 @@ def test_a_loss_that_is_not_finite_saves_and_names_step_and_cases(
   config.log_every = 20  # later than a checkpoint and an evaluation are due
   config.checkpoint_every = 6
   config.eval_every = 8
-  real = train.step_of
-
-  def step_that_meets_nan(*args):
-    step = real(*args)
-
-    def augment(number, batch):
-      bad = jax.numpy.where(number == 3, np.nan, 1.0)
-      batch = step.augment(number, batch)
-      return batch | {'image': batch['image'] * bad}
-
-    return dataclasses.replace(step, augment=augment)
-
-  monkeypatch.setattr(train, 'step_of', step_that_meets_nan)
-  with pytest.raises(InputError) as caught:
-    train.run(config, tmp_path)
+  with monkeypatch.context() as patch:
+    step_that_meets_nan(patch, bad=3)
+    with pytest.raises(InputError) as caught:
+      train.run(config, tmp_path)
   words = str(caught.value)
   assert 'the loss is not finite at step 3, in a batch of the cases' in words
   order = sampling.choose_patches(
@@ -147,7 +135,6 @@ def test_a_loss_that_is_not_finite_saves_and_names_step_and_cases(
   # What is saved is the state before that step, and it can go on from there.
   assert latest(tmp_path) == 3
   assert all(np.isfinite(array).all() for array in arrays(tmp_path))
-  monkeypatch.setattr(train, 'step_of', real)
   config.num_steps = 6
   assert train.run(config, tmp_path)['step'] == 6
 
@@ -159,12 +146,12 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
   # No file may grow beyond 2 kB from here on: writing fails as on a full disk.
   limit = """
 import resource
-real = train.create_feed
+real = train.compile_steps
 def compile_and_fill_the_disk(*args):
   feed = real(*args)
   resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
   return feed
-train.create_feed = compile_and_fill_the_disk
+train.compile_steps = compile_and_fill_the_disk
 config.data.phantom.num_val = 0  # its pictures would fail first
 config.log_every = 0
 config.checkpoint_every = 0

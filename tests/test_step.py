@@ -8,18 +8,14 @@ import optax
 import pytest
 
 from medseg_jax.augment import create_augment
+from medseg_jax.inference.network import create_predict, flip_sets
 from medseg_jax.losses import create_loss
 from medseg_jax.models import create_model
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.sharding import check_batch_size, create_mesh
 from medseg_jax.state import create_state
-from medseg_jax.step import (
-  check_batch_splits,
-  create_predict,
-  create_train_step,
-  flip_sets,
-)
+from medseg_jax.step import TrainStep, check_batch_splits
 
 
 class Linear(nn.Module):
@@ -50,7 +46,7 @@ def setup(mesh, *, ema=False, learning_rate=0.5, ema_decay=0.0, splits=1):
     mesh=mesh,
     ema=ema,
   )
-  step = create_train_step(
+  step = TrainStep(
     model=Linear(),
     tx=tx,
     loss_fn=create_loss({'cross_entropy': 1.0}),
@@ -145,7 +141,7 @@ def test_the_parts_of_a_step_are_the_step(mesh):
   loss, batch_stats = jax.jit(parts.forward)(state, augmented)
   np.testing.assert_allclose(loss, gradient.loss, rtol=1e-6)
   assert batch_stats == gradient.batch_stats == {}
-  again = jax.jit(parts.apply)(state, gradient)
+  again = jax.jit(parts.update)(state, gradient)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, again
   )
@@ -181,7 +177,7 @@ def unet_step(mesh, norm, splits, **augment):
     image_shape=(1, 8, 8, 1),
     mesh=mesh,
   )
-  step = create_train_step(
+  step = TrainStep(
     model=model,
     tx=tx,
     loss_fn=create_loss({'cross_entropy': 1.0, 'dice_loss': 1.0}),

@@ -12,8 +12,9 @@ from conftest import write_volumes
 from data_cases import assert_one_line
 from small import load, shrink
 
-from medseg_jax import evaluate, experiment, plan, predict, prepare, train
+from medseg_jax import evaluate, plan, predict, prepare, train
 from medseg_jax.data.sources import volumes
+from medseg_jax.experiment import config_files
 from medseg_jax.runtime.errors import InputError
 
 
@@ -43,7 +44,7 @@ def trained(tmp_path_factory):
 
 def test_the_workdir_holds_plan_folds_and_what_was_resolved(trained):
   data, workdir = trained
-  config = experiment.read_config(workdir)
+  config = config_files.read_config(workdir)
   planned = json.loads((workdir / 'plan.json').read_text())
   chosen = planned['configurations']['3d_fullres']
   assert list(config.patch_size) == chosen['patch_size']
@@ -83,7 +84,7 @@ def test_masks_lie_on_the_new_scans_own_grid(trained, tmp_path, axes):
     )
   (tmp_path / 'new').mkdir()
   new.to_filename(tmp_path / 'new' / 'a scan.nii.gz')
-  config = experiment.read_config(workdir)
+  config = config_files.read_config(workdir)
   config.inference.probabilities = True
   predict.run(
     config,
@@ -133,7 +134,7 @@ def test_an_edited_plan_and_replaced_folds_are_obeyed(trained, tmp_path):
   (run / 'splits.json').write_text(json.dumps([fold]))
   summary = train.run(config_for(data), run)
   assert summary['num_cases'] == 1
-  resolved = experiment.read_config(run)
+  resolved = config_files.read_config(run)
   assert tuple(resolved.patch_size) == (8, 8, 8)
   assert tuple(resolved.data.spacing) == (2.4, 2.0, 2.0)
   assert json.loads((run / 'plan.json').read_text()) == edited
@@ -147,7 +148,7 @@ def test_the_2d_plan_learns_slices_and_is_scored_on_volumes(trained, tmp_path):
   data, _ = trained
   config = config_for(data, plan__configuration='2d', data__fold='all')
   assert train.run(config, tmp_path) == {}  # nothing is held out
-  resolved = experiment.read_config(tmp_path)
+  resolved = config_files.read_config(tmp_path)
   assert len(resolved.patch_size) == 2 and len(resolved.data.spacing) == 2
   with resolved.data.ignore_type():
     resolved.data.fold = 1
@@ -166,7 +167,7 @@ def test_another_fold_does_not_go_on_from_these_weights(trained, tmp_path):
   folds = json.loads((run / 'splits.json').read_text())
   (run / 'splits.json').write_text(json.dumps(folds[::-1]))
   with pytest.raises(InputError) as error:
-    evaluate.run(experiment.read_config(run), run)
+    evaluate.run(config_files.read_config(run), run)
   assert_one_line(error, 'splits.json', 'other cases')
 
 
@@ -175,7 +176,7 @@ def test_residual_preset_and_remat(trained, tmp_path):
   config = config_for(data, plan__preset='residual_m', model__remat=True)
   config.augment.warp_prob = 0.0
   train.run(config, tmp_path)
-  model = experiment.read_config(tmp_path).model
+  model = config_files.read_config(tmp_path).model
   assert model.residual_blocks[:2] == (1, 3) and model.convs_per_stage == 1
 
 
@@ -217,7 +218,7 @@ def test_regions_and_ignored_voxels(regions_data, tmp_path):
   config.data.num_folds = 3
   summary = train.run(config, run)
   assert list(summary['classes']) == ['background', 'whole', 'half']
-  resolved = experiment.read_config(run)
+  resolved = config_files.read_config(run)
   assert resolved.loss.sigmoid_dice_loss == 1.0
   assert resolved.loss.dice_loss == 0.0
   kinds = [channel[0] for channel in resolved.data.intensities]
@@ -245,7 +246,7 @@ def test_a_scan_smaller_than_the_patch_in_every_axis(trained, tmp_path):
   small = scan.slicer[4:10, 5:10, 6:9]
   small.to_filename(tmp_path / 'small.nii.gz')
   predict.run(
-    experiment.read_config(workdir),
+    config_files.read_config(workdir),
     workdir,
     input_path=tmp_path / 'small.nii.gz',
     output_dir=tmp_path / 'out',
@@ -267,7 +268,7 @@ def test_one_broken_scan_does_not_cost_the_others(trained, tmp_path):
   nibabel.Nifti1Image(array, image.affine).to_filename(broken)
   with pytest.raises(InputError) as error:
     predict.run(
-      experiment.read_config(workdir),
+      config_files.read_config(workdir),
       workdir,
       input_path=tmp_path / 'new',
       output_dir=tmp_path / 'out',
@@ -387,4 +388,4 @@ def test_real_hippocampus_from_folder_to_scores(
   summary = train.run(config, tmp_path)
   assert summary['num_cases'] == 1
   assert summary['mean']['dice'] > 0.05  # chance; test_learning asks for more
-  assert experiment.read_config(tmp_path).model.depth == 4
+  assert config_files.read_config(tmp_path).model.depth == 4

@@ -54,11 +54,11 @@ def test_evaluate_predict_and_benchmark(tmp_path):
   Image.new('L', (20, 30)).save(tmp_path / 'in' / 'scan.png')
   output = run(f"""
 import pathlib
-from medseg_jax import benchmark, evaluate, experiment, predict
+from medseg_jax import (benchmark, evaluate, predict)
 benchmark.MIN_SECONDS = 0.1
 workdir = pathlib.Path({str(workdir)!r})
 folder = pathlib.Path({str(tmp_path)!r})
-config = experiment.read_config(workdir)
+config = config_files.read_config(workdir)
 config.mesh.data = -1
 summary = evaluate.run(config, workdir)
 assert summary['num_cases'] == 5, summary

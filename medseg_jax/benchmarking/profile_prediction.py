@@ -10,11 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import inference, predictor
+from medseg_jax import inference
 from medseg_jax.benchmarking.machine import median_seconds
 from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import Prepared, preprocess
 from medseg_jax.data.resample import resample_linear_slabs
+from medseg_jax.experiment import trained_model
 from medseg_jax.inference import tiles
 from medseg_jax.inference.cases import match_channels
 from medseg_jax.inference.decoding import argmax
@@ -37,7 +38,7 @@ def prediction_parts(
   predicted `count` times at once, so that batches of tiles are full; the time
   is that of one.
   """
-  settings = predictor.prediction_settings(config, mesh)
+  settings = trained_model.prediction_settings(config, mesh)
   decode = settings.get('decode', argmax)
   axes = settings['preprocessing'].axes or range(case.image.ndim - 1)
   prepared = None
@@ -93,7 +94,7 @@ def cases_at_once(case: Case, config: ConfigDict, mesh: Mesh) -> int:
 
   One where a case has many tiles, so that a last batch counts for little.
   """
-  settings = predictor.prediction_settings(config, mesh)
+  settings = trained_model.prediction_settings(config, mesh)
   batch_size = settings['batch_size']
   num_tiles = tiles.lay_out(
     _prepared(case, settings).image.shape[:-1],

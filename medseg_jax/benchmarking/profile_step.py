@@ -10,10 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment
 from medseg_jax.benchmarking.machine import median_seconds
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.sampling import choose_patches, read_batch
+from medseg_jax.experiment import build
 from medseg_jax.runtime import process, sharding
 from medseg_jax.state import TrainState
 from medseg_jax.step import TrainStep, split_batch
@@ -39,7 +39,7 @@ def loading_parts(
     mesh: of the batches.
     min_seconds: of each measurement.
   """
-  settings = experiment.patch_settings(config)
+  settings = build.patch_settings(config)
   layout = sharding.patches(mesh)
   steps = itertools.count()  # other cases each time
   if data is not None:
@@ -119,7 +119,7 @@ def step_parts(
         min_seconds,
       )
     _, optimizer = _timed(
-      jax.jit(train_step.apply, out_shardings=one),
+      jax.jit(train_step.update, out_shardings=one),
       lambda: (state, gradient),
       min_seconds,
     )

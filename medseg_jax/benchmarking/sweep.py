@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment
 from medseg_jax.benchmarking import machine
-from medseg_jax.feed import compile_step
+from medseg_jax.experiment import build
+from medseg_jax.experiment.compiled_steps import compile_step
 from medseg_jax.runtime import sharding
 from medseg_jax.state import TrainState
 
@@ -216,7 +216,7 @@ def memory_bytes(compiled: Any) -> int | None:
 def random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.Array]:
   """Returns a random batch on the devices, of the config's shape."""
   rng = np.random.default_rng(config.seed)
-  patches = experiment.patch_settings(config)
+  patches = build.patch_settings(config)
   shape = (patches['batch_size'], *patches['read_size'])
   layout = sharding.patches(mesh)
   image = rng.standard_normal((*shape, config.data.channels), np.float32)

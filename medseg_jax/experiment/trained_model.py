@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax.experiment import (
+from medseg_jax.experiment.build import (
   mesh_of,
   model_of,
   optimizer_of,
@@ -22,12 +22,12 @@ from medseg_jax.experiment import (
   tile_size,
 )
 from medseg_jax.inference import decoding
+from medseg_jax.inference.network import create_predict
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model
 from medseg_jax.runtime import process, sharding
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.state import abstract_state
-from medseg_jax.step import create_predict
 
 
 class Predictor(NamedTuple):

@@ -1,4 +1,8 @@
-"""Batches and the compiled steps that take them, from a config."""
+"""The training steps compiled, with the batches that they take.
+
+Under `jax.disable_jit()`, or JAX_DISABLE_JIT=1 in the environment, nothing is
+compiled: a debugger stops inside `step.TrainStep`, and prints show numbers.
+"""
 
 import contextlib
 import functools
@@ -13,9 +17,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import experiment
 from medseg_jax.data import cache as caches
 from medseg_jax.data.cache import Cache
+from medseg_jax.experiment import build
 from medseg_jax.runtime import host_memory, process, sharding
 from medseg_jax.runtime.progress import format_seconds
 from medseg_jax.state import TrainState
@@ -23,14 +27,17 @@ from medseg_jax.step import TrainStep
 from medseg_jax.training import device_cache
 from medseg_jax.training.input_pipeline import create_batches
 
+# What one call of many steps may take: a signal waits for three calls at most.
+SECONDS_A_CALL = 1.0
 
-class Feed(NamedTuple):
+
+class CompiledSteps(NamedTuple):
   """Where the batches come from, and the compiled steps that take them.
 
   Attributes:
     data: yields what each call of `advance` takes.
-    advance: `(state, data, count) -> (state, metrics)`, compiled; makes `count`
-      steps; the metrics are a row each, or scalars of the one step.
+    advance: `(state, data, count) -> (state, metrics)`, compiled: `TrainStep`
+      `count` times; the metrics are a row each, or scalars of the one step.
     max_count: the most steps of a call.
   """
 
@@ -39,13 +46,13 @@ class Feed(NamedTuple):
   max_count: int
 
 
-def create_feed(
+def compile_steps(
   train_step: TrainStep,
   state: TrainState,
   cache: Cache,
   config: ConfigDict,
   mesh: Mesh,
-) -> Feed:
+) -> CompiledSteps:
   """Returns the steps from `state` on, compiled, and their data.
 
   With the data set on the device the compiled program chooses patches, cuts
@@ -61,7 +68,7 @@ def create_feed(
   Raises:
     InputError: there is no place for the data set where it has to be.
   """
-  settings = dict(seed=config.seed, **experiment.patch_settings(config))
+  settings = dict(seed=config.seed, **build.patch_settings(config))
   data = device_cache.place(
     cache,
     mode=config.data.device_cache,
@@ -86,16 +93,30 @@ def create_feed(
     read_fn = functools.partial(
       device_cache.read_batch, layout=sharding.patches(mesh), **settings
     )
-  compile_fn = _compile_steps
+  if jax.config.jax_disable_jit:
+    advance = _not_compiled(train_step, read_fn)
+    return CompiledSteps(stream, advance, max_count=1)
+  compile_fn = _compile_whole
   if jax.default_backend() == 'cpu' and max_count == 1:
     compile_fn = _compile_parts
   begin = time.perf_counter()
   advance = compile_fn(train_step, read_fn, max_count, state, data, mesh)
   _print_compiled(begin)
-  return Feed(stream, advance, max_count)
+  return CompiledSteps(stream, advance, max_count)
 
 
-def _compile_steps(train_step, read_fn, max_count, state, data, mesh):
+def _not_compiled(train_step, read_fn):
+  """Returns `advance` as plain Python, operation by operation."""
+
+  def advance(state, data, count):
+    del count  # 1
+    with jax.transfer_guard('allow'):  # of every number in the code
+      return train_step(state, read_fn(data, state.step))
+
+  return advance
+
+
+def _compile_whole(train_step, read_fn, max_count, state, data, mesh):
   """Returns `advance` as one program."""
   place = sharding.replicated(mesh)
   steps = device_cache.create_steps(
@@ -133,7 +154,7 @@ def _compile_parts(train_step, read_fn, max_count, state, data, mesh):
     convolves=True,
   )
   update = _compile(
-    train_step.apply,
+    train_step.update,
     everywhere,
     state,
     _outputs(gradient, everywhere),
@@ -160,12 +181,9 @@ def compile_step(
 ) -> Callable:
   """Returns the step compiled for this state and the config's batches."""
 
-  def step(state, batch):
-    return train_step(state, batch)
-
   begin = time.perf_counter()
   compiled = _compile(
-    step,
+    train_step,
     sharding.replicated(mesh),
     state,
     _abstract_batch(config, mesh),
@@ -178,7 +196,7 @@ def compile_step(
 
 def _abstract_batch(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes and the layout of a batch as the host sends it."""
-  settings = experiment.patch_settings(config)
+  settings = build.patch_settings(config)
   shape = (settings['batch_size'], *settings['read_size'])
   layout = sharding.patches(mesh)
   return {

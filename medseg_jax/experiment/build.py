@@ -1,0 +1,197 @@
+"""From a resolved config to the objects of a run.
+
+The programs share these steps, each a plain function of the config or of a
+section of it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from medseg_jax import augment
+from medseg_jax.data.case import Source
+from medseg_jax.data.preprocess import Channel, Preprocessing, check
+from medseg_jax.losses import create_loss, uses_sigmoid
+from medseg_jax.models import Model, create_model
+from medseg_jax.models.blocks import check_divisible
+from medseg_jax.optim import create_optimizer, create_schedule
+from medseg_jax.runtime import sharding
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.step import TrainStep, check_batch_splits
+from medseg_jax.training import device_cache
+
+
+@contextlib.contextmanager
+def blame(key: str) -> Iterator[None]:
+  """Turns a constructor's complaint into one that names the config's key."""
+  try:
+    yield
+  except InputError:
+    raise
+  except (TypeError, ValueError) as error:
+    raise InputError(f'config.{key}: {error}') from error
+
+
+def preprocessing_of(config: ConfigDict) -> Preprocessing:
+  data = config.data
+  settings = Preprocessing(
+    normalize=data.normalize,
+    window=tuple(data.window),
+    resize=tuple(data.resize),
+    channels=tuple(Channel(*channel) for channel in data.intensities),
+    axes=tuple(data.axes),
+    crop=data.crop,
+    spacing=tuple(data.spacing),
+  )
+  check(settings)
+  return settings
+
+
+def mesh_of(config: ConfigDict) -> Mesh:
+  return sharding.create_mesh(**config.mesh)
+
+
+def model_of(config: ConfigDict) -> Model:
+  """Returns the model of a resolved config, its patch sizes checked."""
+  num_classes = len(config.data.classes)
+  with blame('loss'):
+    if config.data.regions:
+      num_classes = len(config.data.regions)
+    elif uses_sigmoid(config.loss):
+      num_classes -= 1
+  fields = config.model.to_dict()
+  with blame('model'):
+    model = create_model(
+      fields.pop('name'), num_classes, dtype=config.dtype, **fields
+    )
+  for key, size in [
+    ('patch_size', tuple(config.patch_size)),
+    ('inference.patch_size', tile_size(config)),
+  ]:
+    with blame(key):
+      check_divisible(size, model.divisor(len(size)))
+  return model
+
+
+def tile_size(config: ConfigDict) -> tuple[int, ...]:
+  """Returns the size of the tiles that whole images are predicted in."""
+  return tuple(config.inference.patch_size) or tuple(config.patch_size)
+
+
+def check_shapes(config: ConfigDict, source: Source, mesh: Mesh) -> None:
+  """Raises InputError where patches, data and devices do not fit together."""
+  if config.seed < 0:
+    raise InputError(f'config.seed is {config.seed}; allowed is 0 or more')
+  if len(config.patch_size) not in (2, 3):
+    raise InputError(
+      f'config.patch_size is {tuple(config.patch_size)}; it has 2 or 3 numbers'
+    )
+  if config.data.source == 'volumes':
+    rank, ranks = 3, {3, 2}  # volumes may be learnt in slices
+  else:
+    rank = source[0].image.ndim - 1
+    ranks = {rank}
+  for key, size in [
+    ('patch_size', config.patch_size),
+    ('inference.patch_size', tile_size(config)),
+    ('data.resize', config.data.resize or (1,) * rank),
+  ]:
+    if len(size) not in ranks:
+      raise InputError(
+        f'config.{key} is {tuple(size)}, but the images have {rank} axes; '
+        f'{rank} numbers are needed'
+      )
+  if config.data.device_cache not in device_cache.MODES:
+    raise InputError(
+      f'config.data.device_cache is {config.data.device_cache!r}; allowed are '
+      f'{", ".join(device_cache.MODES)}'
+    )
+  sharding.check_batch_size(config.batch_size, mesh)
+  check_batch_splits(config.batch_size, config.batch_splits, mesh)
+  shards = mesh.shape['spatial']
+  if config.patch_size[0] % shards:
+    raise InputError(
+      f'config.patch_size is {tuple(config.patch_size)}, whose first axis '
+      f'config.mesh.spatial={shards} cannot share evenly'
+    )
+
+
+def augment_fields(config: ConfigDict) -> dict[str, Any]:
+  """Returns the arguments of `augment.create_augment`."""
+  return dict(patch_size=tuple(config.patch_size), **config.augment)
+
+
+def patch_settings(config: ConfigDict) -> dict[str, Any]:
+  """Returns what of the config says which patches are read."""
+  with blame('augment'):
+    first, *rest = augment.read_size(tuple(config.patch_size), **config.augment)
+  # The first axis is shared by the devices of the spatial axis.
+  read_size = (first + -first % config.mesh.spatial, *rest)
+  return dict(
+    batch_size=config.batch_size,
+    patch_size=tuple(config.patch_size),
+    read_size=read_size,
+    foreground_share=config.data.foreground_share,
+  )
+
+
+def optimizer_of(
+  config: ConfigDict,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  settings = config.optimizer.to_dict()
+  with blame('schedule'):
+    schedule = create_schedule(
+      learning_rate=settings.pop('learning_rate'),
+      num_steps=config.num_steps,
+      **config.schedule,
+    )
+  with blame('optimizer'):
+    tx = create_optimizer(learning_rate=schedule, **settings)
+  return tx, schedule
+
+
+def state_arguments(
+  config: ConfigDict,
+  model: Model,
+  tx: optax.GradientTransformation,
+  mesh: Mesh,
+) -> dict[str, Any]:
+  """Returns the arguments of create_state and of abstract_state."""
+  return dict(
+    model=model,
+    tx=tx,
+    mesh=mesh,
+    image_shape=(1, *config.patch_size, config.data.channels),
+    ema=config.ema_decay > 0,
+  )
+
+
+def train_step_of(
+  config: ConfigDict,
+  model: Model,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+) -> TrainStep:
+  """Returns the train step of a resolved config, not yet compiled."""
+  with blame('loss'):
+    loss_fn = create_loss(
+      config.loss,
+      regions=tuple(classes for _, classes in config.data.regions),
+      **config.overlap,
+    )
+  with blame('augment'):
+    augment_fn = augment.create_augment(**augment_fields(config))
+  return TrainStep(
+    model=model,
+    tx=tx,
+    loss_fn=loss_fn,
+    augment_fn=augment_fn,
+    schedule=schedule,
+    seed=config.seed,
+    ema_decay=config.ema_decay,
+    batch_splits=config.batch_splits,
+  )

@@ -1,0 +1,88 @@
+"""One reading of every case: what is wrong or odd, and the fingerprint."""
+
+import concurrent.futures
+from typing import NamedTuple
+
+from medseg_jax.data.cache import num_workers
+from medseg_jax.data.fingerprint import (
+  Fingerprint,
+  fingerprint_case,
+  merge,
+  samples_per_case,
+)
+from medseg_jax.data.sources.inspection import inspect_case, inspect_set
+from medseg_jax.data.sources.volumes import VolumeSource
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.progress import Progress
+
+FINGERPRINT_SEED = 1234  # of the sample of foreground intensities
+
+
+class Survey(NamedTuple):
+  """What one reading of every training case tells.
+
+  Attributes:
+    fingerprint: None where no case could be read.
+    errors: what has to be mended, one line each.
+    warnings: what looks odd, one line each.
+  """
+
+  fingerprint: Fingerprint | None
+  errors: list[str]
+  warnings: list[str]
+
+
+def survey(opened: dict[str, VolumeSource]) -> Survey:
+  """Reads every case of every split once, in parallel; returns what was found.
+
+  Only the training cases have a part in the fingerprint.
+  """
+  fingerprints, errors, warnings = [], [], []
+  for split, source in opened.items():
+    inspections, found = _read_all(source, split)
+    for lines, more in zip(
+      (errors, warnings),
+      inspect_set(source, inspections),
+      strict=True,
+    ):
+      lines += more
+    for inspection in inspections:
+      errors += inspection.errors
+      warnings += inspection.warnings
+    if split == 'train':
+      fingerprints = found
+  fingerprint = None
+  try:
+    fingerprint = merge(fingerprints) if fingerprints else None
+  except InputError as error:
+    errors.append(f'{opened["train"].root}: {error}')
+  # What concerns all splits is found with each.
+  return Survey(
+    fingerprint, list(dict.fromkeys(errors)), list(dict.fromkeys(warnings))
+  )
+
+
+def _read_all(source: VolumeSource, split: str):
+  """Returns the inspection of every case, and the fingerprints of the good."""
+  share = samples_per_case(len(source))
+
+  def read_case(index):
+    found = inspect_case(source, index)
+    if found.case is None:
+      return found, None
+    fingerprint = fingerprint_case(
+      found.case, num_samples=share, seed=FINGERPRINT_SEED
+    )
+    return found._replace(case=None), fingerprint
+
+  inspections, fingerprints = [], []
+  with (
+    concurrent.futures.ThreadPoolExecutor(num_workers()) as pool,
+    Progress(len(source), unit='case', desc=f'read {split}') as progress,
+  ):
+    for found, fingerprint in pool.map(read_case, range(len(source))):
+      inspections.append(found)
+      if fingerprint is not None:
+        fingerprints.append(fingerprint)
+      progress.advance()
+  return inspections, fingerprints

@@ -1,0 +1,63 @@
+"""The trained network on a batch of tiles."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from medseg_jax.models import Model
+
+
+def create_predict(
+  *, model: Model, sigmoid: bool = False, mirror: bool = False
+) -> Callable[[Any, jax.Array], jax.Array]:
+  """Returns `(variables, image [N, *S, C]) -> logits [N, *S, num_classes]`.
+
+  Args:
+    model: applied with `train=False`.
+    sigmoid: the model has a logit for each foreground class only; a background
+      of 0 is put before them, so that the largest logit wins as elsewhere.
+    mirror: average the logits over all mirrorings of the spatial axes.
+  """
+
+  def logits_of(variables, image):
+    return model.apply(variables, image, train=False).astype(jnp.float32)
+
+  def mirrored(variables, image):
+    # A loop, so that the network is compiled once and not for each mirroring.
+    sets = flip_sets(image.ndim - 2)
+    flips = jnp.array([[a in s for a in sets[-1]] for s in sets])
+
+    def add(total, flip):
+      logits = logits_of(variables, _flip_where(image, flip))
+      return total + _flip_where(logits, flip), None
+
+    start = jax.eval_shape(logits_of, variables, image)
+    total, _ = lax.scan(add, jnp.zeros(start.shape, start.dtype), flips)
+    return total / len(sets)
+
+  def predict(variables, image):
+    image = image.astype(jnp.float32)
+    logits = (mirrored if mirror else logits_of)(variables, image)
+    if sigmoid:
+      logits = jnp.pad(logits, [(0, 0)] * (image.ndim - 1) + [(1, 0)])
+    return logits
+
+  return predict
+
+
+def _flip_where(x: jax.Array, flip: jax.Array) -> jax.Array:
+  """Returns `x` `[N, *S, C]` mirrored along the axes where `flip` is true."""
+  for axis in range(1, x.ndim - 1):
+    x = jnp.where(flip[axis - 1], jnp.flip(x, axis), x)
+  return x
+
+
+def flip_sets(rank: int) -> list[tuple[int, ...]]:
+  """Returns all sets of spatial axes of `[N, *S, C]`: 2 ** rank of them."""
+  sets = [()]
+  for axis in range(1, rank + 1):
+    sets += [(*axes, axis) for axes in sets]
+  return sets
