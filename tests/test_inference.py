@@ -10,6 +10,7 @@ import pytest
 from scipy import ndimage
 
 from medseg_jax.inference import (
+  by_case,
   sliding_slabs,
   sliding_window,
   stitching,
@@ -198,28 +199,30 @@ def test_images_of_one_stream_share_batches(where):
   def taken():
     for i, image in enumerate(images):
       asked.append(i)
-      yield image
+      yield f'image {i}', image
 
   def predict(tiles):
     shapes.append(tiles.shape)
     return uneven(tiles)
 
-  slabs = []
-  for slab in stream_slabs(
+  got, numbers = [], []
+  stream = stream_slabs(
     predict, taken(), (8, 8), batch_size=3, buffer_bytes=where
-  ):
-    slabs.append((slab, len(asked)))
-  planes = np.concatenate([s.reshape(-1, 2) for s, _ in slabs])
-  alone = [np.asarray(sliding_window(uneven, x, (8, 8))) for x in images]
-  expected = np.concatenate([x.reshape(-1, 2) for x in alone])
-  np.testing.assert_allclose(planes, expected, atol=1e-5)
+  )
+  for i, (case, slabs) in enumerate(by_case(stream)):
+    assert case == f'image {i}'
+    got.append(np.concatenate(list(slabs)))
+    numbers.append(len(asked))
+  for found, image in zip(got, images, strict=True):
+    alone = sliding_window(uneven, image, (8, 8))
+    np.testing.assert_allclose(found, alone, atol=1e-5)
   num_tiles = [lay_out(x.shape[:-1], (8, 8), overlap=0.5) for x in images]
   num_tiles = [grid.num_tiles for grid in num_tiles]
   # The sixth has more tiles than 8 batches and fills up its last one.
   calls = -(-sum(num_tiles[:6]) // 3) + 1
   assert shapes == [(3, 8, 8, 1)] * calls
   # All that came before is read before the image after it is asked for.
-  assert [number for _, number in slabs][-2:] == [6, 7]
+  assert numbers[-2:] == [6, 7]
 
 
 def test_two_dimensional_tiles_of_several_slices_share_a_batch():

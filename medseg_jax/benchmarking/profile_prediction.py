@@ -62,15 +62,14 @@ def prediction_parts(
 
     stream = inference.stream_slabs(
       predict_and_wait,
-      [image] * count,
+      [(None, image)] * count,
       settings['patch_size'],
       overlap=settings['overlap'],
       batch_size=settings['batch_size'],
     )
     stream = _timed_items(stream, slabbing)
     with all_of_it:
-      for _ in range(count):
-        slabs = _planes(stream, size[0])
+      for _, slabs in inference.by_case(stream):
         if own_size != size:
           slabs = resample_linear_slabs(slabs, size, own_size)
         for slab in slabs:
@@ -134,11 +133,3 @@ def _timed_items(items: Iterator, clock: _Clock) -> Iterator:
     if item is None:
       return
     yield item
-
-
-def _planes(slabs: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
-  """Yields as many of the slabs as hold `count` planes."""
-  while count:
-    slab = next(slabs)
-    count -= len(slab)
-    yield slab

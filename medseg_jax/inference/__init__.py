@@ -9,14 +9,17 @@ adds them up.
 import collections
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from medseg_jax.inference import stitching, tiles
-from medseg_jax.inference.stitching import Run
+from medseg_jax.inference.stitching import Run, Slab
 from medseg_jax.inference.tiles import Tile
+
+Case = TypeVar('Case')  # whatever an image is known by
 
 FLUSH_BATCHES = 8  # an image of at least so many fills up its last one
 
@@ -95,30 +98,39 @@ def sliding_slabs(
   """
   _check(overlap, batch_size)
   tiles.full_rank(patch_size, image.ndim - 1)
-  return stream_slabs(
+  stream = stream_slabs(
     predict_fn,
-    iter([image]),
+    iter([(None, image)]),
     patch_size,
     overlap=overlap,
     batch_size=batch_size,
     buffer_bytes=buffer_bytes,
   )
+  return (slab.logits for _, slab in stream)
 
 
 def stream_slabs(
   predict_fn: Callable[[jax.Array], jax.Array],
-  images: Iterable[np.ndarray],
+  images: Iterable[tuple[Case, np.ndarray]],
   patch_size: tuple[int, ...],
   *,
   overlap: float = 0.5,
   batch_size: int = 1,
   buffer_bytes: int | None = None,
-) -> Iterator[np.ndarray]:
-  """Yields the slabs of all images, one image after the other.
+) -> Iterator[tuple[Case, Slab]]:
+  """Yields `(case, slab)`, the slabs of one image after those of the other.
 
   Small images share batches: the next image is asked for when a batch has room
   for its tiles. An image of many tiles is finished before the next one is asked
   for. Other arguments and errors are those of `sliding_slabs`.
+
+  Args:
+    predict_fn: see `sliding_window`.
+    images: each with whatever its slabs are to be known by.
+    patch_size: see `sliding_window`.
+    overlap: likewise.
+    batch_size: likewise.
+    buffer_bytes: see `sliding_slabs`.
   """
   _check(overlap, batch_size)
   if buffer_bytes is None:
@@ -126,7 +138,7 @@ def stream_slabs(
   stream = _stream(
     images, tuple(patch_size), overlap, FLUSH_BATCHES * batch_size
   )
-  waiting = collections.deque()
+  waiting: collections.deque[stitching.Job] = collections.deque()
   for batch in _batches(stream, batch_size):
     started = []
     if batch:
@@ -138,31 +150,73 @@ def stream_slabs(
     # A batch's results are read once the next batch is on its way, so that the
     # device works while the host adds, cuts and decodes.
     while waiting:
-      yield from stitching.read(waiting.popleft())
+      job = waiting.popleft()
+      for slab in stitching.read(job):
+        yield job.run.grid.case, slab
+        del slab
+      del job
     waiting.extend(started)
 
 
-def _check(overlap, batch_size) -> None:
+def by_case(
+  stream: Iterator[tuple[Case, Slab]],
+) -> Iterator[tuple[Case, Iterator[np.ndarray | jax.Array]]]:
+  """Yields `(case, its slabs' logits)`, to be read before the next case.
+
+  After the last slab of a case none is asked for: that would wait for the
+  network to predict the next case.
+  """
+  for case, slab in stream:
+    yield case, _of_one_case(slab, stream)
+    del case, slab
+
+
+def _of_one_case(
+  slab: Slab, stream: Iterator[tuple[Any, Slab]]
+) -> Iterator[np.ndarray | jax.Array]:
+  while True:
+    logits, is_last = slab
+    del slab
+    yield logits
+    del logits
+    if is_last:
+      return
+    _, slab = next(stream)
+
+
+def _check(overlap: float, batch_size: int) -> None:
   if not 0 <= overlap < 1:
     raise ValueError(f'overlap is {overlap}; allowed is 0 up to below 1')
   if batch_size < 1:
     raise ValueError(f'batch_size is {batch_size}; allowed is 1 or more')
 
 
-def _stream(images, patch_size, overlap, flush_tiles):
+def _stream(
+  images: Iterable[tuple[Any, np.ndarray]],
+  patch_size: tuple[int, ...],
+  overlap: float,
+  flush_tiles: int,
+) -> Iterator[Tile | None]:
   """Yields every image's tiles, and None where a batch has to end."""
   images = iter(images)
-  while (image := next(images, None)) is not None:
-    grid = tiles.lay_out(image.shape[:-1], patch_size, overlap=overlap)
+  while (item := next(images, None)) is not None:
+    case, image = item
+    grid = tiles.lay_out(
+      image.shape[:-1], patch_size, overlap=overlap, case=case
+    )
+    del item, case
     yield from tiles.cut(image, grid, patch_size)
     del image  # before the next one is made
     if grid.num_tiles >= flush_tiles:
       yield None
+    del grid
 
 
-def _batches(stream, batch_size):
+def _batches(
+  stream: Iterator[Tile | None], batch_size: int
+) -> Iterator[list[Tile]]:
   """Yields lists of up to `batch_size` tiles; [] to read what is under way."""
-  batch = []
+  batch: list[Tile] = []
   for tile in stream:
     if tile is not None:
       batch.append(tile)
@@ -176,7 +230,7 @@ def _batches(stream, batch_size):
   yield []
 
 
-def _stack(batch: list[Tile], batch_size: int):
+def _stack(batch: list[Tile], batch_size: int) -> jax.Array | np.ndarray:
   """Returns the tiles as `[batch_size, *patch_size, C]`, filled up with 0."""
   xp = jnp if isinstance(batch[0].values, jax.core.Tracer) else np
   stacked = xp.stack([tile.values for tile in batch])

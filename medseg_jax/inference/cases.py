@@ -1,6 +1,5 @@
 """From cases to masks on their own grid, for evaluation and prediction."""
 
-import collections
 import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -76,24 +75,23 @@ def predict_cases(
   Raises:
     InputError: a case does not suit the preprocessing or the network.
   """
-  under_way = collections.deque()
-  images = _images(cases, under_way, preprocessing, channels)
   stream = inference.stream_slabs(
-    predict_fn, images, patch_size, overlap=overlap, batch_size=batch_size
+    predict_fn,
+    _entered(cases, preprocessing, channels),
+    patch_size,
+    overlap=overlap,
+    batch_size=batch_size,
   )
-  for slab in stream:
-    entered = under_way.popleft()
-    slabs = _of_one_image(slab, stream, entered.size[0])
-    del slab
+  for entered, slabs in inference.by_case(stream):
     yield _on_own_grid(
       slabs,
-      *entered,
+      entered,
       axes=preprocessing.axes,
       decode=decode,
       probabilities=probabilities,
       activate=activate,
     )
-    del entered  # the case, before the next image is waited for
+    del entered, slabs  # the case, before the next image is waited for
 
 
 def match_channels(case: Case, channels: int) -> Case:
@@ -120,28 +118,30 @@ class _Entered(NamedTuple):
   size: tuple[int, ...]  # of the image that the network sees
 
 
-def _images(cases, under_way, preprocessing, channels) -> Iterator[np.ndarray]:
-  """Yields the images for the network, and notes their cases in `under_way`."""
+def _entered(
+  cases: Iterable[Case], preprocessing: Preprocessing, channels: int
+) -> Iterator[tuple[_Entered, np.ndarray]]:
+  """Yields each case with its image for the network, read one ahead."""
   cases = iter(cases)
 
-  def prepare():
+  def prepare() -> tuple[_Entered, np.ndarray] | None:
     case = next(cases, None)
     if case is None:
       return None
     # The label stays on its own grid, so resampling it would be in vain.
     bare = match_channels(case, channels)._replace(label=None)
     prepared = preprocess(bare, preprocessing)
-    return case, prepared.box, _half(prepared.image)
+    image = _half(prepared.image)
+    return _Entered(case, prepared.box, image.shape[:-1]), image
 
   with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
     ahead = pool.submit(prepare)
     while (result := ahead.result()) is not None:
-      case, box, *image = result
-      large = image[0].size > LARGE_IMAGE
+      large = result[1].size > LARGE_IMAGE
       ahead = None if large else pool.submit(prepare)
-      under_way.append(_Entered(case, box, image[0].shape[:-1]))
-      del result, case
-      yield image.pop()  # nor is the image to be held here
+      held = [result]
+      del result
+      yield held.pop()  # the image is not to be held here, too
       ahead = ahead or pool.submit(prepare)
 
 
@@ -153,23 +153,16 @@ def _half(image: np.ndarray) -> np.ndarray:
   return half
 
 
-def _of_one_image(slab, stream, num_planes) -> Iterator[np.ndarray]:
-  """Yields `slab` and the further ones of its image.
-
-  Counts the planes: looking for another image's slab would mean to wait for it.
-  """
-  num_planes -= len(slab)
-  yield slab
-  del slab
-  while num_planes:
-    slab = next(stream)
-    num_planes -= len(slab)
-    yield slab
-
-
 def _on_own_grid(
-  slabs, case, box, size, *, axes, decode, probabilities, activate
+  slabs: Iterator[np.ndarray],
+  entered: _Entered,
+  *,
+  axes: tuple[int, ...],
+  decode: Callable[[np.ndarray], np.ndarray],
+  probabilities: bool,
+  activate: Callable[[np.ndarray], np.ndarray] | None,
 ) -> Prediction:
+  case, box, size = entered
   shape = case.image.shape[:-1]
   axes = axes or tuple(range(len(shape)))
   label = np.zeros(shape, np.int16)

@@ -10,7 +10,7 @@ import collections
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -30,6 +30,18 @@ class Run(NamedTuple):
   grid: Grid
   places: list[tuple[int, ...]]
   first: int  # number of the first of them in the batch
+
+
+class Slab(NamedTuple):
+  """Planes of an image that no further tile changes.
+
+  Attributes:
+    logits: `[d, *S_rest, K]` float32.
+    is_last: whether the image ends with it.
+  """
+
+  logits: np.ndarray | jax.Array
+  is_last: bool
 
 
 class Job(NamedTuple):
@@ -91,17 +103,18 @@ def start(run: Run, logits: jax.Array, buffer_bytes: int) -> Job:
   return Job(run, None, slabs)
 
 
-def read(job: Job) -> Iterator[np.ndarray]:
-  """Yields the slabs that the job finished, `[d, *S_rest, K]` float32."""
+def read(job: Job) -> Iterator[Slab]:
+  """Yields the slabs that the job finished."""
   if job.logits is not None:
     yield from _add_on_host(job.run, np.asarray(job.logits))
   while job.slabs:
     slab, inside = job.slabs.popleft()
     traced = isinstance(slab, jax.core.Tracer)
-    yield (slab if traced else np.asarray(slab))[inside]
+    slab = (slab if traced else np.asarray(slab))[inside]
+    yield Slab(slab, is_last=_is_last_row(job.run) and not job.slabs)
 
 
-def _add_on_host(run, logits):
+def _add_on_host(run: Run, logits: np.ndarray) -> Iterator[Slab]:
   grid, planes = run.grid, run.grid.total
   if not planes:
     shape = (grid.patch[0], *grid.padded[1:], logits.shape[-1])
@@ -119,11 +132,13 @@ def _add_on_host(run, logits):
     count = min(end - plane, depth)
     slab = np.stack([p[inside] for p in itertools.islice(planes, count)])
     _move_on(planes, count, last)
-    yield slab
+    yield Slab(slab, is_last=last and plane + count == end)
   _move_on(planes, finished - end, last)
 
 
-def _add_planes(run, logits, planes) -> None:
+def _add_planes(
+  run: Run, logits: np.ndarray, planes: collections.deque
+) -> None:
   grid = run.grid
   for place, tile in zip(run.places, logits[run.first :], strict=False):
     first, *rest = [w[i] for w, i in zip(grid.weights, place, strict=True)]
@@ -135,7 +150,7 @@ def _add_planes(run, logits, planes) -> None:
       part += values.astype(np.float32, copy=False) * (rest * share)
 
 
-def _move_on(planes, count, last) -> None:
+def _move_on(planes: collections.deque, count: int, last: bool) -> None:
   """Takes the first planes away; empty they come back behind the others."""
   for _ in range(count):
     plane = planes.popleft()
@@ -144,7 +159,7 @@ def _move_on(planes, count, last) -> None:
       planes.append(plane)
 
 
-def _finished(run) -> tuple[int, int, int]:
+def _finished(run: Run) -> tuple[int, int, int]:
   """Returns begin, end of the image's planes that the run finished, and how
   many planes it finished in all, padding included; all 0 within a row."""
   grid, place = run.grid, run.places[-1]
@@ -161,16 +176,18 @@ def _finished(run) -> tuple[int, int, int]:
   return begin, end, finished
 
 
-def _is_last_row(run) -> bool:
+def _is_last_row(run: Run) -> bool:
   return run.places[-1][0] + 1 == len(run.grid.starts[0])
 
 
-def _slab_depth(shape) -> int:
+def _slab_depth(shape: Sequence[int]) -> int:
   """Returns how many planes of sums of `shape` leave in one slab."""
   return max(1, min(shape[0], SLAB_VALUES // math.prod(shape[1:])))
 
 
-def _new_total(grid, logits, buffer_bytes):
+def _new_total(
+  grid: Grid, logits: jax.Array, buffer_bytes: int
+) -> jax.Array | collections.deque:
   num_classes = logits.shape[-1]
   if isinstance(logits, jax.core.Tracer):
     return jnp.zeros((grid.patch[0], *grid.padded[1:], num_classes))
@@ -181,7 +198,7 @@ def _new_total(grid, logits, buffer_bytes):
   return jnp.zeros(shape, jnp.float32)
 
 
-def _bucket(grid) -> list[int]:
+def _bucket(grid: Grid) -> list[int]:
   """Returns the size of a plane of the sums, at least the padded image's.
 
   The tile's, times the same power of sqrt(2) along every axis, so that a few
@@ -194,12 +211,19 @@ def _bucket(grid) -> list[int]:
 
 
 @functools.partial(jax.jit, donate_argnames='total')
-def _add(total, logits, weights, corners, first, end):
+def _add(
+  total: jax.Array,
+  logits: jax.Array,
+  weights: list[jax.Array],
+  corners: list[jax.Array],
+  first: int,
+  end: int,
+) -> jax.Array:
   """Returns `total` with tiles `first` to `end` of the batch added."""
   patch = [w.shape[1] for w in weights]
   logits = logits.reshape(len(logits), *patch, total.shape[-1])
 
-  def add_tile(i, total):
+  def add_tile(i: jax.Array, total: jax.Array) -> jax.Array:
     values = logits[i].astype(jnp.float32)
     for axis, weight in enumerate(weights):
       shape = [1] * values.ndim
@@ -213,12 +237,12 @@ def _add(total, logits, weights, corners, first, end):
 
 
 @functools.partial(jax.jit, static_argnames='depth')
-def _take(total, at, depth):
+def _take(total: jax.Array, at: int, depth: int) -> jax.Array:
   return lax.dynamic_slice_in_dim(total, at, depth)
 
 
 @jax.jit
-def _shift(total, by):
+def _shift(total: jax.Array, by: int) -> jax.Array:
   """Returns the planes from `by` on, filled up with planes of 0."""
   planes = jnp.arange(len(total)) + by
   return jnp.take(total, planes, axis=0, mode='fill', fill_value=0)

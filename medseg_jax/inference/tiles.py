@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ class Grid:
     patch: size of a tile, as many numbers as `size`.
     starts: along each axis the first voxel of each tile, `[T_a]`.
     weights: along each axis each tile's share of its voxels, `[T_a, patch]`.
+    case: what the caller knows the image by.
     total: of the planes from the current row's first on, see `stitching.py`.
   """
 
@@ -31,6 +32,7 @@ class Grid:
   patch: tuple[int, ...]
   starts: list[np.ndarray]
   weights: list[np.ndarray]
+  case: Any = None
   total: Any = None
 
   @property
@@ -65,7 +67,11 @@ def full_rank(patch_size: tuple[int, ...], rank: int) -> tuple[int, ...]:
 
 
 def lay_out(
-  size: tuple[int, ...], patch_size: tuple[int, ...], *, overlap: float
+  size: tuple[int, ...],
+  patch_size: tuple[int, ...],
+  *,
+  overlap: float,
+  case: Any = None,
 ) -> Grid:
   """Returns the tiles of an image of `size`, padded where it is smaller."""
   patch = full_rank(patch_size, len(size))
@@ -76,7 +82,7 @@ def lay_out(
   weights = [
     axis_weights(s, n, p) for s, (n, p) in zip(starts, axes, strict=True)
   ]
-  return Grid(tuple(size), origin, padded, patch, starts, weights)
+  return Grid(tuple(size), origin, padded, patch, starts, weights, case)
 
 
 def axis_starts(size: int, patch: int, *, overlap: float) -> np.ndarray:
@@ -120,7 +126,9 @@ def axis_weights(starts: np.ndarray, size: int, patch: int) -> np.ndarray:
   return np.asarray(shares, np.float32)
 
 
-def cut(image, grid: Grid, patch_size: tuple[int, ...]) -> Iterator[Tile]:
+def cut(
+  image: np.ndarray | jax.Array, grid: Grid, patch_size: tuple[int, ...]
+) -> Iterator[Tile]:
   """Yields the tiles of `image` `[*S, C]`, row by row along axis 0.
 
   The values of NumPy images are cut on the host; the device need not hold the
@@ -148,6 +156,6 @@ def corner(grid: Grid, place: tuple[int, ...]) -> list[int]:
   return [int(s[i]) for s, i in zip(grid.starts, place, strict=True)]
 
 
-def window(begin, size) -> tuple[slice, ...]:
+def window(begin: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
   """Returns the slices from `begin` on, `size` long."""
   return tuple(slice(b, b + n) for b, n in zip(begin, size, strict=True))
