@@ -32,6 +32,7 @@ setup(
     'optax',
     'orbax-checkpoint>=0.12',
     'Pillow>=11',
+    'safetensors',
     'scipy',
     'tensorboard',
     # No tensorflow-cpu wheel for Linux on arm64 and for macOS; tensorflow has.

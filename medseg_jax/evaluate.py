@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint over whole images: `--mode=evaluate`."""
+"""Evaluates a trained model over whole images: `--mode=evaluate`."""
 
 import functools
 import pathlib
@@ -24,15 +24,17 @@ def run(
   workdir: pathlib.Path,
   *,
   split: str = '',
-  checkpoint: str = 'best',
+  checkpoint: str = '',
+  model: pathlib.Path | None = None,
 ) -> dict:
-  """Evaluates the workdir's checkpoint, writes the report, returns the summary.
+  """Evaluates a trained model, writes the report, returns the summary.
 
   Args:
-    config: resolved, as written by training.
-    workdir: of the training.
+    config: resolved, as training left it.
+    workdir: of the training; with `model` only where the report goes.
     split: 'train', 'val' or 'test'; '' for the held-out split.
-    checkpoint: 'best' or 'latest'.
+    checkpoint: 'best' or 'latest'; '' for the model that training ended with.
+    model: a model folder or its zip, in place of the workdir's.
   """
   by_split = sources.open_sources(config, workdir)
   split = split or held_out(by_split)
@@ -50,20 +52,22 @@ def run(
       'out other cases than this model was trained without; put splits.json '
       'and data.fold back, or train in another --workdir'
     )
-  model = trained_model.load_predictor(config, workdir, checkpoint)
-  if split == 'val' and model.which == 'best':
+  trained = trained_model.load_predictor(
+    config, workdir, model=model, checkpoint=checkpoint
+  )
+  if split == 'val' and trained.which == 'best':
     print(
       'note      the best weights were chosen on this split: its numbers '
       'are too good for new images'
     )
   return report_split(
-    model.predict_fn,
+    trained.predict_fn,
     by_split[split],
     config=config,
     workdir=workdir,
     split=split,
-    step=model.step,
-    checkpoint=model.which,
+    step=trained.step,
+    checkpoint=trained.which,
   )
 
 

@@ -18,7 +18,9 @@ from medseg_jax.runtime import host_memory
 from medseg_jax.runtime.errors import InputError, Stopped
 
 _STARTED = time.perf_counter()
-MODES = ('train', 'evaluate', 'predict', 'plan', 'prepare', 'benchmark')
+# What each mode needs: a config to begin with, or a trained model.
+FROM_CONFIG = ('train', 'plan', 'prepare', 'benchmark')
+FROM_MODEL = ('evaluate', 'predict', 'export')
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -29,7 +31,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run. Default: runs/NAME_OF_THE_CONFIG.'
 )
-_MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+_MODEL = flags.DEFINE_string(
+  'model',
+  None,
+  'A trained model, as the folder model/ of a workdir or its zip, in place of '
+  '--workdir.',
+)
+_MODE = flags.DEFINE_enum(
+  'mode', 'train', FROM_CONFIG + FROM_MODEL, 'What to do.'
+)
 _SPLIT = flags.DEFINE_enum(
   'split',
   None,
@@ -38,15 +48,24 @@ _SPLIT = flags.DEFINE_enum(
 )
 _CHECKPOINT = flags.DEFINE_enum(
   'checkpoint',
-  'best',
+  None,
   ['best', 'latest'],
-  'Which weights --mode=evaluate and --mode=predict use.',
+  'Which weights of a workdir to use. Default: the model that training ended '
+  'with, or the best so far.',
 )
 _INPUT = flags.DEFINE_string(
   'input', None, 'Folder of images for --mode=predict, or one NIfTI file.'
 )
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder of the masks that --mode=predict writes.'
+  'output',
+  None,
+  'Folder of the masks of --mode=predict, or the file of --mode=export.',
+)
+_FORMAT = flags.DEFINE_enum(
+  'format',
+  'model',
+  ['model', 'stablehlo', 'onnx'],
+  'What --mode=export writes.',
 )
 flags.DEFINE_bool('debug', False, 'Print tracebacks of errors.')
 
@@ -82,45 +101,67 @@ def _complain(error: object) -> None:
 
 
 def _run() -> None:
-  config, workdir = _config_and_workdir()
   mode = _MODE.value
+  workdir, model = _workdir(), _MODEL.value and pathlib.Path(_MODEL.value)
   # Late: jax takes seconds, and a wrong flag should be told at once.
   from medseg_jax.runtime import process
 
   process.set_up()
   run = importlib.import_module(f'medseg_jax.{mode}').run
-  if mode not in ('evaluate', 'predict'):
-    run(config, workdir)
+  if mode in FROM_CONFIG:
+    run(_CONFIG.value, workdir)
     return
-  from medseg_jax.experiment.config_files import read_config
+  from medseg_jax.experiment import trained_model
 
-  config = _trained(read_config(workdir))
+  trained = dict(model=model, checkpoint=_CHECKPOINT.value or '')
+  config = _with_overrides(trained_model.read_config(workdir, **trained))
   if mode == 'evaluate':
-    run(config, workdir, split=_SPLIT.value or '', checkpoint=_CHECKPOINT.value)
-    return
-  run(
-    config,
-    workdir,
-    input_path=pathlib.Path(_needed('input', _INPUT.value)),
-    output_dir=pathlib.Path(_needed('output', _OUTPUT.value)),
-    checkpoint=_CHECKPOINT.value,
-    started=_STARTED,
-  )
+    run(config, workdir, split=_SPLIT.value or '', **trained)
+  elif mode == 'export':
+    output = pathlib.Path(_needed('output', 'FILE', _OUTPUT.value))
+    run(config, workdir, output=output, form=_FORMAT.value, **trained)
+  else:
+    run(
+      config,
+      None if model and not _WORKDIR.value else workdir,
+      input_path=pathlib.Path(_needed('input', 'FOLDER', _INPUT.value)),
+      output_dir=pathlib.Path(_needed('output', 'FOLDER', _OUTPUT.value)),
+      started=_STARTED,
+      **trained,
+    )
 
 
-def _config_and_workdir() -> tuple[ConfigDict | None, pathlib.Path]:
-  config = _CONFIG.value
-  if config is None:
-    if _MODE.value not in ('evaluate', 'predict') or not _WORKDIR.value:
-      raise InputError(
-        '--config is missing; for example --config=configs/unet.py'
-      )
-    return None, pathlib.Path(_WORKDIR.value)
-  name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
-  return config, pathlib.Path(_WORKDIR.value or f'runs/{name.stem}')
+def _workdir() -> pathlib.Path:
+  """Returns the folder of the run, after a look at what names it.
+
+  Raises:
+    InputError: nothing names it, or `--model` is for another mode.
+  """
+  if _MODEL.value and _MODE.value in FROM_CONFIG:
+    raise InputError(
+      f'--model is for {", ".join(FROM_MODEL)}; --mode={_MODE.value} needs '
+      '--config'
+    )
+  if _WORKDIR.value:
+    name = _WORKDIR.value
+  elif _MODEL.value:
+    path = pathlib.Path(_MODEL.value).absolute()
+    # The model of runs/unet/model is called unet, that of liver.zip liver.
+    name = f'runs/{path.parent.name if path.name == "model" else path.stem}'
+  elif _CONFIG.value is not None:
+    file = config_flags.get_config_filename(flags.FLAGS['config'])
+    name = f'runs/{pathlib.Path(file).stem}'
+  if _CONFIG.value is None and (
+    _MODE.value in FROM_CONFIG or not (_WORKDIR.value or _MODEL.value)
+  ):
+    more = ' or --model' if _MODE.value in FROM_MODEL else ''
+    raise InputError(
+      f'--config{more} is missing; for example --config=configs/unet.py'
+    )
+  return pathlib.Path(name)
 
 
-def _trained(config: ConfigDict) -> ConfigDict:
+def _with_overrides(config: ConfigDict) -> ConfigDict:
   """Returns the training's config with this command's overrides."""
   if _CONFIG.value is None:
     return config
@@ -131,15 +172,15 @@ def _trained(config: ConfigDict) -> ConfigDict:
     for part in sections:
       section = section.get(part, ConfigDict())
     if name not in section:
-      raise InputError(f'config.{key} is not in the config of this workdir')
+      raise InputError(f'config.{key} is not in the config of this model')
     with section.ignore_type():
       section[name] = value
   return config
 
 
-def _needed(name: str, value: str | None) -> str:
+def _needed(name: str, what: str, value: str | None) -> str:
   if not value:
-    raise InputError(f'--mode={_MODE.value} needs --{name}=FOLDER')
+    raise InputError(f'--mode={_MODE.value} needs --{name}={what}')
   return value
 
 

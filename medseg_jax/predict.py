@@ -43,11 +43,12 @@ class Job(NamedTuple):
 
 def run(
   config: ConfigDict,
-  workdir: pathlib.Path,
+  workdir: pathlib.Path | None,
   *,
   input_path: pathlib.Path,
   output_dir: pathlib.Path,
-  checkpoint: str = 'best',
+  checkpoint: str = '',
+  model: pathlib.Path | None = None,
   started: float | None = None,
 ) -> None:
   """Writes a mask for every image of `input_path`, on the image's own grid.
@@ -57,11 +58,13 @@ def run(
   already are never overwritten.
 
   Args:
-    config: resolved, as written by training.
-    workdir: of the training.
+    config: resolved, as training left it.
+    workdir: of the training, whose folder `panels` gets pictures of the first
+      masks. None with a `model`: then the pictures lie in `output_dir/panels`.
     input_path: a folder of images, or of NIfTI files, or one NIfTI file.
     output_dir: made where it does not exist.
-    checkpoint: 'best' or 'latest'.
+    checkpoint: 'best' or 'latest'; '' for the model that training ended with.
+    model: a model folder or its zip, in place of the workdir.
     started: `time.perf_counter()` when the program began.
 
   Raises:
@@ -85,12 +88,15 @@ def run(
     jobs = _image_jobs(config, input_path, output_dir)
   lap('look at the input')
   output_dir.mkdir(parents=True, exist_ok=True)
-  model = trained_model.load_predictor(config, workdir, checkpoint)
-  took |= model.seconds
+  trained = trained_model.load_predictor(
+    config, workdir, model=model, checkpoint=checkpoint
+  )
+  took |= trained.seconds
   clock = time.perf_counter()
   settings = trained_model.prediction_settings(config, mesh_of(config))
   settings['probabilities'] = config.inference.probabilities
   classes = tuple(config.data.classes)
+  pictures = (workdir or output_dir) / 'panels'
   failed = []
 
   def cases():
@@ -102,7 +108,7 @@ def run(
         failed.append(str(error))
 
   by_name = {job.name: job for job in jobs}
-  predicted = predict_cases(model.predict_fn, cases(), **settings)
+  predicted = predict_cases(trained.predict_fn, cases(), **settings)
   with Progress(len(jobs), unit='case', desc='predict') as progress:
     for count in itertools.count():
       case, pred, probs = next(predicted, (None, None, None))
@@ -122,7 +128,7 @@ def run(
           title=case.name,
           spacing=case.spacing,
         )
-        save_png(workdir / 'panels' / f'predict_{case.name}.png', picture)
+        save_png(pictures / f'predict_{case.name}.png', picture)
       lap('write')
       progress.advance()
       del case, pred, probs  # before the next one: they may be gigabytes
@@ -131,10 +137,10 @@ def run(
     for value, name in zip(config.data.label_values, classes, strict=True)
   )
   print(
-    f'{count} masks in {output_dir} ({model.which} weights, step '
-    f'{model.step}); values: {values}'
+    f'{count} masks in {output_dir} ({trained.which} weights, step '
+    f'{trained.step}); values: {values}'
   )
-  print(f'pictures  {workdir}/panels/predict_*.png')
+  print(f'pictures  {pictures}/predict_*.png')
   print(
     'time      '
     + ', '.join(f'{k} {format_seconds(v)}' for k, v in took.items()),

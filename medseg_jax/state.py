@@ -84,6 +84,20 @@ def abstract_state(
   )
 
 
+def abstract_variables(
+  *, model: nn.Module, image_shape: tuple[int, ...], mesh: Mesh
+) -> dict[str, Any]:
+  """Returns the shapes and layout of what predicts, see `abstract_state`."""
+  place = replicated(mesh)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    jax.eval_shape(
+      lambda key: model.init(key, jnp.zeros(image_shape), train=False),
+      jax.random.key(0),
+    ),
+  )
+
+
 def _init_fn(*, model, tx, image_shape, ema):
   def init(key):
     variables = model.init(key, jnp.zeros(image_shape), train=False)

@@ -34,7 +34,8 @@ from medseg_jax.state import TrainState, abstract_state, create_state
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   """Trains up to `num_steps`, evaluates, and returns the summary.
 
-  Goes on from the newest checkpoint of `workdir`.
+  Goes on from the newest checkpoint of `workdir`. At the end `model/` there
+  holds the weights that the summary is of.
 
   Raises:
     InputError: the config or the data make no sense, or a loss was not finite.
@@ -62,6 +63,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       state = checkpoints.restore(LATEST, abstract_state(**arguments))
       print(f'going on from step {int(state.step)} of {workdir}', flush=True)
     config_files.write_config(config, workdir)
+    predict_fn = None
     if sources.keys() & {'val', 'test'}:
       predict_fn = trained_model.compile_predict(
         config, model, mesh, state.eval_variables
@@ -83,24 +85,38 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
           writer=writer,
           validate=validate_fn,
         )
-    if 'test' not in sources and 'val' not in sources:
-      print('no split is held out, so nothing is evaluated')
-      return {}
-    split, which = evaluate.held_out(sources), LATEST
-    if split == 'test' and checkpoints.step(BEST) is not None:
+    variables, step, which = state.eval_variables, int(state.step), LATEST
+    if 'test' in sources and checkpoints.step(BEST) is not None:
       # The validation split chose it. A checkpoint chosen on the very cases
       # that it is then evaluated on would look better than it is.
       which = BEST
-      state = checkpoints.restore(BEST, abstract_state(**arguments))
-  return evaluate.report_split(
-    functools.partial(predict_fn, state.eval_variables),
-    sources[split],
+      variables, step = trained_model.restore_variables(
+        checkpoints, BEST, config
+      )
+  summary = {}
+  if predict_fn is None:
+    print('no split is held out, so nothing is evaluated')
+  else:
+    split = evaluate.held_out(sources)
+    summary = evaluate.report_split(
+      functools.partial(predict_fn, variables),
+      sources[split],
+      config=config,
+      workdir=workdir,
+      split=split,
+      step=step,
+      checkpoint=which,
+    )
+  trained_model.write(
+    workdir,
+    variables,
     config=config,
-    workdir=workdir,
-    split=split,
-    step=int(state.step),
+    sources=sources,
+    step=step,
     checkpoint=which,
+    scores=summary or None,
   )
+  return summary
 
 
 def train(

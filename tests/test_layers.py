@@ -25,7 +25,7 @@ FLOORS = (
   ('inference', 'step', 'training'),
   ('experiment',),
   ('benchmarking',),
-  ('plan', 'prepare', 'evaluate', 'predict'),
+  ('plan', 'prepare', 'evaluate', 'export', 'predict'),
   ('train',),
   ('benchmark',),
   ('main',),

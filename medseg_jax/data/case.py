@@ -28,6 +28,15 @@ class Case(NamedTuple):
   roi: np.ndarray | None = None
 
 
+def colour_names(channels: int) -> tuple[str, ...]:
+  """Returns the names of the channels of a photograph, grey or RGB."""
+  if channels == 3:
+    return ('red', 'green', 'blue')
+  if channels == 1:
+    return ('grey',)
+  return tuple(f'channel_{i}' for i in range(channels))
+
+
 class Source(Protocol):
   """Cases by index. Reading is lazy: `source[i]` touches only case `i`.
 
@@ -35,12 +44,14 @@ class Source(Protocol):
     classes: names of the classes, background first.
     label_values: `label_values[i]` is the value that class `i` has on disk.
     channels: number of image channels `C`, the same for every case.
+    channel_names: a name for each.
     names: the name of every case, without reading it.
   """
 
   classes: tuple[str, ...]
   label_values: tuple[int, ...]
   channels: int
+  channel_names: tuple[str, ...]
   names: tuple[str, ...]
 
   def __len__(self) -> int: ...

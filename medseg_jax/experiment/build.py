@@ -165,7 +165,7 @@ def state_arguments(
     model=model,
     tx=tx,
     mesh=mesh,
-    image_shape=(1, *config.patch_size, config.data.channels),
+    image_shape=image_shape(config),
     ema=config.ema_decay > 0,
   )
 
@@ -195,3 +195,8 @@ def train_step_of(
     ema_decay=config.ema_decay,
     batch_splits=config.batch_splits,
   )
+
+
+def image_shape(config: ConfigDict) -> tuple[int, ...]:
+  """Returns the shape of an image that the network can be initialised on."""
+  return (1, *config.patch_size, config.data.channels)

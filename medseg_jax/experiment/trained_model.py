@@ -4,7 +4,7 @@ import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,21 +13,23 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax.experiment.build import (
-  mesh_of,
-  model_of,
-  optimizer_of,
-  preprocessing_of,
-  state_arguments,
-  tile_size,
-)
+from medseg_jax.data.case import Source
+from medseg_jax.experiment import build, config_files, model_folder
 from medseg_jax.inference import decoding
 from medseg_jax.inference.network import create_predict
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model
 from medseg_jax.runtime import process, sharding
-from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
-from medseg_jax.state import abstract_state
+from medseg_jax.runtime.checkpoint import (
+  BEST,
+  LATEST,
+  Checkpoints,
+  check_shapes,
+  shapes_of,
+)
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import read_json
+from medseg_jax.state import abstract_variables
 
 
 class Predictor(NamedTuple):
@@ -35,42 +37,170 @@ class Predictor(NamedTuple):
 
   Attributes:
     predict_fn: `[N, *tile, C] -> [N, *tile, num_classes]`, compiled.
-    step: of the checkpoint.
+    step: number of updates that made the weights.
     which: 'best' or 'latest'.
     seconds: what reading the weights and compiling took.
   """
 
-  predict_fn: Callable[[jax.Array], jax.Array]
+  predict_fn: Callable[[np.ndarray], jax.Array]
   step: int
   which: str
   seconds: dict[str, float]
 
 
-def load_predictor(
-  config: ConfigDict, workdir: pathlib.Path, which: str
-) -> Predictor:
-  """Returns the model of the workdir's checkpoint.
+def write(
+  workdir: pathlib.Path,
+  variables: Any,
+  *,
+  config: ConfigDict,
+  sources: Mapping[str, Source],
+  step: int,
+  checkpoint: str,
+  scores: dict[str, Any] | None,
+) -> None:
+  """Writes the model that a training ended with to `workdir/model`.
 
-  Where nothing was held out to choose a best checkpoint by (`data.fold=all`),
-  'best' is the latest.
+  Args:
+    workdir: of the training.
+    variables: that predict.
+    config: resolved.
+    sources: the cases by split.
+    step: number of updates that made the weights.
+    checkpoint: 'best' or 'latest'.
+    scores: the summary of the held-out split, or None.
+  """
+  plan = None
+  if config.data.source == 'volumes':
+    plan = read_json(workdir / 'plan.json', 'as --mode=plan writes it')
+  description = model_folder.describe(
+    config,
+    channel_names=sources['train'].channel_names,
+    plan=plan,
+    cases={split: source.names for split, source in sources.items()},
+    step=step,
+    checkpoint=checkpoint,
+    scores=scores,
+  )
+  model_folder.write(workdir / 'model', description, variables)
+  print(f'model     {workdir}/model', flush=True)
+
+
+def find_folder(
+  workdir: pathlib.Path | None, model: pathlib.Path | None, checkpoint: str
+) -> pathlib.Path | None:
+  """Returns the model folder or zip to predict with; None for checkpoints.
+
+  Args:
+    workdir: of a training, finished or not.
+    model: a model folder or its zip, in place of the workdir.
+    checkpoint: 'best' or 'latest' of the workdir's checkpoints; '' for the
+      model that its training ended with, which is the one that was scored.
+
+  Raises:
+    InputError: both a model and a checkpoint are asked for.
+  """
+  if model is not None:
+    if checkpoint:
+      raise InputError(
+        f'--checkpoint={checkpoint} is of a --workdir; {model} holds the '
+        'weights of one checkpoint only'
+      )
+    return model
+  folder = workdir / 'model'
+  finished = not checkpoint and (folder / model_folder.DESCRIPTION).exists()
+  return folder if finished else None
+
+
+def read_config(
+  workdir: pathlib.Path | None, model: pathlib.Path | None, checkpoint: str
+) -> ConfigDict:
+  """Returns the resolved config of the training that made the model."""
+  folder = find_folder(workdir, model, checkpoint)
+  if folder is None:
+    return config_files.read_config(workdir)
+  return model_folder.config_of(model_folder.read_description(folder))
+
+
+def load_predictor(
+  config: ConfigDict,
+  workdir: pathlib.Path | None,
+  *,
+  model: pathlib.Path | None = None,
+  checkpoint: str = '',
+) -> Predictor:
+  """Returns the trained model, compiled.
+
+  Args:
+    config: resolved; what it says of the network is that of the training.
+    workdir: see `find_folder`; likewise the other two. Where the training has
+      not ended, '' is the best checkpoint, or the latest where none was chosen.
+
+  Raises:
+    InputError: there is no such model, it is damaged, or not of this config.
   """
   begin = time.perf_counter()
-  mesh, model = mesh_of(config), model_of(config)
-  tx, _ = optimizer_of(config)
-  with contextlib.closing(Checkpoints(workdir / 'checkpoints')) as checkpoints:
-    if which == BEST and checkpoints.step(BEST) is None:
-      which = LATEST
-    state = checkpoints.restore(
-      which, abstract_state(**state_arguments(config, model, tx, mesh))
-    )
-  step = int(state.step)
+  mesh = build.mesh_of(config)
+  variables, step, which = load_variables(
+    config, workdir, model=model, checkpoint=checkpoint
+  )
   loaded = time.perf_counter()
+  variables = jax.device_put(variables, sharding.replicated(mesh))
+  network = build.model_of(config)
   predict_fn = functools.partial(
-    compile_predict(config, model, mesh, state.eval_variables),
-    state.eval_variables,
+    compile_predict(config, network, mesh, variables), variables
   )
   seconds = {'weights': loaded - begin, 'compile': time.perf_counter() - loaded}
   return Predictor(predict_fn, step, which, seconds)
+
+
+def load_variables(
+  config: ConfigDict,
+  workdir: pathlib.Path | None,
+  *,
+  model: pathlib.Path | None = None,
+  checkpoint: str = '',
+) -> tuple[Any, int, str]:
+  """Returns the weights that predict, their step, and which they are.
+
+  Arguments and errors are those of `load_predictor`.
+  """
+  folder = find_folder(workdir, model, checkpoint)
+  if folder is None:
+    directory = workdir / 'checkpoints'
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+      which = checkpoint or BEST
+      if which == BEST and checkpoints.step(BEST) is None:
+        which = LATEST
+      return *restore_variables(checkpoints, which, config), which
+  stored = model_folder.read(folder)
+  wanted = _abstract_variables(config)
+  check_shapes(shapes_of(stored.variables), shapes_of(wanted), folder)
+  return stored.variables, stored.step, stored.checkpoint
+
+
+def restore_variables(
+  checkpoints: Checkpoints, which: str, config: ConfigDict
+) -> tuple[Any, int]:
+  """Returns the weights of a checkpoint that predict, and its step.
+
+  The averaged weights where they were kept; nothing of the optimizer is read.
+  """
+  averaged = 'ema_params' in checkpoints.parts(which)
+  params = 'ema_params' if averaged else 'params'
+  abstract = _abstract_variables(config)
+  # A dict and not a state: only the names of its parts are looked up.
+  wanted = {params if k == 'params' else k: v for k, v in abstract.items()}
+  restored = checkpoints.restore(which, wanted, parts=wanted)
+  restored['params'] = restored.pop(params)
+  return restored, checkpoints.step(which)
+
+
+def _abstract_variables(config: ConfigDict) -> Any:
+  return abstract_variables(
+    model=build.model_of(config),
+    image_shape=build.image_shape(config),
+    mesh=build.mesh_of(config),
+  )
 
 
 def compile_predict(
@@ -90,7 +220,7 @@ def compile_predict(
     mirror=config.inference.mirror,
   )
   layout = sharding.examples(mesh)
-  shape = (_tiles_at_once(config, mesh), *tile_size(config))
+  shape = (_tiles_at_once(config, mesh), *build.tile_size(config))
   tiles = jax.ShapeDtypeStruct((*shape, config.data.channels), jnp.float32)
   with jax.set_mesh(mesh), process.not_kept(mesh.size):
     compiled = (
@@ -113,9 +243,9 @@ def compile_predict(
 def prediction_settings(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
   """Returns the arguments of `predict_cases` that the config tells."""
   settings = dict(
-    preprocessing=preprocessing_of(config),
+    preprocessing=build.preprocessing_of(config),
     channels=config.data.channels,
-    patch_size=tile_size(config),
+    patch_size=build.tile_size(config),
     overlap=config.inference.overlap,
     batch_size=_tiles_at_once(config, mesh),
   )

@@ -7,6 +7,7 @@ a run that is killed while saving, or a full disk, costs nothing older.
 import contextlib
 import logging
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -81,27 +82,36 @@ class Checkpoints:
       except Exception as error:
         raise self._failed(which, error) from error
 
-  def restore(self, which: str, abstract_state: Any) -> Any:
+  def parts(self, which: str) -> frozenset[str]:
+    """Returns the names of the state's parts that hold arrays."""
+    saved = self._checkpointer(which).metadata(self._step(which)).metadata
+    return frozenset(path.split('/')[0] for path in shapes_of(saved))
+
+  def restore(
+    self, which: str, abstract_state: Any, *, parts: Iterable[str] = ()
+  ) -> Any:
     """Returns the state of the latest or the best checkpoint.
 
     Args:
       which: LATEST or BEST.
       abstract_state: pytree of jax.ShapeDtypeStruct with shardings.
+      parts: names of the parts that `abstract_state`, then a dict, asks for;
+        nothing else is read. All of the state by default.
 
     Raises:
       InputError: there is none, or it belongs to another model.
     """
-    step = self.step(which)
-    if step is None:
-      raise InputError(
-        f'no {which} checkpoint in {self._directory}; train with this '
-        '--workdir first'
-      )
+    step, parts = self._step(which), frozenset(parts)
     checkpointer = self._checkpointer(which)
-    saved = _shapes(checkpointer.metadata(step).metadata)
-    _check_same(saved, _shapes(abstract_state), self._directory / which)
+    saved = shapes_of(checkpointer.metadata(step).metadata)
+    if parts:
+      saved = {k: v for k, v in saved.items() if k.split('/')[0] in parts}
+    check_shapes(saved, shapes_of(abstract_state), self._directory / which)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = bool(parts)
     try:
-      return checkpointer.load(step, abstract_state)
+      with context:
+        return checkpointer.load(step, abstract_state)
     except Exception as error:
       raise InputError(
         f'cannot read the checkpoint {self._directory / which}/{step}: '
@@ -113,6 +123,15 @@ class Checkpoints:
     while self._open:
       with contextlib.suppress(Exception):  # told by `wait` where it matters
         self._open.popitem()[1].close()
+
+  def _step(self, which: str) -> int:
+    step = self.step(which)
+    if step is None:
+      raise InputError(
+        f'no {which} checkpoint in {self._directory}; train with this '
+        '--workdir first'
+      )
+    return step
 
   def _checkpointer(self, which: str) -> ocp.training.Checkpointer:
     if which not in self._open:
@@ -139,7 +158,7 @@ class Checkpoints:
     )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every array by its path, without container types."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {
@@ -156,13 +175,14 @@ def _key_name(key: Any) -> str:
   return str(key)
 
 
-def _check_same(
+def check_shapes(
   saved: dict[str, tuple], wanted: dict[str, tuple], where: pathlib.Path
 ) -> None:
+  """Raises InputError where two trees of shapes differ (see `shapes_of`)."""
   for path in sorted(saved.keys() | wanted.keys()):
     if saved.get(path) != wanted.get(path):
       raise InputError(
-        f'the checkpoint in {where} is of another model: {path} has shape '
+        f'the weights in {where} are of another model: {path} has shape '
         f'{saved.get(path, "none")} there and {wanted.get(path, "none")} in '
         'this configuration; use the configuration it was trained with, or '
         'another --workdir'

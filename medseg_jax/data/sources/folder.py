@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from medseg_jax.data import labels, splits
-from medseg_jax.data.case import Case
+from medseg_jax.data.case import Case, colour_names
 from medseg_jax.data.formats import images
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import stat_key
@@ -62,6 +62,10 @@ class FolderSource:
   @functools.cached_property
   def names(self) -> tuple[str, ...]:
     return tuple(case.name for case in self.files)
+
+  @property
+  def channel_names(self) -> tuple[str, ...]:
+    return colour_names(self.channels)
 
   def __len__(self) -> int:
     return len(self.files)

@@ -20,6 +20,7 @@ class PhantomSource:
   classes = CLASSES
   label_values = (0, 1, 2, 3)
   channels = 1
+  channel_names = ('CT',)
 
   def __init__(self, num_cases, shape, seed, split):
     """Holds the first `num_cases` phantoms of `split`, a key of SPLIT_START.

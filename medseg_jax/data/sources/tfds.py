@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from medseg_jax.data import labels, splits
-from medseg_jax.data.case import Case
+from medseg_jax.data.case import Case, colour_names
 from medseg_jax.runtime.errors import InputError
 
 MASK_KEYS = ('segmentation_mask', 'label', 'mask', 'segmentation')
@@ -55,6 +55,7 @@ class TfdsSource:
     self.classes = classes
     self.label_values = label_values
     self.channels = channels
+    self.channel_names = colour_names(channels)
     self._builder = builder
     self._split = split
     self._keys = keys

@@ -1,0 +1,279 @@
+"""A trained model as a folder, or a zip of it, that travels.
+
+`model.safetensors` holds the weights that predict, which any framework can
+open; `model.json` says all else: what the network is, what it wants to see and
+what its outputs mean, how it was trained, on what, and how it scored. Nothing
+else is needed to predict, and nothing in it is code.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+import medseg_jax
+from medseg_jax.experiment.config_files import to_tuples
+from medseg_jax.losses import uses_sigmoid
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import write_atomically
+
+FORMAT, FORMAT_VERSION = 'medseg_jax model', 1
+DESCRIPTION, WEIGHTS = 'model.json', 'model.safetensors'
+
+# Where the keys of config.data stand in model.json; the rest is under training.
+_MEANING = ('classes', 'label_values', 'regions', 'region_order')
+_PREPROCESSING = ('normalize', 'window', 'resize', 'axes', 'crop', 'spacing')
+_CHANNEL = ('scheme', 'low', 'high', 'mean', 'std')
+
+
+class StoredModel(NamedTuple):
+  """What a model folder holds.
+
+  Attributes:
+    config: as the training had it resolved.
+    variables: of the network, NumPy float32: 'params' and, where it has such,
+      'batch_stats'.
+    step: number of updates that made the weights.
+    checkpoint: 'best' or 'latest', which of the training they are.
+    description: the content of `model.json`.
+  """
+
+  config: ConfigDict
+  variables: dict[str, Any]
+  step: int
+  checkpoint: str
+  description: dict[str, Any]
+
+
+def describe(
+  config: ConfigDict,
+  *,
+  channel_names: Sequence[str],
+  plan: Mapping[str, Any] | None,
+  cases: Mapping[str, Sequence[str]],
+  step: int,
+  checkpoint: str,
+  scores: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+  """Returns the content of `model.json`, but for the hash of the weights.
+
+  Every key of the config stands in exactly one place, so that none can
+  contradict another; `config_of` puts them together again.
+
+  Args:
+    config: resolved.
+    channel_names: one for each channel.
+    plan: of volumes, else None.
+    cases: names of the cases, by split.
+    step: number of updates that made the weights.
+    checkpoint: 'best' or 'latest'.
+    scores: the summary of the held-out split; None where nothing is held out.
+  """
+  rest = config.to_dict()
+  network, inference = rest.pop('model'), rest.pop('inference')
+  data = rest['data']
+  meaning = {key: data.pop(key) for key in _MEANING}
+  preprocessing = {key: data.pop(key) for key in _PREPROCESSING}
+  preprocessing['intensities'] = [
+    dict(zip(_CHANNEL, channel, strict=True))
+    for channel in data.pop('intensities')
+  ]
+  return {
+    'format': FORMAT,
+    'format_version': FORMAT_VERSION,
+    'written_by': {
+      'medseg_jax': medseg_jax.__version__,
+      'jax': jax.__version__,
+      'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    },
+    'network': network | {'dtype': rest.pop('dtype')},
+    'output': 'sigmoid' if uses_sigmoid(config.loss) else 'softmax',
+    **meaning,
+    'channels': data.pop('channels'),
+    'channel_names': list(channel_names),
+    'preprocessing': preprocessing,
+    'inference': inference
+    | {
+      'patch_size': inference['patch_size'] or rest['patch_size'],
+      'batch_size': inference['batch_size'] or rest['batch_size'],
+    },
+    'plan': plan,
+    'training': {
+      'step': step,
+      'checkpoint': checkpoint,
+      'num_cases': {split: len(names) for split, names in cases.items()},
+      'held_out': {
+        split: list(names) for split, names in cases.items() if split != 'train'
+      },
+      'config': rest,
+    },
+    'scores': scores,
+  }
+
+
+def config_of(description: Mapping[str, Any]) -> ConfigDict:
+  """Returns the config of a `model.json`, as the training had it resolved."""
+  config = json.loads(json.dumps(description['training']['config']))
+  network = dict(description['network'])
+  config['dtype'] = network.pop('dtype')
+  config |= {'model': network, 'inference': description['inference']}
+  data = config['data']
+  data |= {key: description[key] for key in (*_MEANING, 'channels')}
+  preprocessing = dict(description['preprocessing'])
+  data['intensities'] = [
+    [channel[key] for key in _CHANNEL]
+    for channel in preprocessing.pop('intensities')
+  ]
+  data |= preprocessing
+  return ConfigDict(to_tuples(config))
+
+
+def write(
+  folder: pathlib.Path, description: Mapping[str, Any], variables: Any
+) -> None:
+  """Writes a model folder, in the place of one that is there, whole.
+
+  Args:
+    folder: made where it does not exist.
+    description: see `describe`.
+    variables: of the network, on the host or on devices.
+  """
+  flat = traverse_util.flatten_dict(jax.device_get(variables), sep='.')
+  arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
+  weights = safetensors.numpy.save(arrays, {'format': 'flax'})
+  text = json.dumps(
+    {
+      **description,
+      'weights': {
+        'file': WEIGHTS,
+        'sha256': hashlib.sha256(weights).hexdigest(),
+        'num_parameters': sum(
+          array.size for name, array in arrays.items() if 'params.' in name
+        ),
+      },
+    },
+    indent=2,
+    allow_nan=False,
+  )
+  new, old = (
+    folder.with_name(f'.{folder.name}.{os.getpid()}.{age}')
+    for age in ('new', 'old')
+  )
+  try:
+    write_atomically(new / WEIGHTS, weights)
+    write_atomically(new / DESCRIPTION, (text + '\n').encode())
+    if folder.exists():
+      os.replace(folder, old)
+    os.replace(new, folder)
+  finally:
+    for path in (new, old):
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def pack(folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Writes the zip of a model folder; the same folder gives the same bytes.
+
+  Raises:
+    InputError: `target` is there already.
+  """
+  if target.exists():
+    raise InputError(
+      f'{target} is there already and is not overwritten; name another --output'
+    )
+  read_description(folder)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
+  try:
+    with zipfile.ZipFile(temporary, 'w') as file:
+      for name in (DESCRIPTION, WEIGHTS):
+        # Weights do not compress; a fixed date keeps the bytes the same.
+        member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+        file.writestr(member, (folder / name).read_bytes())
+    os.replace(temporary, target)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def read_description(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the content of `model.json` of a model folder or its zip.
+
+  Raises:
+    InputError: there is none, or it is of another format.
+  """
+  text = _read_member(path, DESCRIPTION)
+  try:
+    description = json.loads(text)
+    found = description['format'], description['format_version']
+  except (ValueError, TypeError, KeyError) as error:
+    raise InputError(
+      f'{path}: {DESCRIPTION} is damaged ({type(error).__name__}: {error}); '
+      'allowed is a model that medseg_jax wrote'
+    ) from error
+  if found != (FORMAT, FORMAT_VERSION):
+    raise InputError(
+      f'{path}: {DESCRIPTION} is of {found[0]!r}, version {found[1]!r}; this '
+      f'medseg_jax ({medseg_jax.__version__}) reads {FORMAT!r}, version '
+      f'{FORMAT_VERSION}'
+    )
+  return description
+
+
+def read(path: pathlib.Path) -> StoredModel:
+  """Returns the model of a model folder or its zip.
+
+  Raises:
+    InputError: it is none, of another format, or damaged.
+  """
+  description = read_description(path)
+  weights = _read_member(path, WEIGHTS)
+  found = hashlib.sha256(weights).hexdigest()
+  try:
+    wanted, training = description['weights']['sha256'], description['training']
+    if found != wanted:
+      raise InputError(
+        f'{path}: {WEIGHTS} is not the file that {DESCRIPTION} was written '
+        f'with (sha256 {found[:12]}..., expected {wanted[:12]}...)'
+      )
+    arrays = safetensors.numpy.load(weights)
+    return StoredModel(
+      config=config_of(description),
+      variables=traverse_util.unflatten_dict(arrays, sep='.'),
+      step=training['step'],
+      checkpoint=training['checkpoint'],
+      description=description,
+    )
+  except (KeyError, TypeError, safetensors.SafetensorError) as error:
+    raise InputError(
+      f'{path}: the model is damaged ({type(error).__name__}: {error})'
+    ) from error
+
+
+def _read_member(path: pathlib.Path, name: str) -> bytes:
+  """Returns a file of a model folder, or of a zip of it or of its content."""
+  allowed = f'allowed is a model folder, or its zip, with {name}'
+  try:
+    if path.is_dir():
+      return (path / name).read_bytes()
+    with zipfile.ZipFile(path) as file:
+      members = [m for m in file.namelist() if m.split('/')[-1] == name]
+      if len(members) != 1:
+        raise InputError(f'{path}: {len(members)} files {name}; {allowed}')
+      return file.read(members[0])
+  except zipfile.BadZipFile as error:
+    raise InputError(f'{path}: no zip file ({error}); {allowed}') from error
+  except OSError as error:
+    raise InputError(
+      f'{error.filename or path}: cannot be read ({error.strerror}); {allowed}'
+    ) from error
