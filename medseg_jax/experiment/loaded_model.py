@@ -1,0 +1,151 @@
+"""One trained model as an object, for other people's programs."""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+
+from medseg_jax.data.case import Case
+from medseg_jax.data.formats import images, nifti
+from medseg_jax.experiment import build, model_folder, trained_model
+from medseg_jax.inference.cases import predict_cases
+from medseg_jax.runtime.errors import InputError
+
+_SUPERIOR_POSTERIOR_LEFT = nibabel.orientations.axcodes2ornt(('S', 'P', 'L'))
+
+
+class Prediction(NamedTuple):
+  """What a model says of an image, on the image's own grid.
+
+  Attributes:
+    label: int16 `[*S]`, indices of `LoadedModel.classes`.
+    probs: float16 `[*S, K]` for each class or, where the model has regions
+      that overlap, each region.
+    spacing: size of a voxel along each axis, in mm (1.0 where not known).
+    affine: `[R + 1, R + 1]` voxel index to world, or None where not known.
+  """
+
+  label: np.ndarray
+  probs: np.ndarray
+  spacing: tuple[float, ...]
+  affine: np.ndarray | None
+
+
+class LoadedModel:
+  """A trained model, compiled for the shape of its tiles; see `load_model`.
+
+  Attributes:
+    classes: names of the classes, background first.
+    label_values: the value of each class in the masks of the training data.
+    regions: names of the regions, where these are what is predicted.
+    channel_names: one for each channel of an image.
+    description: the content of `model.json`.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    path = pathlib.Path(path)
+    self.description = model_folder.read_description(path)
+    self._config = model_folder.config_of(self.description)
+    data = self._config.data
+    self.classes = tuple(data.classes)
+    self.label_values = tuple(data.label_values)
+    self.regions = tuple(name for name, _ in data.regions)
+    self.channel_names = tuple(self.description['channel_names'])
+    self._predictor = trained_model.load_predictor(
+      self._config, None, model=path
+    )
+    self._settings = trained_model.prediction_settings(
+      self._config, build.mesh_of(self._config)
+    )
+
+  def predict(
+    self,
+    image: np.ndarray | str | os.PathLike,
+    *,
+    spacing: tuple[float, ...] | None = None,
+    affine: np.ndarray | None = None,
+  ) -> Prediction:
+    """Returns the classes of every voxel of one image.
+
+    Args:
+      image: `[*S]` or `[*S, C]` with intensities in the units of the training
+        data, or a file: NIfTI for models of volumes, else any image. A volume
+        has its axes in the order (z, y, x) towards superior, posterior and
+        left, unless `affine` says otherwise.
+      spacing: of an array, in mm along each axis of it.
+      affine: of an array of three axes in any order, `[4, 4]` voxel index to
+        world in mm, towards right, anterior and superior as in NIfTI; it
+        tells the spacing, too.
+
+    Raises:
+      InputError: the file cannot be read, the image does not suit the model,
+        or the spacing is missing though the model resamples.
+    """
+    if isinstance(image, str | os.PathLike):
+      return self._predict_case(self._read(pathlib.Path(image)))
+    image = np.asarray(image)
+    rank = 3 if affine is not None else len(spacing or ()) or self._rank(image)
+    if image.ndim == rank:
+      image = image[..., None]
+    if image.ndim != rank + 1:
+      raise InputError(
+        f'the image has the shape {image.shape}; allowed are {rank} axes of '
+        'voxels, and one more for channels'
+      )
+    if affine is not None:
+      return self._predict_oriented(image, np.asarray(affine, np.float64))
+    if spacing is None:
+      if self._config.data.spacing:
+        raise InputError(
+          'the model resamples images to a spacing of '
+          f'{tuple(self._config.data.spacing)} mm, so it needs to know theirs: '
+          'give spacing or affine'
+        )
+      spacing = (1.0,) * rank
+    return self._predict_case(
+      Case('the image', image, None, tuple(map(float, spacing)))
+    )
+
+  def _rank(self, image: np.ndarray) -> int:
+    """Returns the number of spatial axes of an array that comes alone."""
+    if self._config.data.source == 'volumes':
+      return 3
+    channels = self._config.data.channels
+    flat = len(self._settings['patch_size'])
+    return flat if image.shape[flat:] in ((), (1,), (channels,)) else image.ndim
+
+  def _read(self, path: pathlib.Path) -> Case:
+    if self._config.data.source == 'volumes':
+      volume = nifti.read_channels([path])
+      return Case(
+        nifti.stem(path), volume.array, None, volume.spacing, volume.affine
+      )
+    array = images.read_image(path)
+    return Case(path.stem, array, None, (1.0,) * (array.ndim - 1))
+
+  def _predict_oriented(
+    self, image: np.ndarray, affine: np.ndarray
+  ) -> Prediction:
+    """Predicts a volume turned as the training's were, and turns it back."""
+    own = nibabel.orientations.io_orientation(affine)
+    there = nibabel.orientations.ornt_transform(own, _SUPERIOR_POSTERIOR_LEFT)
+    back = nibabel.orientations.ornt_transform(_SUPERIOR_POSTERIOR_LEFT, own)
+    turn = nibabel.orientations.apply_orientation
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    order = np.argsort(there[:, 0])
+    case = Case(
+      'the image', turn(image, there), None, tuple(spacing[order].tolist())
+    )
+    label, probs, *_ = self._predict_case(case)
+    return Prediction(
+      turn(label, back), turn(probs, back), tuple(spacing.tolist()), affine
+    )
+
+  def _predict_case(self, case: Case) -> Prediction:
+    predicted = predict_cases(
+      self._predictor.predict_fn, [case], probabilities=True, **self._settings
+    )
+    [(_, label, probs)] = predicted
+    return Prediction(label, probs, case.spacing, case.affine)
