@@ -82,6 +82,9 @@ def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
       prepared[split] = caches.prepare(
         source, workers=workers, on_case=progress.advance, **settings
       )
+  if config.data.source == 'volumes':
+    for source in sources.values():
+      source.already_read.clear()
   return prepared['train']
 
 

@@ -1,6 +1,7 @@
 """One reading of every case: what is wrong or odd, and the fingerprint."""
 
 import concurrent.futures
+import contextlib
 from typing import NamedTuple
 
 from medseg_jax.data.cache import num_workers
@@ -35,6 +36,8 @@ class Survey(NamedTuple):
 def survey(opened: dict[str, VolumeSource]) -> Survey:
   """Reads every case of every split once, in parallel; returns what was found.
 
+  Cases stay in memory where there is room, for the preprocessing.
+
   Only the training cases have a part in the fingerprint.
   """
   fingerprints, errors, warnings = [], [], []
@@ -67,12 +70,16 @@ def _read_all(source: VolumeSource, split: str):
   share = samples_per_case(len(source))
 
   def read_case(index):
+    key = ''
+    with contextlib.suppress(InputError):  # a file is gone: told below
+      key = source.case_key(index)
     found = inspect_case(source, index)
     if found.case is None:
       return found, None
     fingerprint = fingerprint_case(
       found.case, num_samples=share, seed=FINGERPRINT_SEED
     )
+    source.already_read.keep(key, found.case)
     return found._replace(case=None), fingerprint
 
   inspections, fingerprints = [], []

@@ -21,6 +21,7 @@ from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.sources import volume_files
+from medseg_jax.data.sources.already_read import AlreadyRead
 from medseg_jax.data.sources.dataset_json import (
   MAX_VALUE,
   DatasetJson,
@@ -53,6 +54,7 @@ class VolumeSource:
     ignore_value: the value of voxels without a label, or None.
     problems: a line for each error among the files of the split.
     oddities: a line for each thing there that is only strange.
+    already_read: cases in memory that the next reading hands out.
   """
 
   root: pathlib.Path
@@ -66,6 +68,9 @@ class VolumeSource:
   ignore_value: int | None = None
   problems: tuple[str, ...] = ()
   oddities: tuple[str, ...] = ()
+  already_read: AlreadyRead = dataclasses.field(
+    default_factory=AlreadyRead, repr=False, compare=False
+  )
 
   @functools.cached_property
   def names(self) -> tuple[str, ...]:
@@ -85,6 +90,8 @@ class VolumeSource:
         or another number of channels; the grids of image and label differ, or
         a label has a value of no class.
     """
+    if (case := self.already_read.take(self.case_key(index))) is not None:
+      return case
     files = self.files[index]
     image = self.read_image(index)
     label = None
