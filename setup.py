@@ -19,6 +19,7 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['medseg_jax', 'medseg_jax.*']),
+  package_data={'medseg_jax': ['py.typed']},
   install_requires=[
     'absl-py',
     'flax>=0.12',

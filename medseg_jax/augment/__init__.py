@@ -22,12 +22,19 @@ import difflib
 import functools
 import operator
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from medseg_jax.augment import extent, transforms
+
+Batch = dict[str, jax.Array]
+# What a field may be given as; `Options` says what each of them holds.
+Value = float | Sequence[float] | None
+Transform = Callable[[jax.Array, jax.Array, jax.Array], transforms.Pair]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +104,7 @@ class Options:
   gamma_keep_stats: bool = False
 
 
-def create_augment(**fields):
+def create_augment(**fields: Value) -> Callable[[jax.Array, Batch], Batch]:
   """Returns `augment(key, batch) -> batch`; see `Options` for the fields.
 
   A transform with probability 0, or that could not change anything, costs
@@ -107,7 +114,9 @@ def create_augment(**fields):
   options = _checked_options(fields)
   active = _active_transforms(options)
 
-  def augment_example(key, image, label):
+  def augment_example(
+    key: jax.Array, image: jax.Array, label: jax.Array
+  ) -> transforms.Pair:
     dtype = image.dtype
     image = image.astype(jnp.promote_types(dtype, jnp.float32))
     for number, transform_fn in active:
@@ -119,7 +128,7 @@ def create_augment(**fields):
       )
     return image.astype(dtype), label
 
-  def augment(key, batch):
+  def augment(key: jax.Array, batch: Batch) -> Batch:
     image, label = batch['image'], batch['label']
     _check_batch(image, label, options.patch_size)
     if not active:
@@ -131,7 +140,7 @@ def create_augment(**fields):
   return augment
 
 
-def read_size(patch_size, **fields):
+def read_size(patch_size: Sequence[int], **fields: Value) -> tuple[int, ...]:
   """Returns the size `(int, ...)` to read for the warps of a patch.
 
   A patch that starts at `start` is read from `start - margin` on, where margin
@@ -152,9 +161,9 @@ def read_size(patch_size, **fields):
     patch_size: size of the result of `create_augment(patch_size=...)`.
     **fields: the other fields of `create_augment`.
   """
-  if patch_size is None:
-    raise ValueError('read_size needs a patch_size, found None')
   o = _checked_options({**fields, 'patch_size': patch_size})
+  if o.patch_size is None:
+    raise ValueError('read_size needs a patch_size, found None')
   if not _warps(o):
     return o.patch_size
   return extent.read_size(
@@ -167,7 +176,7 @@ def read_size(patch_size, **fields):
   )
 
 
-def _warps(o):
+def _warps(o: Options) -> bool:
   return o.warp_prob > 0 and (
     o.rotation_prob * o.rotation_degrees > 0
     or (o.scale_prob > 0 and o.scale_range != (1, 1))
@@ -175,7 +184,7 @@ def _warps(o):
   )
 
 
-def _active_transforms(o):
+def _active_transforms(o: Options) -> list[tuple[int, Transform]]:
   """Returns [(number, (key, image, label) -> (image, label))], in order."""
   coords_fn = None
   if _warps(o):
@@ -194,7 +203,9 @@ def _active_transforms(o):
   # (number, whether it is on, transform, its arguments). The number decides the
   # random numbers and never changes, neither with the order nor with what else
   # is on.
-  rows = (
+  rows: tuple[
+    tuple[int, object, Callable[..., transforms.Pair], dict[str, object]], ...
+  ] = (
     (
       0,
       o.flip_prob or o.rot90_prob or coords_fn or o.patch_size,
@@ -275,7 +286,7 @@ def _active_transforms(o):
   ]
 
 
-def _checked_options(fields):
+def _checked_options(fields: Mapping[str, Value]) -> Options:
   known = [field.name for field in dataclasses.fields(Options)]
   for name in fields:
     if name not in known:
@@ -287,7 +298,7 @@ def _checked_options(fields):
   return Options(**{k: _checked_value(k, v) for k, v in fields.items()})
 
 
-def _checked_value(name, value):
+def _checked_value(name: str, value: Any) -> Any:
   """Returns value, numbers as floats, a range as a pair, a size as a tuple."""
   if name == 'patch_size':
     return _checked_size(value)
@@ -300,7 +311,7 @@ def _checked_value(name, value):
   tiny, huge = sys.float_info.min, sys.float_info.max
   is_pair = name.endswith(('_range', '_zoom')) or name == 'blur_sigma'
   if name.endswith('_prob'):
-    lowest, highest, allowed = 0, 1, 'a number in [0, 1]'
+    lowest, highest, allowed = 0.0, 1.0, 'a number in [0, 1]'
   elif name.endswith('_range'):
     lowest, highest, allowed = tiny, huge, '(lo, hi) with 0 < lo <= hi'
   elif name.endswith('_zoom'):
@@ -327,7 +338,7 @@ def _checked_value(name, value):
   return tuple(numbers) if is_pair else numbers[0]
 
 
-def _checked_size(value):
+def _checked_size(value: Any) -> tuple[int, ...] | None:
   if value is None:
     return None
   try:
@@ -342,7 +353,9 @@ def _checked_size(value):
   return size
 
 
-def _check_batch(image, label, patch_size):
+def _check_batch(
+  image: jax.Array, label: jax.Array, patch_size: tuple[int, ...] | None
+) -> None:
   if image.ndim not in (4, 5) or label.shape != image.shape[:-1]:
     raise ValueError(
       'augment needs image [B, *S, C] and label [B, *S] with 2 or 3 spatial '

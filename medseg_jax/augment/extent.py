@@ -11,8 +11,10 @@ rotation in one plane at a time and for scales down to `SMALLEST_SCALE`.
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 # Below this scale the margin grows no further.
 SMALLEST_SCALE = 0.85
@@ -21,14 +23,14 @@ ROUNDING = 1e-6
 
 
 def read_size(
-  patch_size,
+  patch_size: Sequence[int],
   *,
-  rotation_degrees=0.0,
-  smallest_scale=1.0,
-  in_plane=False,
-  displacement=0.0,
-  turns=False,
-):
+  rotation_degrees: float = 0.0,
+  smallest_scale: float = 1.0,
+  in_plane: bool = False,
+  displacement: float = 0.0,
+  turns: bool = False,
+) -> tuple[int, ...]:
   """Returns the size `(int, ...)` to read, the patch in its middle.
 
   Larger than patch_size by an even number along each axis. It holds all that a
@@ -52,12 +54,14 @@ def read_size(
   reach[first:] /= max(min(smallest_scale, 1), SMALLEST_SCALE)
   reach += displacement
   if turns:
-    reach = [reach[half == size].max() for size in half]
+    reach = np.array([reach[half == size].max() for size in half])
   margin = np.ceil(np.maximum(reach - half - ROUNDING, 0)).astype(int)
   return tuple(int(n + 2 * m) for n, m in zip(patch_size, margin, strict=True))
 
 
-def _rotated(half, limit):
+def _rotated(
+  half: npt.NDArray[np.float64], limit: float
+) -> npt.NDArray[np.float64]:
   """Returns how far a box reaches along each axis, turned in any one plane.
 
   Args:

@@ -1,13 +1,23 @@
 """The arithmetic of augmentation without chance, on one example."""
 
+import functools
 import itertools
 import math
+import operator
+from collections.abc import Iterable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
+
+# The numbers of two axes.
+Plane = tuple[int, int]
 
 
-def turn_parts(turns, plane, is_first, is_second):
+def turn_parts(
+  turns: jax.Array, plane: ArrayLike, is_first: jax.Array, is_second: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """Returns (swap, flips) for `reorient` to do `numpy.rot90(x, turns, axes)`.
 
   Args:
@@ -21,7 +31,9 @@ def turn_parts(turns, plane, is_first, is_second):
   return swap, flips
 
 
-def reorient(x, planes, swap, flips):
+def reorient(
+  x: jax.Array, planes: Iterable[Plane], swap: ArrayLike, flips: jax.Array
+) -> jax.Array:
   """Returns x `[*S, ...]` with two axes swapped, then axes reversed; exact.
 
   Args:
@@ -38,7 +50,9 @@ def reorient(x, planes, swap, flips):
   return x
 
 
-def reorient_coords(coords, planes, swap, flips):
+def reorient_coords(
+  coords: jax.Array, planes: Iterable[Plane], swap: ArrayLike, flips: jax.Array
+) -> jax.Array:
   """Returns where in x to look up what `reorient(x)` holds at coords."""
   rank, *shape = coords.shape
   rows = jnp.stack(
@@ -55,7 +69,7 @@ def reorient_coords(coords, planes, swap, flips):
   return result
 
 
-def rotation_matrix(angles):
+def rotation_matrix(angles: jax.Array) -> jax.Array:
   """Returns a rotation, 2x2 from [1] or 3x3 from [3] angles in radians.
 
   The angles turn the planes of axes (0, 1), in 3-D (0, 1), (0, 2), (1, 2); the
@@ -78,7 +92,7 @@ def rotation_matrix(angles):
   return matrix
 
 
-def affine_coords(matrix, shape):
+def affine_coords(matrix: jax.Array, shape: Sequence[int]) -> jax.Array:
   """Returns `[R, *shape]` voxel coordinates: matrix about the centre voxel."""
   rank = len(shape)
   centre = [(size - 1) / 2 for size in shape]
@@ -98,18 +112,20 @@ def affine_coords(matrix, shape):
   )
 
 
-def crop(x, shape):
+def crop(x: jax.Array, shape: Sequence[int]) -> jax.Array:
   """Returns the middle of x `[*S, ...]`, of `shape`; see `margins`."""
   starts = margins(x.shape[: len(shape)], shape)
   return x[tuple(map(slice, starts, map(sum, zip(starts, shape, strict=True))))]
 
 
-def margins(outer, inner):
+def margins(outer: Sequence[int], inner: Sequence[int]) -> list[int]:
   """Returns the index in `outer` of the first voxel of its middle `inner`."""
   return [(a - b) // 2 for a, b in zip(outer, inner, strict=True)]
 
 
-def warp(image, label, coords):
+def warp(
+  image: jax.Array, label: jax.Array, coords: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """Returns image `[*P, C]` and label `[*P]` looked up at coords `[R, *P]`.
 
   Coordinates are in voxels of image `[*S, C]` and label `[*S]`. Linear
@@ -123,34 +139,34 @@ def warp(image, label, coords):
   is_upper = (upper_weight > 0.5) | ((upper_weight == 0.5) & (coords > 0))
   lower = lower.astype(jnp.int32)
   # Per axis and end: the index into the flat array, and its weight.
-  ends, nearest = [], 0
+  ends, offsets = [], []
   for axis, size in enumerate(shape):
     stride = math.prod(shape[axis + 1 :])
     low, high = (stride * _mirrored(lower[axis] + end, size) for end in (0, 1))
-    nearest += jnp.where(is_upper[axis], high, low)
+    offsets.append(jnp.where(is_upper[axis], high, low))
     ends.append([(low, 1 - upper_weight[axis]), (high, upper_weight[axis])])
   # The barrier keeps them from being computed again for each of the corners.
-  ends, nearest = lax.optimization_barrier((ends, nearest))
+  ends, nearest = lax.optimization_barrier((ends, _sum(offsets)))
   flat = jnp.asarray(image).reshape(-1, image.shape[-1])
-  total = 0
+  parts = []
   for corner in itertools.product(*ends):
-    index = sum(index for index, _ in corner)
+    index = _sum(index for index, _ in corner)
     weight = math.prod(weight for _, weight in corner)
-    total += weight[..., None] * _look_up(flat, index)
-  return total, _look_up(jnp.asarray(label).ravel(), nearest)
+    parts.append(weight[..., None] * _look_up(flat, index))
+  return _sum(parts), _look_up(jnp.asarray(label).ravel(), nearest)
 
 
-def _mirrored(index, size):
+def _mirrored(index: jax.Array, size: int) -> jax.Array:
   """Returns index reflected about the first and the last voxel of an axis."""
   last = size - 1
   return jnp.abs((index + last) % max(2 * last, 1) - last)
 
 
-def _look_up(flat, index):
+def _look_up(flat: jax.Array, index: jax.Array) -> jax.Array:
   return flat.at[index].get(mode='promise_in_bounds')
 
 
-def gaussian_blur(image, sigma, radius):
+def gaussian_blur(image: jax.Array, sigma: ArrayLike, radius: int) -> jax.Array:
   """Returns image `[*S, C]` convolved with a Gaussian, edges mirrored.
 
   Args:
@@ -168,14 +184,14 @@ def gaussian_blur(image, sigma, radius):
     # A sum of shifted images is many times faster on CPU than lax.conv; the
     # barrier keeps one axis from being computed again for each tap of the next.
     padded = lax.optimization_barrier(jnp.pad(image, padding, mode='reflect'))
-    image = sum(
+    image = _sum(
       kernel[i] * lax.slice_in_dim(padded, i, i + size, axis=axis)
       for i in range(2 * radius + 1)
     )
   return image
 
 
-def adjust_gamma(image, gamma):
+def adjust_gamma(image: jax.Array, gamma: ArrayLike) -> jax.Array:
   """Returns image `[*S, C]` with `x ** gamma` on each channel's range as 0..1.
 
   gamma: `[C]`, positive. A constant channel stays as it is.
@@ -187,7 +203,9 @@ def adjust_gamma(image, gamma):
   return lo + extent * unit**gamma
 
 
-def low_resolution(image, zoom, axes):
+def low_resolution(
+  image: jax.Array, zoom: jax.Array, axes: Iterable[int]
+) -> jax.Array:
   """Returns image `[*S, C]` sampled down to round(zoom * size), and up again.
 
   Down by the nearest voxel, up linearly; both grids cover the same extent, and
@@ -213,27 +231,32 @@ def low_resolution(image, zoom, axes):
   return image
 
 
-def _coarse_weights(size, zoom):
+def _coarse_weights(size: int, zoom: jax.Array) -> jax.Array:
   """Returns `[C, size, size]`: what each voxel of an axis takes from which."""
   coarse = jnp.round(zoom * size).astype(jnp.int32)
   coarse = jnp.maximum(coarse, 1)[:, None]
   place = (jnp.arange(size) + 0.5) * coarse / size - 0.5
   place = jnp.clip(place, 0, coarse - 1)
   low = jnp.floor(place).astype(jnp.int32)
-  weights = 0
+  weights = []
   for step, weight in (
     (low, 1 - (place - low)),
     (jnp.minimum(low + 1, coarse - 1), place - low),
   ):
     # The voxel in which the centre of a coarse one lies, in whole numbers.
     voxel = (2 * step + 1) * size // (2 * coarse)
-    weights += weight[..., None] * (voxel[..., None] == jnp.arange(size))
-  return weights
+    weights.append(weight[..., None] * (voxel[..., None] == jnp.arange(size)))
+  return _sum(weights)
 
 
-def restore_stats(image, reference):
+def restore_stats(image: jax.Array, reference: jax.Array) -> jax.Array:
   """Returns image with the mean and deviation of each channel of reference."""
   axes = tuple(range(image.ndim - 1))
   std = image.std(axis=axes)
   factor = reference.std(axis=axes) / jnp.where(std > 0, std, 1)
   return reference.mean(axis=axes) + factor * (image - image.mean(axis=axes))
+
+
+def _sum(arrays: Iterable[jax.Array]) -> jax.Array:
+  """Returns the sum of at least one array, without the 0 of `sum`."""
+  return functools.reduce(operator.add, arrays)

@@ -7,23 +7,29 @@ compute both branches anyway: hence `where` throughout.
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from medseg_jax.augment import kernels
 
+Range = tuple[float, float]
+# Image and label.
+Pair = tuple[jax.Array, jax.Array]
+
 
 def random_spatial(
-  key,
-  image,
-  label,
+  key: jax.Array,
+  image: jax.Array,
+  label: jax.Array,
   *,
-  flip_prob=0.0,
-  rot90_prob=0.0,
-  coords_fn=None,
-  patch_size=None,
-):
+  flip_prob: float = 0.0,
+  rot90_prob: float = 0.0,
+  coords_fn: Callable[[jax.Array, tuple[int, ...]], jax.Array] | None = None,
+  patch_size: tuple[int, ...] | None = None,
+) -> Pair:
   """Returns image and label moved alike: turned, flipped, warped, cropped.
 
   Args:
@@ -40,7 +46,8 @@ def random_spatial(
   """
   shape = patch_size or label.shape
   flip_key, rot90_key, warp_key = jax.random.split(key, 3)
-  planes, swap = (), -1
+  planes: Sequence[kernels.Plane] = ()
+  swap: ArrayLike = -1
   flips = jnp.zeros(len(shape), bool)
   if rot90_prob > 0:
     planes = _equal_planes(shape)
@@ -48,10 +55,11 @@ def random_spatial(
   if flip_prob > 0:
     flips ^= jax.random.bernoulli(flip_key, flip_prob, flips.shape)
   if coords_fn is None:
-    return tuple(
-      kernels.reorient(kernels.crop(x, shape), planes, swap, flips)
-      for x in (image, label)
-    )
+
+    def moved(x: jax.Array) -> jax.Array:
+      return kernels.reorient(kernels.crop(x, shape), planes, swap, flips)
+
+    return moved(image), moved(label)
   coords = coords_fn(warp_key, shape)
   if flip_prob > 0 or rot90_prob > 0:
     coords = kernels.reorient_coords(coords, planes, swap, flips)
@@ -62,18 +70,18 @@ def random_spatial(
 
 
 def random_coords(
-  key,
-  shape,
+  key: jax.Array,
+  shape: tuple[int, ...],
   *,
-  prob,
-  rotation_prob=1.0,
-  rotation_degrees=0.0,
-  scale_prob=1.0,
-  scale_range=(1.0, 1.0),
-  in_plane=False,
-  elastic_std=0.0,
-  elastic_spacing=32.0,
-):
+  prob: float,
+  rotation_prob: float = 1.0,
+  rotation_degrees: float = 0.0,
+  scale_prob: float = 1.0,
+  scale_range: Range = (1.0, 1.0),
+  in_plane: bool = False,
+  elastic_std: float = 0.0,
+  elastic_spacing: float = 32.0,
+) -> jax.Array:
   """Returns warped coordinates `[R, *shape]`, else those of the voxels.
 
   Where neither rotation nor scale nor elastic is drawn these are whole numbers.
@@ -108,7 +116,9 @@ def random_coords(
   return jnp.where(draw, coords, kernels.affine_coords(identity, shape))
 
 
-def random_noise(key, image, label, *, prob, std):
+def random_noise(
+  key: jax.Array, image: jax.Array, label: jax.Array, *, prob: float, std: float
+) -> Pair:
   """Returns an image plus noise whose sigma is uniform in 0..std."""
   draw_key, sigma_key, noise_key = jax.random.split(key, 3)
   sigma = jax.random.uniform(sigma_key, maxval=std)
@@ -117,7 +127,15 @@ def random_noise(key, image, label, *, prob, std):
   return jnp.where(draw, noisy, image), label
 
 
-def random_blur(key, image, label, *, prob, sigma_range, channel_prob=1.0):
+def random_blur(
+  key: jax.Array,
+  image: jax.Array,
+  label: jax.Array,
+  *,
+  prob: float,
+  sigma_range: Range,
+  channel_prob: float = 1.0,
+) -> Pair:
   """Returns a blurred image, sigma uniform in sigma_range voxels."""
   draw_key, value_key = jax.random.split(key)
   lo, hi = sigma_range
@@ -130,8 +148,14 @@ def random_blur(key, image, label, *, prob, sigma_range, channel_prob=1.0):
 
 
 def random_brightness(
-  key, image, label, *, prob, std=0.0, factor_range=(1.0, 1.0)
-):
+  key: jax.Array,
+  image: jax.Array,
+  label: jax.Array,
+  *,
+  prob: float,
+  std: float = 0.0,
+  factor_range: Range = (1.0, 1.0),
+) -> Pair:
   """Returns an image with each channel times a factor plus an offset."""
   draw_key, value_key = jax.random.split(key)
   changed = image
@@ -144,7 +168,15 @@ def random_brightness(
   return jnp.where(draw, changed, image), label
 
 
-def random_contrast(key, image, label, *, prob, factor_range, clip=False):
+def random_contrast(
+  key: jax.Array,
+  image: jax.Array,
+  label: jax.Array,
+  *,
+  prob: float,
+  factor_range: Range,
+  clip: bool = False,
+) -> Pair:
   """Returns an image with each channel scaled about its mean.
 
   With clip no value leaves the range that the channel had before.
@@ -161,8 +193,15 @@ def random_contrast(key, image, label, *, prob, factor_range, clip=False):
 
 
 def random_low_resolution(
-  key, image, label, *, prob, zoom_range, channel_prob=1.0, in_plane=False
-):
+  key: jax.Array,
+  image: jax.Array,
+  label: jax.Array,
+  *,
+  prob: float,
+  zoom_range: Range,
+  channel_prob: float = 1.0,
+  in_plane: bool = False,
+) -> Pair:
   """Returns an image sampled down and up, zoom uniform for each channel."""
   draw_key, value_key = jax.random.split(key)
   lo, hi = zoom_range
@@ -177,8 +216,15 @@ def random_low_resolution(
 
 
 def random_gamma(
-  key, image, label, *, prob, gamma_range, invert=False, keep_stats=False
-):
+  key: jax.Array,
+  image: jax.Array,
+  label: jax.Array,
+  *,
+  prob: float,
+  gamma_range: Range,
+  invert: bool = False,
+  keep_stats: bool = False,
+) -> Pair:
   """Returns an image with a power law applied within each channel's range.
 
   With invert the law holds for the negative of the image; with keep_stats each
@@ -194,7 +240,9 @@ def random_gamma(
   return jnp.where(draw, changed, image), label
 
 
-def smooth_noise(key, shape, spacing):
+def smooth_noise(
+  key: jax.Array, shape: tuple[int, ...], spacing: float
+) -> jax.Array:
   """Returns a smooth random vector field `[R, *shape]`.
 
   Standard normal at control points about `spacing` voxels apart, at least two
@@ -205,17 +253,23 @@ def smooth_noise(key, shape, spacing):
   return jax.image.resize(noise, (len(shape), *shape), 'cubic')
 
 
-def _also(key, prob, shape=()):
+def _also(
+  key: jax.Array, prob: float, shape: tuple[int, ...] = ()
+) -> jax.Array:
   """Returns a second draw, independent of what key itself has drawn."""
   return jax.random.bernoulli(jax.random.fold_in(key, 0), prob, shape)
 
 
-def _log_uniform(key, shape, value_range):
+def _log_uniform(
+  key: jax.Array, shape: tuple[int, ...], value_range: Range
+) -> jax.Array:
   lo, hi = map(math.log, value_range)
   return jnp.exp(jax.random.uniform(key, shape, minval=lo, maxval=hi))
 
 
-def _random_turn(key, planes, rank, prob):
+def _random_turn(
+  key: jax.Array, planes: Sequence[kernels.Plane], rank: int, prob: float
+) -> tuple[jax.Array, jax.Array]:
   """Returns (swap, flips) of `kernels.reorient` for a turn in one plane."""
   draw_key, plane_key, turns_key = jax.random.split(key, 3)
   plane = jax.random.randint(plane_key, (), 0, len(planes))
@@ -226,7 +280,7 @@ def _random_turn(key, planes, rank, prob):
   return kernels.turn_parts(turns, plane, first == axes, second == axes)
 
 
-def _equal_planes(shape):
+def _equal_planes(shape: tuple[int, ...]) -> list[kernels.Plane]:
   planes = [
     axes
     for axes in itertools.combinations(range(len(shape)), 2)

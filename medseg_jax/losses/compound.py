@@ -5,8 +5,10 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 
 from medseg_jax.losses.formulas import LOSSES
@@ -23,7 +25,7 @@ def create_loss(
   include_background: bool = True,
   batch: bool = False,
   regions: Sequence[Sequence[int]] = (),
-) -> Callable:
+) -> Callable[[jax.Array | Sequence[jax.Array], jax.Array], jax.Array]:
   """Returns `loss_fn(logits, labels) -> [B]`, a weighted sum of losses.
 
   `labels` are int [B, *S]; voxels with a negative label do not count. For
@@ -60,18 +62,22 @@ def create_loss(
     for name, weight in active.items()
   ]
 
-  def level_loss(logits, labels):
+  def level_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     where = labels >= 0
     if sigmoid:
       labels = _memberships(
         labels, regions or [(c,) for c in range(1, logits.shape[-1] + 1)]
       )
-    return sum(weight * fn(logits, labels, where=where) for weight, fn in terms)
+    return _sum(
+      weight * fn(logits, labels, where=where) for weight, fn in terms
+    )
 
-  def loss_fn(logits, labels):
+  def loss_fn(
+    logits: jax.Array | Sequence[jax.Array], labels: jax.Array
+  ) -> jax.Array:
     levels = logits if isinstance(logits, tuple | list) else (logits,)
     shares = [0.5**k for k in range(max(len(levels) - 1, 1))]
-    return sum(
+    return _sum(
       share / sum(shares) * level_loss(x, _subsample(labels, x.shape))
       for share, x in zip(shares, levels, strict=False)
     )
@@ -79,7 +85,7 @@ def create_loss(
   return loss_fn
 
 
-def _active(weights):
+def _active(weights: Mapping[str, float]) -> dict[str, float]:
   """Returns the checked losses of positive weight."""
   for name, weight in weights.items():
     if name not in LOSSES:
@@ -103,7 +109,9 @@ def _active(weights):
   return active
 
 
-def _check_regions(regions, active):
+def _check_regions(
+  regions: Sequence[Sequence[int]], active: Mapping[str, float]
+) -> None:
   if not all(name.startswith('sigmoid_') for name in active):
     raise ValueError(
       'regions may overlap, which takes sigmoid losses, found '
@@ -119,7 +127,9 @@ def _check_regions(regions, active):
       )
 
 
-def _with_options(loss, options):
+def _with_options(
+  loss: Callable[..., jax.Array], options: Mapping[str, bool]
+) -> Callable[..., jax.Array]:
   """Returns `loss` with those of the options that it knows."""
   known = inspect.signature(loss).parameters
   return functools.partial(
@@ -127,7 +137,9 @@ def _with_options(loss, options):
   )
 
 
-def _memberships(labels, regions):
+def _memberships(
+  labels: jax.Array, regions: Sequence[Sequence[int]]
+) -> jax.Array:
   """Returns bool [B, *S, R], whether a label is in a region."""
   return jnp.stack(
     [
@@ -138,9 +150,14 @@ def _memberships(labels, regions):
   )
 
 
-def _subsample(labels, logits_shape):
+def _subsample(labels: jax.Array, logits_shape: tuple[int, ...]) -> jax.Array:
   sizes, targets = labels.shape[1:], logits_shape[1:-1]
   factors = [n // m for n, m in zip(sizes, targets, strict=False)]
   if sizes != tuple(f * m for f, m in zip(factors, targets, strict=False)):
     raise ValueError(f'logits {logits_shape} do not divide {labels.shape}')
   return labels[:, *(slice((f - 1) // 2, None, f) for f in factors)]
+
+
+def _sum(losses: Iterable[jax.Array]) -> jax.Array:
+  """Returns the sum of at least one loss, without the 0 of `sum`."""
+  return functools.reduce(operator.add, losses)

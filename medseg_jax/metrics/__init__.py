@@ -10,10 +10,12 @@ A value that is not defined is NaN. Averaging is a step of its own, `nanmean`.
 All functions can be jitted and vmapped.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
 class Confusion(NamedTuple):
@@ -25,7 +27,13 @@ class Confusion(NamedTuple):
   tn: jax.Array
 
 
-def confusion(pred, labels, num_classes, *, where=None) -> Confusion:
+def confusion(
+  pred: ArrayLike,
+  labels: ArrayLike,
+  num_classes: int,
+  *,
+  where: ArrayLike | None = None,
+) -> Confusion:
   """Returns each class's true and false positive and negative voxel counts.
 
   Args:
@@ -47,7 +55,7 @@ def confusion(pred, labels, num_classes, *, where=None) -> Confusion:
   return Confusion(tp, fp, fn, _count(mask[..., None]) - tp - fp - fn)
 
 
-def dice_score(confusion: Confusion):
+def dice_score(confusion: Confusion) -> jax.Array:
   """Returns 2 TP / (2 TP + FP + FN), float32 [B, C].
 
   NaN where the class is in neither mask.
@@ -56,7 +64,7 @@ def dice_score(confusion: Confusion):
   return _divide(2 * tp, 2 * tp + fp + fn)
 
 
-def iou(confusion: Confusion):
+def iou(confusion: Confusion) -> jax.Array:
   """Returns TP / (TP + FP + FN), float32 [B, C].
 
   NaN where the class is in neither mask.
@@ -65,19 +73,21 @@ def iou(confusion: Confusion):
   return _divide(tp, tp + fp + fn)
 
 
-def precision(confusion: Confusion):
+def precision(confusion: Confusion) -> jax.Array:
   """Returns TP / (TP + FP), float32 [B, C]; NaN where nothing is predicted."""
   tp, fp, _, _ = _float(confusion)
   return _divide(tp, tp + fp)
 
 
-def recall(confusion: Confusion):
+def recall(confusion: Confusion) -> jax.Array:
   """Returns TP / (TP + FN), float32 [B, C]; NaN where nothing is labelled."""
   tp, _, fn, _ = _float(confusion)
   return _divide(tp, tp + fn)
 
 
-def pixel_accuracy(pred, labels, *, where=None):
+def pixel_accuracy(
+  pred: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
   """Returns the share of voxels with pred == labels, float32 [B].
 
   NaN where no voxel is left. Arguments and errors are those of `confusion`.
@@ -88,7 +98,9 @@ def pixel_accuracy(pred, labels, *, where=None):
   return _divide(hits, total)
 
 
-def nanmean(values, axis=None):
+def nanmean(
+  values: ArrayLike, axis: int | tuple[int, ...] | None = None
+) -> jax.Array:
   """Returns the mean of the values that are not NaN; NaN where there is none.
 
   Args:
@@ -102,7 +114,9 @@ def nanmean(values, axis=None):
   )
 
 
-def _inputs(pred, labels, where):
+def _inputs(
+  pred: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   pred, labels = jnp.asarray(pred), jnp.asarray(labels)
   if pred.shape != labels.shape:
     raise ValueError(
@@ -119,16 +133,16 @@ def _inputs(pred, labels, where):
   return pred, labels, mask
 
 
-def _count(hits):
+def _count(hits: jax.Array) -> jax.Array:
   """Returns the number of True over the spatial axes of [B, *S, C]."""
   return jnp.sum(hits, tuple(range(1, hits.ndim - 1)), dtype=jnp.int32)
 
 
-def _float(counts):
+def _float(counts: Iterable[ArrayLike]) -> Iterator[jax.Array]:
   return (jnp.asarray(count, jnp.float32) for count in counts)
 
 
-def _divide(numerator, denominator):
+def _divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
   """Returns the ratio of counts; NaN where the denominator is 0."""
   return jnp.where(
     denominator > 0, numerator / jnp.maximum(denominator, 1), jnp.nan

@@ -5,17 +5,28 @@ one pass over the voxels gives the counts of all classes, exact at any size,
 with nothing to compile for each new shape. The ratios are those of `metrics`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypedDict
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from medseg_jax import metrics
 from medseg_jax.metrics import lesions as lesion_counts
 from medseg_jax.metrics import surface
 
+Mask = npt.NDArray[np.bool_]
+
 _BLOCK = 2**22  # Voxels that are counted at once, which bounds the memory.
+
+
+class CaseScores(TypedDict):
+  """Share of right voxels, and by class the scores by name."""
+
+  pixel_accuracy: float
+  classes: dict[str, dict[str, float]]
 
 
 def score_case(
@@ -28,8 +39,8 @@ def score_case(
   where: np.ndarray | None = None,
   surface_tolerance: float | None = None,
   lesions: bool = False,
-) -> dict:
-  """Returns {'pixel_accuracy', 'classes'}, a record of `report` but its name.
+) -> CaseScores:
+  """Returns a record of `report` but its name.
 
   The classes are those of `scored_names`. Volumes in ml are given for three
   axes. What is ignored (label -1, or `where` False) counts nowhere; surfaces
@@ -107,7 +118,13 @@ def scored_names(
   return (classes[0], *(name for name, _ in regions))
 
 
-def _check(pred, label, where, spacing, num_classes) -> None:
+def _check(
+  pred: np.ndarray,
+  label: np.ndarray,
+  where: np.ndarray | None,
+  spacing: Sequence[float],
+  num_classes: int,
+) -> None:
   for name, array in (('label', label), ('where', where)):
     if array is not None and np.shape(array) != pred.shape:
       raise ValueError(
@@ -124,7 +141,9 @@ def _check(pred, label, where, spacing, num_classes) -> None:
     )
 
 
-def _members(num_classes, regions) -> np.ndarray:
+def _members(
+  num_classes: int, regions: Sequence[tuple[str, Sequence[int]]]
+) -> Mask:
   """Returns which class is in which row, bool [rows, num_classes]."""
   if not regions:
     return np.eye(num_classes, dtype=bool)
@@ -140,7 +159,9 @@ def _members(num_classes, regions) -> np.ndarray:
   return members
 
 
-def _joint_counts(pred, label, kept, num_classes) -> np.ndarray:
+def _joint_counts(
+  pred: np.ndarray, label: np.ndarray, kept: Mask, num_classes: int
+) -> npt.NDArray[np.int64]:
   """Returns the voxels of each label and prediction, int64 [C + 1, C].
 
   The last row is that of labels that are no class. Counting pairs takes one
@@ -156,7 +177,9 @@ def _joint_counts(pred, label, kept, num_classes) -> np.ndarray:
   return total.reshape(num_classes + 1, num_classes)
 
 
-def _confusion(joint, members) -> metrics.Confusion:
+def _confusion(
+  joint: npt.NDArray[np.int64], members: Mask
+) -> metrics.Confusion:
   """Returns the counts of each row of `members`, int64 [rows]."""
   # No row has the labels that are no class.
   rows = np.pad(members, ((0, 0), (0, 1))).astype(np.int64)
@@ -167,7 +190,9 @@ def _confusion(joint, members) -> metrics.Confusion:
   return metrics.Confusion(tp, fp, fn, joint.sum() - tp - fp - fn)
 
 
-def _foreground_masks(pred, label, kept, members):
+def _foreground_masks(
+  pred: np.ndarray, label: np.ndarray, kept: Mask, members: Mask
+) -> Iterator[tuple[Mask, Mask]]:
   """Yields each row's two masks, cut to what of it there is in either."""
   if not kept.all():
     pred, label = (np.where(kept, array, 0) for array in (pred, label))
@@ -180,13 +205,19 @@ def _foreground_masks(pred, label, kept, members):
     box = _union(
       found[i - 1] for found in boxes for i in indices if found[i - 1]
     )
-    yield tuple(
-      np.isin(array[box], indices) if box else np.zeros((1,) * array.ndim, bool)
-      for array in (pred, label)
-    )
+    yield _cut(pred, box, indices), _cut(label, box, indices)
 
 
-def _union(boxes) -> tuple[slice, ...]:
+def _cut(
+  array: np.ndarray, box: tuple[slice, ...], indices: npt.NDArray[np.intp]
+) -> Mask:
+  """Returns the mask of `indices` in the box, one empty voxel for no box."""
+  if not box:
+    return np.zeros((1,) * array.ndim, bool)
+  return np.isin(array[box], indices)
+
+
+def _union(boxes: Iterable[tuple[slice, ...]]) -> tuple[slice, ...]:
   """Returns the smallest box around all, () where there are none."""
   return tuple(
     slice(min(s.start for s in axis), max(s.stop for s in axis))
@@ -194,7 +225,9 @@ def _union(boxes) -> tuple[slice, ...]:
   )
 
 
-def _surface_scores(pred, label, spacing, tolerance) -> dict:
+def _surface_scores(
+  pred: Mask, label: Mask, spacing: Sequence[float], tolerance: float
+) -> dict[str, float]:
   scores = surface.surface_metrics(pred, label, spacing, tolerance=tolerance)
   return {
     'hausdorff_95': scores['hausdorff_distance'],
@@ -203,7 +236,7 @@ def _surface_scores(pred, label, spacing, tolerance) -> dict:
   }
 
 
-def _lesion_scores(pred, label) -> dict:
+def _lesion_scores(pred: Mask, label: Mask) -> dict[str, float]:
   counts = lesion_counts.count_lesions(pred, label)
   return {
     'lesions_found': counts.found,

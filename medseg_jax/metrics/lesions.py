@@ -10,6 +10,7 @@ and two over one lesion are no false ones.
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 
@@ -21,7 +22,7 @@ class Lesions(NamedTuple):
   false: int
 
 
-def count_lesions(pred, label) -> Lesions:
+def count_lesions(pred: npt.ArrayLike, label: npt.ArrayLike) -> Lesions:
   """Returns how many lesions are found, missed and falsely predicted.
 
   Args:
@@ -54,7 +55,9 @@ def lesion_f1(lesions: Lesions) -> float:
   return 2 * found / total if total else float('nan')
 
 
-def _touched(mask, other) -> tuple[int, int]:
+def _touched(
+  mask: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]
+) -> tuple[int, int]:
   """Returns how many components `mask` has and how many `other` touches."""
   structure = np.ones((3,) * mask.ndim, bool)
   components, count = ndimage.label(mask, structure)

@@ -15,10 +15,17 @@ every score is NaN. One empty: distances are inf and the surface Dice is 0.
 
 import functools
 import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage, spatial
+
+Floats = npt.NDArray[np.float64]
+# A corner of the unit cube or the middle of one of its edges.
+Point = tuple[float, ...]
+Segment = tuple[Point, Point]
 
 # A percentile or tolerance that is met exactly must not be lost to rounding.
 _ROUNDING = 1e-9
@@ -27,13 +34,18 @@ _ROUNDING = 1e-9
 class SurfaceDistances(NamedTuple):
   """Distance to the other surface and area, for each surface element."""
 
-  pred_distances: np.ndarray
-  pred_areas: np.ndarray
-  label_distances: np.ndarray
-  label_areas: np.ndarray
+  pred_distances: Floats
+  pred_areas: Floats
+  label_distances: Floats
+  label_areas: Floats
 
 
-def hausdorff_distance(pred, label, spacing, percentile=95) -> float:
+def hausdorff_distance(
+  pred: npt.ArrayLike,
+  label: npt.ArrayLike,
+  spacing: npt.ArrayLike,
+  percentile: float = 95,
+) -> float:
   """Returns the larger of the two directed percentiles of surface distance.
 
   A directed percentile is the smallest distance within which at least
@@ -53,7 +65,9 @@ def hausdorff_distance(pred, label, spacing, percentile=95) -> float:
   return _hausdorff(surface_distances(pred, label, spacing), percentile)
 
 
-def average_surface_distance(pred, label, spacing) -> float:
+def average_surface_distance(
+  pred: npt.ArrayLike, label: npt.ArrayLike, spacing: npt.ArrayLike
+) -> float:
   """Returns the average symmetric surface distance.
 
   It is the area-weighted mean over the elements of both surfaces together, so
@@ -63,7 +77,12 @@ def average_surface_distance(pred, label, spacing) -> float:
   return _average(surface_distances(pred, label, spacing))
 
 
-def surface_dice(pred, label, spacing, tolerance) -> float:
+def surface_dice(
+  pred: npt.ArrayLike,
+  label: npt.ArrayLike,
+  spacing: npt.ArrayLike,
+  tolerance: float,
+) -> float:
   """Returns the share of both surfaces' area within `tolerance` of the other.
 
   Arguments and errors are those of `hausdorff_distance`; `tolerance` is in the
@@ -74,7 +93,12 @@ def surface_dice(pred, label, spacing, tolerance) -> float:
 
 
 def surface_metrics(
-  pred, label, spacing, *, percentile=95, tolerance
+  pred: npt.ArrayLike,
+  label: npt.ArrayLike,
+  spacing: npt.ArrayLike,
+  *,
+  percentile: float = 95,
+  tolerance: float,
 ) -> dict[str, float]:
   """Returns all three scores by function name, at the cost of one of them."""
   _check_percentile(percentile)
@@ -87,7 +111,9 @@ def surface_metrics(
   }
 
 
-def surface_distances(pred, label, spacing) -> SurfaceDistances:
+def surface_distances(
+  pred: npt.ArrayLike, label: npt.ArrayLike, spacing: npt.ArrayLike
+) -> SurfaceDistances:
   """Returns distances and areas of the elements of both surfaces.
 
   Arguments and errors are those of `hausdorff_distance`. An empty mask has no
@@ -120,7 +146,7 @@ def surface_distances(pred, label, spacing) -> SurfaceDistances:
   )
 
 
-def _hausdorff(distances, percentile):
+def _hausdorff(distances: SurfaceDistances, percentile: float) -> float:
   if not distances.pred_areas.size and not distances.label_areas.size:
     return float('nan')
   return max(
@@ -129,7 +155,7 @@ def _hausdorff(distances, percentile):
   )
 
 
-def _percentile(distances, areas, percentile):
+def _percentile(distances: Floats, areas: Floats, percentile: float) -> float:
   if not areas.size:
     return float('inf')
   order = np.argsort(distances)
@@ -138,7 +164,7 @@ def _percentile(distances, areas, percentile):
   return float(distances[order[np.searchsorted(covered, goal)]])
 
 
-def _average(distances):
+def _average(distances: SurfaceDistances) -> float:
   area = distances.pred_areas.sum() + distances.label_areas.sum()
   if area == 0:
     return float('nan')
@@ -149,7 +175,7 @@ def _average(distances):
   return float(total / area)
 
 
-def _dice(distances, tolerance):
+def _dice(distances: SurfaceDistances, tolerance: float) -> float:
   area = distances.pred_areas.sum() + distances.label_areas.sum()
   if area == 0:
     return float('nan')
@@ -161,17 +187,17 @@ def _dice(distances, tolerance):
   return float(within / area)
 
 
-def _check_percentile(percentile):
+def _check_percentile(percentile: float) -> None:
   if not 0 <= percentile <= 100:
     raise ValueError(f'percentile must be in [0, 100], found {percentile}')
 
 
-def _check_tolerance(tolerance):
+def _check_tolerance(tolerance: float) -> None:
   if not tolerance >= 0:
     raise ValueError(f'tolerance must not be negative, found {tolerance}')
 
 
-def _nearest(points, others):
+def _nearest(points: Floats, others: Floats) -> Floats:
   """Returns for each point the distance to the nearest of the others."""
   if not len(points) or not len(others):
     return np.full(len(points), np.inf)
@@ -181,7 +207,9 @@ def _nearest(points, others):
   return tree.query(points)[0]
 
 
-def _surface_elements(mask, spacing):
+def _surface_elements(
+  mask: npt.NDArray[np.bool_], spacing: Floats
+) -> tuple[Floats, Floats]:
   """Returns positions [N, d] and areas [N] of the surface elements."""
   rank = mask.ndim
   if not mask.any():
@@ -200,7 +228,7 @@ def _surface_elements(mask, spacing):
   return points, code_areas(spacing)[codes[where]]
 
 
-def code_areas(spacing) -> np.ndarray:
+def code_areas(spacing: npt.ArrayLike) -> Floats:
   """Returns the area of the surface element of each neighbourhood code.
 
   Args:
@@ -218,7 +246,7 @@ def code_areas(spacing) -> np.ndarray:
 
 
 @functools.cache
-def _area_vectors(rank):
+def _area_vectors(rank: int) -> Floats:
   """Returns the facets' area vectors for unit spacing, [codes, facets, d]."""
   corners = list(itertools.product((0, 1), repeat=rank))
   facets = []
@@ -240,7 +268,7 @@ def _area_vectors(rank):
   return vectors
 
 
-def _faces(rank):
+def _faces(rank: int) -> Sequence[Sequence[tuple[int, ...]]]:
   """Returns the 2-D faces of the unit cube as cycles of four corners."""
   cycle = ((0, 0), (0, 1), (1, 1), (1, 0))
   if rank == 2:
@@ -252,7 +280,11 @@ def _faces(rank):
   ]
 
 
-def _cut(face, inside, rare):
+def _cut(
+  face: Sequence[tuple[int, ...]],
+  inside: Mapping[tuple[int, ...], bool],
+  rare: bool,
+) -> list[Segment]:
   """Returns the segments between edge midpoints that part a face's corners."""
   middles = [tuple((np.array(face[k - 1]) + face[k]) / 2) for k in range(4)]
   cut = [k for k in range(4) if inside[face[k - 1]] != inside[face[k]]]
@@ -262,12 +294,15 @@ def _cut(face, inside, rare):
       for k in range(4)
       if inside[face[k]] == rare
     ]
-  return [tuple(middles[k] for k in cut)] if cut else []
+  if not cut:
+    return []
+  first, second = cut
+  return [(middles[first], middles[second])]
 
 
-def _loops(segments):
+def _loops(segments: Iterable[Segment]) -> list[Floats]:
   """Returns the closed polygons, each an array [N, 3], that segments form."""
-  neighbours = {}
+  neighbours: dict[Point, list[Point]] = {}
   for p, q in segments:
     neighbours.setdefault(p, []).append(q)
     neighbours.setdefault(q, []).append(p)
@@ -280,7 +315,7 @@ def _loops(segments):
   return loops
 
 
-def _fan(polygon):
+def _fan(polygon: Floats) -> Floats:
   """Returns the area vectors of the fan of triangles with the largest area.
 
   A polygon that is not flat has no area of its own; the largest fan is the
