@@ -18,7 +18,7 @@ from workloads import WORKLOADS
 
 from medseg_jax.inference.network import create_predict
 from medseg_jax.losses import create_loss
-from medseg_jax.models import create_model
+from medseg_jax.models import cpu, create_model
 from medseg_jax.optim import create_optimizer, create_schedule
 from medseg_jax.runtime import host_memory, process, sharding
 from medseg_jax.state import create_state
@@ -36,7 +36,11 @@ class Programs:
 
   def __init__(self, workload, dtype, mesh):
     model = create_model(
-      'unet', workload['num_classes'], dtype=dtype, **workload['model']
+      'unet',
+      workload['num_classes'],
+      dtype=dtype,
+      convolutions=cpu.choose(mesh)[0],
+      **workload['model'],
     )
     fields = dict(workload['optimizer'])
     schedule = create_schedule(
@@ -71,7 +75,7 @@ class Programs:
 
 
 def _compiled_once(fn, **options):
-  """Returns `fn` compiled by the first call, as `medseg_jax.feed` does it."""
+  """Returns `fn` compiled by the first call, as training does it."""
   compiled = []
 
   def call(*arguments):
@@ -206,7 +210,7 @@ def main():
     'versions': f'jax {jax.__version__}',
     'device': jax.devices()[0].device_kind,
   }
-  with jax.set_mesh(mesh), process.not_kept(mesh.size):
+  with jax.set_mesh(mesh), process.not_kept(mesh):
     worker.serve(commands, facts, args.serve)
 
 

@@ -50,7 +50,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   What a backend cannot tell, or what needs a missing TensorFlow, is None.
   """
   config, sources = opening.open_run(config, workdir)
-  mesh, model = build.mesh_of(config), build.model_of(config)
+  mesh = build.mesh_of(config)
+  model = build.model_of(config, mesh)
+  print(build.describe_network(config, mesh), flush=True)
   build.check_shapes(config, sources['train'], mesh)
   tx, schedule = build.optimizer_of(config)
   train_step = build.train_step_of(config, model, tx, schedule)
@@ -106,7 +108,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     'data_wait_frac': wait,
     **_rates(
       step_s,
-      flops=_flops_of_step(config, state, batch),
+      flops=_flops_of_step(config, mesh, state, batch),
       num_bytes=_bytes_of_step(compiled, mesh),
       peak=peak * mesh.size,
       bandwidth=bandwidth * mesh.size,
@@ -217,13 +219,14 @@ def _inference_rate(predict_fn, case, count, config, mesh) -> float:
   return count / machine.median_seconds(once, MIN_SECONDS)
 
 
-def _flops_of_step(config, state, batch) -> int:
+def _flops_of_step(config, mesh, state, batch) -> int:
   """Returns the work of a step, without what is computed twice for memory."""
   config = ConfigDict(config.to_dict())
   if 'remat' in config.model:
     config.model.remat = False
   tx, schedule = build.optimizer_of(config)
-  step = build.train_step_of(config, build.model_of(config), tx, schedule)
+  model = build.model_of(config, mesh)
+  step = build.train_step_of(config, model, tx, schedule)
   return count_flops(step, state, batch)
 
 

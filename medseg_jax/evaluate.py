@@ -52,6 +52,7 @@ def run(
       'out other cases than this model was trained without; put splits.json '
       'and data.fold back, or train in another --workdir'
     )
+  print(build.describe_network(config, build.mesh_of(config)), flush=True)
   trained = trained_model.load_predictor(
     config, workdir, model=model, checkpoint=checkpoint
   )

@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import images, nifti
 from medseg_jax.data.sources.volume_files import list_cases
-from medseg_jax.experiment import trained_model
-from medseg_jax.experiment.build import mesh_of
+from medseg_jax.experiment import build, trained_model
 from medseg_jax.inference.cases import match_channels, predict_cases
 from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime.errors import InputError
@@ -88,12 +87,13 @@ def run(
     jobs = _image_jobs(config, input_path, output_dir)
   lap('look at the input')
   output_dir.mkdir(parents=True, exist_ok=True)
+  print(build.describe_network(config, build.mesh_of(config)), flush=True)
   trained = trained_model.load_predictor(
     config, workdir, model=model, checkpoint=checkpoint
   )
   took |= trained.seconds
   clock = time.perf_counter()
-  settings = trained_model.prediction_settings(config, mesh_of(config))
+  settings = trained_model.prediction_settings(config, build.mesh_of(config))
   settings['probabilities'] = config.inference.probabilities
   classes = tuple(config.data.classes)
   pictures = (workdir or output_dir) / 'panels'

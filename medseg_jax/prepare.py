@@ -46,6 +46,7 @@ def describe(config: ConfigDict, sources: dict[str, Source]) -> str:
     spacing = ' x '.join(f'{mm:g}' for mm in data.spacing)
     kinds = ', '.join(channel[0] for channel in data.intensities)
     lines.append(f'grid      {spacing} mm, intensities: {kinds}')
+  lines.append(build.describe_network(config, build.mesh_of(config)))
   patch = 'x'.join(map(str, config.patch_size))
   lines.append(
     f'training  {config.num_steps} steps of {config.batch_size} patches of '

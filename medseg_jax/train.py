@@ -42,7 +42,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     Stopped: SIGTERM or Ctrl-C, after saving.
   """
   config, sources = opening.open_run(config, workdir)
-  mesh, model = build.mesh_of(config), build.model_of(config)
+  mesh = build.mesh_of(config)
+  model = build.model_of(config, mesh)
   build.check_shapes(config, sources['train'], mesh)
   tx, schedule = build.optimizer_of(config)
   train_step = build.train_step_of(config, model, tx, schedule)

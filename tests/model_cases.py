@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from medseg_jax.models import convolution
+from medseg_jax.models.cpu import convolution as on_cpu
 
 SMALL = {'features': 4, 'depth': 2}
 
@@ -49,7 +49,7 @@ def param_shapes(model, shape):
 
 
 def check_convolution(shape, kernel_shape, strides, padding):
-  """Compares `convolution.convolve` and its gradients with `conv_ref`."""
+  """Compares `on_cpu.convolve` and its gradients with `conv_ref`."""
   x, kernel = image_of(*shape), image_of(*kernel_shape, seed=1)
 
   def run(fn):
@@ -58,9 +58,14 @@ def check_convolution(shape, kernel_shape, strides, padding):
     )
     return y, vjp(image_of(*y.shape, seed=2))
 
-  ours, theirs = jax.jit(lambda: (run(convolution.convolve), run(conv_ref)))()
+  ours, theirs = jax.jit(lambda: (run(on_cpu.convolve), run(conv_ref)))()
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
     ours,
     theirs,
   )
+
+
+def one_cpu():
+  """Returns the mesh of one of the test's devices."""
+  return jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])

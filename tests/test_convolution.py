@@ -1,11 +1,19 @@
 """Convolutions on CPU against XLA's own, with gradients, over many shapes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from model_cases import check_convolution, conv_ref, image_of, random_variables
+from model_cases import (
+  check_convolution,
+  conv_ref,
+  image_of,
+  one_cpu,
+  random_variables,
+)
 
 from medseg_jax import models
 from medseg_jax.models import convolution
@@ -16,24 +24,28 @@ from medseg_jax.runtime import process, sharding
 @pytest.fixture(autouse=True)
 def nothing_kept_on_disk():
   # Where compiled programs are kept, as the other tests do, XLA's own is used.
-  with process.not_kept():
+  with process.not_kept(one_cpu()):
     yield
 
 
 def test_a_program_that_is_kept_on_disk_does_without_onednn():
-  module = convolution.conv(3, (3, 3), (1, 1), use_bias=False)
+  module = convolution.conv(
+    3, (3, 3), (1, 1), use_bias=False, convolutions='onednn'
+  )
   x = image_of(2, 6, 6, 2)
   weights = random_variables(module, x)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   assert jax.config.jax_compilation_cache_dir
   text = jax.jit(module.apply).lower(weights, x).as_text()
-  assert 'onednn' not in text
+  assert '__onednn' not in text
 
 
 def test_onednn_is_used_where_the_tests_run():
   # x86-64 and a known release; elsewhere XLA's own convolution takes over.
-  assert onednn.available()
-  model = models.create_model('unet', 2, features=4, depth=2)
+  assert not onednn.why_not()
+  model = models.create_model(
+    'unet', 2, features=4, depth=2, convolutions='onednn'
+  )
   image = image_of(1, 8, 8, 1)
   weights = random_variables(model, image)
   text = jax.jit(model.apply).lower(weights, image).as_text()
@@ -42,28 +54,32 @@ def test_onednn_is_used_where_the_tests_run():
 
 
 def test_without_onednn_the_convolution_is_xlas_own(monkeypatch):
-  module = convolution.conv(3, (3, 3), (1, 1), use_bias=False)
+  module = convolution.conv(
+    3, (3, 3), (1, 1), use_bias=False, convolutions='onednn'
+  )
   x = image_of(2, 6, 6, 2)
   weights = random_variables(module, x)
   expected = jax.jit(module.apply)(weights, x)
   monkeypatch.setattr(onednn, 'usable', lambda: False)
   own = jax.jit(lambda weights, x: module.apply(weights, x))
-  assert 'onednn' not in own.lower(weights, x).as_text()
+  assert '__onednn' not in own.lower(weights, x).as_text()
   np.testing.assert_allclose(own(weights, x), expected, atol=1e-5)
 
 
 def test_available_says_no_where_jaxlib_has_no_such_call(monkeypatch):
   monkeypatch.setattr(onednn, '_call', lambda *args: 1 / 0)
-  assert not onednn.available.__wrapped__()
+  assert onednn.why_not.__wrapped__()
   monkeypatch.setattr(
     onednn, '_call', lambda name, config, shape, *_: jnp.zeros(shape)
   )
-  assert not onednn.available.__wrapped__()  # it is there, but wrong
+  assert onednn.why_not.__wrapped__()  # it is there, but wrong
 
 
 def test_several_devices_share_xlas_own_convolution():
   mesh = sharding.create_mesh(data=4, spatial=2)
-  module = convolution.conv(3, (3, 3), (1, 1), use_bias=False)
+  module = convolution.conv(
+    3, (3, 3), (1, 1), use_bias=False, convolutions='onednn'
+  )
   x = image_of(4, 8, 6, 2)
   weights = random_variables(module, x)
   expected = module.apply(weights, x)
@@ -73,7 +89,7 @@ def test_several_devices_share_xlas_own_convolution():
       jax.jit(lambda w, x: module.apply(w, x)).lower(weights, placed).compile()
     )
     found = compiled(jax.device_put(weights, sharding.replicated(mesh)), placed)
-  assert 'onednn' not in compiled.as_text()
+  assert '__onednn' not in compiled.as_text()
   assert found.sharding.spec[:2] == PartitionSpec('data', 'spatial')[:2]
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -112,7 +128,8 @@ def test_convolution_and_gradients_equal_lax(
 @pytest.mark.parametrize('rank', [1, 2, 3])
 def test_matmul_and_gradients_equal_numpy(rank):
   x, matrix = image_of(2, *(3, 4, 5)[:rank], 6), image_of(6, 4, seed=1)
-  y, vjp = jax.vjp(jax.jit(convolution.matmul), x, matrix)
+  matmul = functools.partial(convolution.matmul, convolutions='onednn')
+  y, vjp = jax.vjp(jax.jit(matmul), x, matrix)
   cotangent = np.asarray(image_of(*y.shape, seed=2))
   dx, dmatrix = vjp(cotangent)
   x, matrix = np.asarray(x), np.asarray(matrix)
@@ -137,7 +154,9 @@ def test_kernel_gradient_of_large_slices_equals_lax(shape, stride):
   x = image_of(*shape)
   kernel = image_of(3, 3, 3, shape[-1], 3)
   padding = [(1, 1)] * 3
-  module = convolution.conv(3, (3, 3, 3), stride, use_bias=False)
+  module = convolution.conv(
+    3, (3, 3, 3), stride, use_bias=False, convolutions='onednn'
+  )
 
   def gradient(fn):
     y, vjp = jax.vjp(fn, kernel)
@@ -155,7 +174,12 @@ def test_kernel_gradient_of_large_slices_equals_lax(shape, stride):
 def test_3d_convolution_under_vmap_and_in_bfloat16():
   x = image_of(3, 4, 4, 4, 2)
   module = convolution.conv(
-    3, (3, 3, 3), (1, 1, 1), use_bias=False, dtype='bfloat16'
+    3,
+    (3, 3, 3),
+    (1, 1, 1),
+    use_bias=False,
+    dtype='bfloat16',
+    convolutions='onednn',
   )
   weights = random_variables(module, x)
 

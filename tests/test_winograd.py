@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_cases import check_convolution, conv_ref, image_of
+from model_cases import check_convolution, conv_ref, image_of, one_cpu
 
-from medseg_jax.models import convolution
+from medseg_jax.models.cpu import convolution as on_cpu
 from medseg_jax.models.cpu import winograd
 from medseg_jax.runtime import process
 
@@ -14,7 +14,7 @@ from medseg_jax.runtime import process
 @pytest.fixture(autouse=True)
 def nothing_kept_on_disk():
   # XLA cannot write programs with calls of oneDNN to disk.
-  with process.not_kept():
+  with process.not_kept(one_cpu()):
     yield
 
 
@@ -75,7 +75,7 @@ def test_errors_are_twice_those_of_all_products(monkeypatch):
   errors = []
   for pays in (wherever_possible, lambda *_: False):
     monkeypatch.setattr(winograd, 'pays', pays)
-    found = jax.device_get(run(convolution.convolve, x, kernel, cotangent))
+    found = jax.device_get(run(on_cpu.convolve, x, kernel, cotangent))
     errors.append(
       [
         np.sqrt(np.mean((a - b) ** 2)) / np.abs(b).max()
@@ -146,9 +146,7 @@ def test_half_the_products_are_left_in_all_three():
 
   def run(x, kernel):
     y, vjp = jax.vjp(
-      lambda x, kernel: convolution.convolve(
-        x, kernel, (1, 1), ((1, 1), (1, 1))
-      ),
+      lambda x, kernel: on_cpu.convolve(x, kernel, (1, 1), ((1, 1), (1, 1))),
       x,
       kernel,
     )
@@ -166,7 +164,7 @@ def test_slices_with_one_tap_across_them_are_images():
   check_convolution((2, 4, 8, 6, 3), (1, 3, 3, 3, 4), (1, 1, 1), padding)
   x, kernel = image_of(1, 2, 32, 32, 128), image_of(1, 3, 3, 128, 64)
   text = (
-    jax.jit(convolution.convolve, static_argnums=(2, 3))
+    jax.jit(on_cpu.convolve, static_argnums=(2, 3))
     .lower(x, kernel, (1, 1, 1), padding)
     .as_text()
   )

@@ -107,7 +107,7 @@ def step_parts(
       min_seconds,
     )
     part = jax.jit(first_part, out_shardings=many)(augmented)
-    with process.not_kept(mesh.size):
+    with process.not_kept(mesh):
       _, forward = _timed(
         jax.jit(train_step.forward, out_shardings=one),
         lambda: (state, part),

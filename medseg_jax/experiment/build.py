@@ -16,7 +16,7 @@ from medseg_jax import augment
 from medseg_jax.data.case import Source
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
 from medseg_jax.losses import create_loss, uses_sigmoid
-from medseg_jax.models import Model, create_model
+from medseg_jax.models import Model, cpu, create_model
 from medseg_jax.models.blocks import check_divisible
 from medseg_jax.optim import create_optimizer, create_schedule
 from medseg_jax.runtime import sharding
@@ -55,8 +55,13 @@ def mesh_of(config: ConfigDict) -> Mesh:
   return sharding.create_mesh(**config.mesh)
 
 
-def model_of(config: ConfigDict) -> Model:
-  """Returns the model of a resolved config, its patch sizes checked."""
+def model_of(config: ConfigDict, mesh: Mesh) -> Model:
+  """Returns the model of a resolved config, its patch sizes checked.
+
+  Args:
+    config: resolved.
+    mesh: of the programs that the model will be a part of.
+  """
   num_classes = len(config.data.classes)
   with blame('loss'):
     if config.data.regions:
@@ -66,7 +71,11 @@ def model_of(config: ConfigDict) -> Model:
   fields = config.model.to_dict()
   with blame('model'):
     model = create_model(
-      fields.pop('name'), num_classes, dtype=config.dtype, **fields
+      fields.pop('name'),
+      num_classes,
+      dtype=config.dtype,
+      convolutions=cpu.choose(mesh)[0],
+      **fields,
     )
   for key, size in [
     ('patch_size', tuple(config.patch_size)),
@@ -75,6 +84,14 @@ def model_of(config: ConfigDict) -> Model:
     with blame(key):
       check_divisible(size, model.divisor(len(size)))
   return model
+
+
+def describe_network(config: ConfigDict, mesh: Mesh) -> str:
+  """Returns a line on the network and who computes its convolutions."""
+  convolutions, why = cpu.choose(mesh)
+  who = {'xla': 'XLA', 'onednn': 'oneDNN'}[convolutions]
+  because = f' ({why})' if why else ''
+  return f'network   {config.model.name}, convolutions by {who}{because}'
 
 
 def tile_size(config: ConfigDict) -> tuple[int, ...]:

@@ -97,7 +97,7 @@ def compile_steps(
     advance = _not_compiled(train_step, read_fn)
     return CompiledSteps(stream, advance, max_count=1)
   compile_fn = _compile_whole
-  if jax.default_backend() == 'cpu' and max_count == 1:
+  if mesh.devices.flat[0].platform == 'cpu' and max_count == 1:
     compile_fn = _compile_parts
   begin = time.perf_counter()
   advance = compile_fn(train_step, read_fn, max_count, state, data, mesh)
@@ -211,7 +211,7 @@ def _compile(fn, layout, *arguments, convolves=False, **options):
   jitted = jax.jit(fn, out_shardings=layout, **options)
   kept = contextlib.nullcontext()
   if convolves:
-    kept = process.not_kept(layout.mesh.size)
+    kept = process.not_kept(layout.mesh)
   with jax.set_mesh(layout.mesh), kept:
     compiled = jitted.lower(*arguments).compile()
   host_memory.return_freed()

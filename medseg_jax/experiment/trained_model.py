@@ -145,7 +145,7 @@ def load_predictor(
   )
   loaded = time.perf_counter()
   variables = jax.device_put(variables, sharding.replicated(mesh))
-  network = build.model_of(config)
+  network = build.model_of(config, mesh)
   predict_fn = functools.partial(
     compile_predict(config, network, mesh, variables), variables
   )
@@ -196,10 +196,11 @@ def restore_variables(
 
 
 def _abstract_variables(config: ConfigDict) -> Any:
+  mesh = build.mesh_of(config)
   return abstract_variables(
-    model=build.model_of(config),
+    model=build.model_of(config, mesh),
     image_shape=build.image_shape(config),
-    mesh=build.mesh_of(config),
+    mesh=mesh,
   )
 
 
@@ -222,7 +223,7 @@ def compile_predict(
   layout = sharding.examples(mesh)
   shape = (_tiles_at_once(config, mesh), *build.tile_size(config))
   tiles = jax.ShapeDtypeStruct((*shape, config.data.channels), jnp.float32)
-  with jax.set_mesh(mesh), process.not_kept(mesh.size):
+  with jax.set_mesh(mesh), process.not_kept(mesh):
     compiled = (
       jax.jit(
         predict,

@@ -20,12 +20,6 @@ DTYPES = ('float32', 'bfloat16')
 
 UP_METHODS = ('transpose', *resampling.UPSAMPLE)
 
-# A 1x1 convolution as the matrix product that it is, on any number of axes.
-pointwise = functools.partial(
-  nn.Dense,
-  dot_general=lambda x, kernel, *_, **__: convolution.matmul(x, kernel),
-)
-
 ACTIVATIONS = {
   'relu': jax.nn.relu,
   'leaky_relu': functools.partial(
@@ -105,6 +99,7 @@ class Stage(nn.Module):
       the end (Tompson et al. 2015); neighbouring voxels are too alike for
       dropping single ones to have an effect.
     dtype: of the computation.
+    convolutions: who computes them, one of `convolution.CONVOLUTIONS`.
   """
 
   features: int
@@ -116,6 +111,7 @@ class Stage(nn.Module):
   num_blocks: int
   dropout: float
   dtype: str
+  convolutions: str = convolution.XLA
 
   @nn.compact
   def __call__(
@@ -136,6 +132,7 @@ class Stage(nn.Module):
         stride,
         use_bias=False,
         dtype=self.dtype,
+        convolutions=self.convolutions,
         kernel_init=he_normal(self.activation),
         name=f'conv_{i}',
       )(x)
@@ -163,10 +160,11 @@ class Stage(nn.Module):
     x = resampling.mean_pool(x, self.stride)
     if x.shape[-1] == self.features:
       return x
-    x = pointwise(
+    x = convolution.pointwise(
       self.features,
       use_bias=False,
       dtype=self.dtype,
+      convolutions=self.convolutions,
       kernel_init=he_normal(self.activation),
       name='conv_shortcut',
     )(x)
@@ -186,6 +184,7 @@ class Up(nn.Module):
   method: str
   activation: str
   dtype: str
+  convolutions: str = convolution.XLA
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -199,8 +198,9 @@ class Up(nn.Module):
     bias = self.param('bias', initializers.zeros, (self.features,), jnp.float32)
     x, kernel, bias = (value.astype(self.dtype) for value in (x, kernel, bias))
     if self.method == 'transpose':
-      return convolution.transposed_conv(x, kernel) + bias
-    x = convolution.matmul(x, kernel) + bias
+      y = convolution.transposed_conv(x, kernel, convolutions=self.convolutions)
+      return y + bias
+    x = convolution.matmul(x, kernel, convolutions=self.convolutions) + bias
     return resampling.UPSAMPLE[self.method](x, self.factors)
 
 
@@ -215,11 +215,15 @@ class AttentionGate(nn.Module):
 
   factors: tuple[int, ...]
   dtype: str
+  convolutions: str = convolution.XLA
 
   @nn.compact
   def __call__(self, x: jax.Array, signal: jax.Array) -> jax.Array:
     make = functools.partial(
-      pointwise, dtype=self.dtype, kernel_init=he_normal('relu')
+      convolution.pointwise,
+      dtype=self.dtype,
+      convolutions=self.convolutions,
+      kernel_init=he_normal('relu'),
     )
     features = max(x.shape[-1] // 2, 1)
     skip = make(features, use_bias=False, name='skip')(

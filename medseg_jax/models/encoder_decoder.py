@@ -23,10 +23,12 @@ class EncoderDecoder(nn.Module):
   Attributes:
     num_classes: channels of the logits.
     dtype: of the computation, 'float32' or 'bfloat16'; logits are float32.
+    convolutions: see `UNet`.
   """
 
   num_classes: int
   dtype: str = 'float32'
+  convolutions: str = convolution.XLA
 
   def __post_init__(self):
     self.dtype = blocks.dtype_name(self.dtype)
@@ -43,12 +45,13 @@ class EncoderDecoder(nn.Module):
     rank = image.ndim - 2
     blocks.check_divisible(image.shape[1:-1], self.divisor(rank))
 
-    def conv(features, dtype, name):
+    def conv(features: int, dtype: str | jnp.dtype, name: str) -> nn.Conv:
       return convolution.conv(
         features,
         (3,) * rank,
         (1,) * rank,
         dtype=dtype,
+        convolutions=self.convolutions,
         kernel_init=nn.initializers.glorot_uniform(),
         name=name,
       )

@@ -12,6 +12,7 @@ import pathlib
 import platform
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from medseg_jax.runtime.files import user_cache_folder
 
@@ -71,18 +72,21 @@ def keep_compiled_programs() -> None:
 
 
 @contextlib.contextmanager
-def not_kept(num_devices: int = 1) -> Iterator[None]:
+def not_kept(mesh: Any) -> Iterator[None]:
   """Keeps what is compiled in the block from being written to disk, on CPU.
 
   For convolutions: only so may they call oneDNN there (`models/cpu/onednn.py`),
   which is worth more than the seconds of compiling. Programs for several
   devices, and those for accelerators, do without oneDNN and are kept.
+
+  Args:
+    mesh: `jax.sharding.Mesh` that the programs of the block are for.
   """
   import jax
 
   name = 'jax_persistent_cache_min_compile_time_secs'
   before = getattr(jax.config, name)
-  if jax.default_backend() != 'cpu' or num_devices > 1:
+  if mesh.size > 1 or mesh.devices.flat[0].platform != 'cpu':
     yield
     return
   jax.config.update(name, float('inf'))

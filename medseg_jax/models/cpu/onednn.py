@@ -4,7 +4,7 @@ XLA compiles oneDNN into its CPU backend and calls it for itself only with
 experimental flags, which the jaxlib of Python 3.11 ignores. The calls are the
 same ones, `__onednn$convolution` and `__onednn$matmul`, made here directly:
 3 to 10 times as fast as XLA's own convolutions where channels are few or axes
-are three. They are not an interface that XLA promises to keep, so `available`
+are three. They are not an interface that XLA promises to keep, so `why_not`
 tries them once and compares with XLA's own result, and `usable` heeds what they
 cannot do.
 """
@@ -14,6 +14,7 @@ import json
 import math
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,21 +38,24 @@ def usable() -> bool:
     and config.jax_compilation_cache_dir is not None
     and math.isfinite(config.jax_persistent_cache_min_compile_time_secs)
   )
-  return not is_kept and available()
+  return not is_kept and not why_not()
 
 
 @functools.cache
-def available() -> bool:
-  """Returns whether this jaxlib has the calls, and they compute as they say."""
+def why_not() -> str:
+  """Returns what keeps this process from the calls, in a few words, or ''."""
   if not _SINCE <= jax.__version_info__[:2] < _BEFORE:
-    return False
+    tried = f'{_SINCE[0]}.{_SINCE[1]} to {_BEFORE[0]}.{_BEFORE[1] - 1}'
+    return f'oneDNN was tried with jax {tried}, not with {jax.__version__}'
   if platform.machine() not in ('x86_64', 'AMD64'):
-    return False
+    return f'oneDNN is not for {platform.machine()}'
   image = np.arange(2 * 5 * 4 * 3, dtype=np.float32).reshape(2, 5, 4, 3)
   kernel = np.arange(3 * 2 * 3 * 2, dtype=np.float32).reshape(3, 2, 3, 2)
   strides, padding = (2, 1), ((1, 1), (0, 1))
 
-  def both(image, kernel):
+  def both(
+    image: jax.Array, kernel: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     return (
       convolution(image, kernel, strides, padding),
       lax.conv_general_dilated(
@@ -71,10 +75,11 @@ def available() -> bool:
         jax.jit(both)(*jax.device_put((image, kernel), cpu))
       )
   except Exception:  # whatever it is, XLA's own convolution does not need it
-    return False
-  return np.allclose(found, expected) and np.allclose(
-    product, kernel[0, 0].T @ kernel[0, 1]
-  )
+    return f'jaxlib {jax.lib.__version__} lacks the calls of oneDNN'
+  same = np.allclose(found, expected)
+  if same and np.allclose(product, kernel[0, 0].T @ kernel[0, 1]):
+    return ''
+  return f'oneDNN of jaxlib {jax.lib.__version__} computes something else'
 
 
 def convolution(
@@ -142,7 +147,12 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
   )
 
 
-def _call(name, config, shape, *operands):
+def _call(
+  name: str,
+  config: dict[str, Any],
+  shape: tuple[int, ...],
+  *operands: jax.Array,
+) -> jax.Array:
   return jax.ffi.ffi_call(
     f'__onednn${name}',
     jax.ShapeDtypeStruct(shape, operands[0].dtype),
