@@ -47,6 +47,7 @@ setup(
   extras_require={
     'cuda': ['jax[cuda]'],
     'tpu': ['jax[tpu]'],
+    'export': ['jax2onnx>=0.13', 'onnxruntime'],
     'test': ['pytest'],
   },
 )
