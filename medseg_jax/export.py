@@ -4,8 +4,10 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from medseg_jax.experiment import model_folder, trained_model
+from medseg_jax.experiment import build, model_folder, trained_model
+from medseg_jax.inference import exporting
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import write_atomically
 
 
 def run(
@@ -19,21 +21,68 @@ def run(
 ) -> None:
   """Writes the trained model to the file `output`, which must be free.
 
+  A program ('stablehlo', 'onnx') takes preprocessed tiles to logits;
+  `output`.txt says how to call it.
+
   Args:
-    config: resolved, as training left it.
+    config: resolved, as training left it; for programs, what it says of the
+      tiles holds.
     workdir: of the training.
     output: the file to write.
-    form: 'model', the zip of the model folder.
-    checkpoint: see `trained_model.find_folder`.
-    model: likewise.
+    form: 'model', the zip of the model folder, 'stablehlo' or 'onnx'.
+    checkpoint: 'best' or 'latest'; '' for the model that training ended with.
+    model: a model folder or its zip, in place of the workdir's.
 
   Raises:
-    InputError: there is no finished model, or `output` is there already.
+    InputError: there is no such model, it cannot be written in this form, or
+      `output` is there already.
   """
-  folder = trained_model.find_folder(workdir, model, checkpoint)
-  if folder is None:
-    raise InputError(
-      f'{workdir} has no finished model/ to export; end its training first'
+  if form == 'model':
+    folder = trained_model.find_folder(workdir, model, checkpoint)
+    if folder is None or not folder.is_dir():
+      raise InputError(
+        f'{folder or workdir}: no folder model/ of a finished training, which '
+        'is what --format=model packs'
+      )
+    model_folder.pack(folder, output)
+    print(f'model     {output}', flush=True)
+    return
+  text = output.with_name(f'{output.name}.txt')
+  for path in (output, text):
+    if path.exists():
+      raise InputError(
+        f'{path} is there already and is not overwritten; name another --output'
+      )
+  variables, step, which = trained_model.load_variables(
+    config, workdir, model=model, checkpoint=checkpoint
+  )
+  # On whatever machine the program will run, it must hold nothing of this one.
+  network = build.model_of(config, build.mesh_of(config), convolutions='xla')
+  predict_fn = trained_model.predict_fn_of(config, network)
+  tile = (*build.tile_size(config), config.data.channels)
+  if form == 'onnx':
+    program = exporting.to_onnx(predict_fn, variables, tile)
+    count = 'any number of'
+  else:
+    count = config.inference.batch_size or config.batch_size
+    program = exporting.to_stablehlo(
+      predict_fn, variables, tile, batch_size=count
     )
-  model_folder.pack(folder, output)
-  print(f'model     {output}', flush=True)
+  write_atomically(output, program)
+  write_atomically(
+    text, _how_to_call(config, output.name, form, count, tile).encode()
+  )
+  print(f'program   {output} ({which} weights, step {step})')
+  print(f'usage     {text}', flush=True)
+
+
+def _how_to_call(config, name, form, count, tile) -> str:
+  """Returns the text beside a program, with its own numbers."""
+  outputs = config.data.classes
+  if config.data.regions:
+    outputs = [region for region, _ in config.data.regions]
+  facts = (
+    f'{name}: {count} tiles of {" x ".join(map(str, tile[:-1]))} voxels and '
+    f'{tile[-1]} channels; outputs: {", ".join(outputs)}.\n\n'
+  )
+  return facts + exporting.HOW_TO_CALL.replace(f'network.{form}', name)

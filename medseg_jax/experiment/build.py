@@ -55,12 +55,15 @@ def mesh_of(config: ConfigDict) -> Mesh:
   return sharding.create_mesh(**config.mesh)
 
 
-def model_of(config: ConfigDict, mesh: Mesh) -> Model:
+def model_of(
+  config: ConfigDict, mesh: Mesh, *, convolutions: str = ''
+) -> Model:
   """Returns the model of a resolved config, its patch sizes checked.
 
   Args:
     config: resolved.
     mesh: of the programs that the model will be a part of.
+    convolutions: who computes them; '' for what is best on `mesh`.
   """
   num_classes = len(config.data.classes)
   with blame('loss'):
@@ -74,7 +77,7 @@ def model_of(config: ConfigDict, mesh: Mesh) -> Model:
       fields.pop('name'),
       num_classes,
       dtype=config.dtype,
-      convolutions=cpu.choose(mesh)[0],
+      convolutions=convolutions or cpu.choose(mesh)[0],
       **fields,
     )
   for key, size in [

@@ -204,6 +204,17 @@ def _abstract_variables(config: ConfigDict) -> Any:
   )
 
 
+def predict_fn_of(
+  config: ConfigDict, model: Model
+) -> Callable[[Any, jax.Array], jax.Array]:
+  """Returns `(variables, image [N, *tile, C]) -> logits`, not yet compiled."""
+  return create_predict(
+    model=model,
+    sigmoid=uses_sigmoid(config.loss) and not config.data.regions,
+    mirror=config.inference.mirror,
+  )
+
+
 def compile_predict(
   config: ConfigDict, model: Model, mesh: Mesh, variables: Any
 ) -> Callable[[Any, jax.Array], jax.Array]:
@@ -215,11 +226,7 @@ def compile_predict(
     mesh: what the tiles are spread over.
     variables: arrays, or their shapes and layouts.
   """
-  predict = create_predict(
-    model=model,
-    sigmoid=uses_sigmoid(config.loss) and not config.data.regions,
-    mirror=config.inference.mirror,
-  )
+  predict = predict_fn_of(config, model)
   layout = sharding.examples(mesh)
   shape = (_tiles_at_once(config, mesh), *build.tile_size(config))
   tiles = jax.ShapeDtypeStruct((*shape, config.data.channels), jnp.float32)

@@ -25,11 +25,11 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 HOW_TO_CALL = """\
 A trained segmentation network, with its weights, for other programs.
 
-What goes in: a batch of tiles, float32, of shape [N, *tile, C]: N tiles of any
-number; the spatial axes in the order in which the program works on a case, of
-exactly the size of the tile; C channels last. The tiles have to be preprocessed
-as in training: same orientation, spacing and intensity normalisation, which the
-files do not hold.
+What goes in: a batch of tiles, float32, of shape [N, *tile, C]: N tiles (fill
+up the last batch where the file is for a certain number); the spatial axes in
+the order in which the program works on a case, of exactly the size of the tile;
+C channels last. The tiles have to be preprocessed as in training: same
+orientation, spacing and intensity normalisation, which the files do not hold.
 
 What comes out: logits, float32, of shape [N, *tile, K], for K classes, the
 background first. The label of a voxel is the class with the largest logit.
