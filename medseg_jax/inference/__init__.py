@@ -19,13 +19,15 @@ from medseg_jax.inference import stitching, tiles
 from medseg_jax.inference.stitching import Run, Slab
 from medseg_jax.inference.tiles import Tile
 
+# `[N, *patch_size, C] -> [N, *patch_size, K]`; tiles come from the host.
+PredictFn = Callable[[Any], jax.Array]
 Case = TypeVar('Case')  # whatever an image is known by
 
 FLUSH_BATCHES = 8  # an image of at least so many fills up its last one
 
 
 def sliding_window(
-  predict_fn: Callable[[jax.Array], jax.Array],
+  predict_fn: PredictFn,
   image: jax.Array | np.ndarray,
   patch_size: tuple[int, ...],
   *,
@@ -69,14 +71,14 @@ def sliding_window(
 
 
 def sliding_slabs(
-  predict_fn: Callable[[jax.Array], jax.Array],
+  predict_fn: PredictFn,
   image: jax.Array | np.ndarray,
   patch_size: tuple[int, ...],
   *,
   overlap: float = 0.5,
   batch_size: int = 1,
   buffer_bytes: int | None = None,
-) -> Iterator[np.ndarray]:
+) -> Iterator[np.ndarray | jax.Array]:
   """Returns `sliding_window`'s logits in consecutive slabs along axis 0.
 
   A slab is `[d, *S_rest, K]` float32; all together have the image's planes.
@@ -110,8 +112,8 @@ def sliding_slabs(
 
 
 def stream_slabs(
-  predict_fn: Callable[[jax.Array], jax.Array],
-  images: Iterable[tuple[Case, np.ndarray]],
+  predict_fn: PredictFn,
+  images: Iterable[tuple[Case, np.ndarray | jax.Array]],
   patch_size: tuple[int, ...],
   *,
   overlap: float = 0.5,
@@ -192,7 +194,7 @@ def _check(overlap: float, batch_size: int) -> None:
 
 
 def _stream(
-  images: Iterable[tuple[Any, np.ndarray]],
+  images: Iterable[tuple[Any, np.ndarray | jax.Array]],
   patch_size: tuple[int, ...],
   overlap: float,
   flush_tiles: int,
@@ -246,8 +248,7 @@ def _runs(batch: list[Tile]) -> list[Run]:
     enumerate(batch), key=lambda item: (id(item[1].grid), item[1].place[0])
   )
   runs = []
-  for _, row in rows:
-    row = list(row)
+  for row in (list(row) for _, row in rows):
     first, tile = row[0]
     runs.append(Run(tile.grid, [tile.place for _, tile in row], first))
   return runs

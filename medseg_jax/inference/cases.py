@@ -84,7 +84,7 @@ def predict_cases(
   )
   for entered, slabs in inference.by_case(stream):
     yield _on_own_grid(
-      slabs,
+      map(np.asarray, slabs),
       entered,
       axes=preprocessing.axes,
       decode=decode,
@@ -138,11 +138,13 @@ def _entered(
     ahead = pool.submit(prepare)
     while (result := ahead.result()) is not None:
       large = result[1].size > LARGE_IMAGE
-      ahead = None if large else pool.submit(prepare)
+      if not large:
+        ahead = pool.submit(prepare)
       held = [result]
       del result
       yield held.pop()  # the image is not to be held here, too
-      ahead = ahead or pool.submit(prepare)
+      if large:
+        ahead = pool.submit(prepare)
 
 
 def _half(image: np.ndarray) -> np.ndarray:
@@ -168,7 +170,7 @@ def _on_own_grid(
   label = np.zeros(shape, np.int16)
   # Views: what is written to them lands in the case's own axes.
   into = label[box].transpose(axes)
-  probs = into_probs = None
+  probs = None
   if into.shape != tuple(size):
     slabs = resample_linear_slabs(slabs, size, into.shape)
   begin = 0
@@ -182,6 +184,6 @@ def _on_own_grid(
       probs = np.zeros((*shape, slab.shape[-1]), np.float16)
       if activate is None:
         probs[..., 0] = 1
-      into_probs = probs[box].transpose(*axes, len(shape))
+    into_probs = probs[box].transpose(*axes, len(shape))
     into_probs[planes] = (activate or softmax)(slab)
   return Prediction(case, label, probs)

@@ -22,15 +22,16 @@ def create_predict(
     mirror: average the logits over all mirrorings of the spatial axes.
   """
 
-  def logits_of(variables, image):
-    return model.apply(variables, image, train=False).astype(jnp.float32)
+  def logits_of(variables: Any, image: jax.Array) -> jax.Array:
+    logits = model.apply(variables, image, train=False)
+    return jnp.asarray(logits, jnp.float32)
 
-  def mirrored(variables, image):
+  def mirrored(variables: Any, image: jax.Array) -> jax.Array:
     # A loop, so that the network is compiled once and not for each mirroring.
     sets = flip_sets(image.ndim - 2)
     flips = jnp.array([[a in s for a in sets[-1]] for s in sets])
 
-    def add(total, flip):
+    def add(total: jax.Array, flip: jax.Array) -> tuple[jax.Array, None]:
       logits = logits_of(variables, _flip_where(image, flip))
       return total + _flip_where(logits, flip), None
 
@@ -38,7 +39,7 @@ def create_predict(
     total, _ = lax.scan(add, jnp.zeros(start.shape, start.dtype), flips)
     return total / len(sets)
 
-  def predict(variables, image):
+  def predict(variables: Any, image: jax.Array) -> jax.Array:
     image = image.astype(jnp.float32)
     logits = (mirrored if mirror else logits_of)(variables, image)
     if sigmoid:
@@ -57,7 +58,7 @@ def _flip_where(x: jax.Array, flip: jax.Array) -> jax.Array:
 
 def flip_sets(rank: int) -> list[tuple[int, ...]]:
   """Returns all sets of spatial axes of `[N, *S, C]`: 2 ** rank of them."""
-  sets = [()]
+  sets: list[tuple[int, ...]] = [()]
   for axis in range(1, rank + 1):
     sets += [(*axes, axis) for axes in sets]
   return sets

@@ -89,7 +89,7 @@ def start(run: Run, logits: jax.Array, buffer_bytes: int) -> Job:
   begin, end, finished = _finished(run)
   depth = _slab_depth(total.shape)
   inside = window(grid.origin[1:], grid.size[1:])
-  slabs = collections.deque()
+  slabs: collections.deque = collections.deque()
   for plane in range(begin, end, depth):
     # The last slab begins earlier, so that all have one shape.
     at = min(plane, len(total) - depth)
@@ -142,12 +142,14 @@ def _add_planes(
   grid = run.grid
   for place, tile in zip(run.places, logits[run.first :], strict=False):
     first, *rest = [w[i] for w, i in zip(grid.weights, place, strict=True)]
-    rest = functools.reduce(np.multiply.outer, rest, np.float32(1))[..., None]
+    across = functools.reduce(np.multiply.outer, rest, np.ones((), np.float32))[
+      ..., None
+    ]
     inside = window(corner(grid, place)[1:], grid.patch[1:])
     tile = tile.reshape(*grid.patch, -1)
     for plane, values, share in zip(planes, tile, first, strict=True):
       part = plane[inside]
-      part += values.astype(np.float32, copy=False) * (rest * share)
+      part += values.astype(np.float32, copy=False) * (across * share)
 
 
 def _move_on(planes: collections.deque, count: int, last: bool) -> None:
@@ -204,10 +206,11 @@ def _bucket(grid: Grid) -> list[int]:
   The tile's, times the same power of sqrt(2) along every axis, so that a few
   compiled programs serve all images.
   """
-  for power in itertools.count():
+  power, sizes = 0, list(grid.patch[1:])
+  while any(np.less(sizes, grid.padded[1:])):
+    power += 1
     sizes = [math.ceil(p * 2 ** (power / 2)) for p in grid.patch[1:]]
-    if all(np.greater_equal(sizes, grid.padded[1:])):
-      return sizes
+  return sizes
 
 
 @functools.partial(jax.jit, donate_argnames='total')
@@ -229,7 +232,7 @@ def _add(
       shape = [1] * values.ndim
       shape[axis] = -1
       values *= weight[i].reshape(shape)
-    at = (0, *(c[i] for c in corners), 0)
+    at: list[int | jax.Array] = [0, *(c[i] for c in corners), 0]
     old = lax.dynamic_slice(total, at, values.shape)
     return lax.dynamic_update_slice(total, old + values, at)
 

@@ -13,6 +13,8 @@ dropout draws from the random stream 'dropout'. Gradients are reverse-mode only
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
+from typing import Any
 
 from flax import linen as nn
 
@@ -20,10 +22,13 @@ from medseg_jax.models.encoder_decoder import EncoderDecoder
 from medseg_jax.models.unet import UNet
 
 Model = nn.Module  # what create_model returns, for those who annotate
-MODELS = {'unet': UNet, 'encoder_decoder': EncoderDecoder}
+MODELS: dict[str, type[UNet] | type[EncoderDecoder]] = {
+  'unet': UNet,
+  'encoder_decoder': EncoderDecoder,
+}
 
 
-def create_model(name: str, num_classes: int, **fields) -> nn.Module:
+def create_model(name: str, num_classes: int, **fields: Any) -> nn.Module:
   """Returns the network `name` with `num_classes` outputs a voxel.
 
   Args:
@@ -48,7 +53,7 @@ def create_model(name: str, num_classes: int, **fields) -> nn.Module:
   return model_cls(num_classes=num_classes, **fields)
 
 
-def _suggest(word: str, known) -> str:
+def _suggest(word: str, known: Iterable[str]) -> str:
   """Returns '`word`; did you mean ...? Known: ...'."""
   close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.0)
   return (

@@ -6,7 +6,7 @@ a tuple with one number for each spatial axis.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ DTYPES = ('float32', 'bfloat16')
 
 UP_METHODS = ('transpose', *resampling.UPSAMPLE)
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'relu': jax.nn.relu,
   'leaky_relu': functools.partial(
     jax.nn.leaky_relu, negative_slope=LEAKY_SLOPE
@@ -47,12 +47,12 @@ def check_divisible(size: Sequence[int], divisor: Sequence[int]) -> None:
   )
 
 
-def dtype_name(dtype) -> str:
+def dtype_name(dtype: jax.typing.DTypeLike) -> str:
   """Returns 'float32' or 'bfloat16' for that name or type, else ValueError."""
   try:
     name = jnp.dtype(dtype).name
   except TypeError:
-    name = None
+    name = ''
   if name not in DTYPES:
     raise ValueError(
       f'dtype={dtype!r} is not allowed: one of {", ".join(DTYPES)}'
@@ -60,7 +60,9 @@ def dtype_name(dtype) -> str:
   return name
 
 
-def he_normal(activation: str, num_kernel_axes: int = 0):
+def he_normal(
+  activation: str, num_kernel_axes: int = 0
+) -> jax.nn.initializers.Initializer:
   """Returns He's initialiser for weights before `activation`.
 
   He et al., Delving deep into rectifiers, 2015, equations 10 and 15.
@@ -150,12 +152,14 @@ class Stage(nn.Module):
       )(x)
     return x
 
-  def _norm(self, x, train, name, starts_at_zero=False):
+  def _norm(
+    self, x: jax.Array, train: bool, name: str, starts_at_zero: bool = False
+  ) -> jax.Array:
     make = norms.NORMS[self.norm]
     init = initializers.zeros if starts_at_zero else initializers.ones
     return make(self.features, train, self.dtype, name, init)(x)
 
-  def _project(self, x, train):
+  def _project(self, x: jax.Array, train: bool) -> jax.Array:
     """Returns `x` on the grid and with the channels of the first block."""
     x = resampling.mean_pool(x, self.stride)
     if x.shape[-1] == self.features:

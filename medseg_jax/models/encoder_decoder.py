@@ -30,7 +30,7 @@ class EncoderDecoder(nn.Module):
   dtype: str = 'float32'
   convolutions: str = convolution.XLA
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     self.dtype = blocks.dtype_name(self.dtype)
     super().__post_init__()
 

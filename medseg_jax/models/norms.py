@@ -42,7 +42,13 @@ def standardize(
   return _standardize(x, scale, bias, axes, num_groups)[0]
 
 
-def _standardize(x, scale, bias, axes, num_groups):
+def _standardize(
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  axes: tuple[int, ...],
+  num_groups: int,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
   wide = x.astype(jnp.float32)
   group_mean = functools.partial(_group_mean, axes=axes, num_groups=num_groups)
   mean = group_mean(wide)
@@ -52,7 +58,12 @@ def _standardize(x, scale, bias, axes, num_groups):
   return (y.astype(x.dtype), mean, variance), (x, scale, mean, factor)
 
 
-def _standardize_backward(axes, num_groups, saved, cotangents):
+def _standardize_backward(
+  axes: tuple[int, ...],
+  num_groups: int,
+  saved: tuple[jax.Array, ...],
+  cotangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   x, scale, mean, factor = saved
   cotangent = cotangents[0].astype(jnp.float32)
   wide = x.astype(jnp.float32)
@@ -79,7 +90,9 @@ def _standardize_backward(axes, num_groups, saved, cotangents):
 standardize.defvjp(_standardize, _standardize_backward)
 
 
-def _group_mean(values, axes, num_groups):
+def _group_mean(
+  values: jax.Array, axes: tuple[int, ...], num_groups: int
+) -> jax.Array:
   """Returns the means over `axes` and over each group of channels, spread out.
 
   Taken for each channel and then merged: reducing over a split channel axis is
@@ -162,22 +175,28 @@ class GroupNorm(nn.Module):
     )[0]
 
 
-def _batch_norm(channels, train, dtype, name, scale_init):
+def _batch_norm(
+  channels: int, train: bool, dtype: str, name: str, scale_init: Callable
+) -> BatchNorm:
   del channels
   return BatchNorm(train, dtype, scale_init, name=name)
 
 
-def _instance_norm(channels, train, dtype, name, scale_init):
+def _instance_norm(
+  channels: int, train: bool, dtype: str, name: str, scale_init: Callable
+) -> GroupNorm:
   del train
   return GroupNorm(channels, dtype, scale_init, name=name)
 
 
-def _group_norm(channels, train, dtype, name, scale_init):
+def _group_norm(
+  channels: int, train: bool, dtype: str, name: str, scale_init: Callable
+) -> GroupNorm:
   del train
   return GroupNorm(math.gcd(channels, MAX_GROUPS), dtype, scale_init, name=name)
 
 
-NORMS = {
+NORMS: dict[str, Callable[..., nn.Module]] = {
   'batch': _batch_norm,
   'instance': _instance_norm,
   'group': _group_norm,

@@ -38,7 +38,7 @@ def mean_pool(x: jax.Array, stride: Sequence[int]) -> jax.Array:
   return _cells(x, stride).mean(range(2, 2 * len(stride) + 1, 2))
 
 
-def _cells(x, factors):
+def _cells(x: jax.Array, factors: Sequence[int]) -> jax.Array:
   """Returns `x` with each spatial axis split in two, `(n / factor, factor)`."""
   shape = [x.shape[0]]
   for n, factor in zip(x.shape[1:-1], factors, strict=True):

@@ -7,6 +7,7 @@ residual encoder 2024), whose networks these fields can express.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,7 @@ class UNet(nn.Module):
   dtype: str = 'float32'
   convolutions: str = convolution.XLA
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     # Lists, as JSON has them, would make the module unhashable.
     for field in _PER_STAGE:
       setattr(self, field, _to_tuple(getattr(self, field)))
@@ -115,7 +116,7 @@ class UNet(nn.Module):
     self._check()
     super().__post_init__()
 
-  def _check(self):
+  def _check(self) -> None:
     for field, choices in _CHOICES.items():
       if getattr(self, field) not in choices:
         raise ValueError(
@@ -170,10 +171,10 @@ class UNet(nn.Module):
   def _resolutions(self, rank: int) -> list[_Resolution]:
     """Returns the stages' make-up, finest first, for `rank` spatial axes."""
 
-    def per_stage(value):
+    def per_stage(value: Any) -> tuple[Any, ...]:
       return value if isinstance(value, tuple) else (value,) * self.depth
 
-    def per_axis(entry, field):
+    def per_axis(entry: int | tuple[int, ...], field: str) -> tuple[int, ...]:
       entry = entry if isinstance(entry, tuple) else (entry,) * rank
       if len(entry) != rank:
         raise ValueError(
@@ -225,16 +226,14 @@ class UNet(nn.Module):
       else (blocks.Stage)
     )
 
-    def stage(resolution, name, **fields):
-      fields = (
-        dict(
-          num_convs=resolution.num_convs,
-          num_blocks=int(self.residual),
-          stride=ones,
-          dropout=self.dropout,
-        )
-        | fields
-      )
+    def stage(resolution: _Resolution, name: str, **fields: Any) -> nn.Module:
+      settings: dict[str, Any] = {
+        'num_convs': resolution.num_convs,
+        'num_blocks': int(self.residual),
+        'stride': ones,
+        'dropout': self.dropout,
+        **fields,
+      }
       return make(
         resolution.features,
         kernel=resolution.kernel,
@@ -243,7 +242,7 @@ class UNet(nn.Module):
         dtype=self.dtype,
         convolutions=self.convolutions,
         name=name,
-        **fields,
+        **settings,
       )
 
     def head(x: jax.Array, i: int) -> jax.Array:
@@ -297,11 +296,11 @@ class UNet(nn.Module):
     return logits[-1]
 
 
-def _to_tuple(value):
+def _to_tuple(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return tuple(map(_to_tuple, value))
   return value
 
 
-def _is_positive_int(value):
+def _is_positive_int(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool) and value > 0

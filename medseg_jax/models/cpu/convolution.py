@@ -24,6 +24,8 @@ from medseg_jax.models import resampling
 from medseg_jax.models.cpu import onednn, winograd
 
 Padding = tuple[tuple[int, int], ...]
+# The gradient so far, and the memory of each block that is under way.
+Carry = tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]
 
 # Of a block with all that its taps see: 2 to 8 MB are alike, less is slower.
 _BLOCK_BYTES = 2**22
@@ -247,7 +249,8 @@ def _all_products(
   do the voxels of the cotangent that see it along the first axis: that way 12
   copies serve the 27 taps of a volume. The sum over the block is one product.
   """
-  *taps, channels, features = shape
+  *leading, channels, features = shape
+  taps = tuple(leading)
   if math.prod((*taps, *strides)) == 1:
     return onednn.matmul(
       x.reshape(-1, channels), cotangent.reshape(-1, features)
@@ -272,7 +275,9 @@ def _all_products(
   seen = [span + k - 1 for span, k in zip(spans, taps, strict=True)]
   over = (block[0], block[1] + len(shifts) - 1, *block[2:])
 
-  def product(i, buffers):
+  def product(
+    i: jax.Array, buffers: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     start = [
       n * b for n, b in zip(jnp.unravel_index(i, blocks), block, strict=True)
     ]
@@ -302,7 +307,7 @@ def _all_products(
   count = math.prod(blocks)
   at_once = 2 if count % 2 == 0 else 1
 
-  def add_blocks(i, carry):
+  def add_blocks(i: jax.Array, carry: Carry) -> Carry:
     gradient, buffers = carry
     results = [product(at_once * i + j, pair) for j, pair in enumerate(buffers)]
     gradient += sum(found for found, _ in results)

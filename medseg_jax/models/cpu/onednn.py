@@ -32,11 +32,11 @@ def usable() -> bool:
   a program XLA takes these calls for others, and reads beyond their end. A
   `jax_persistent_cache_min_compile_time_secs` of infinity keeps nothing.
   """
-  config = jax.config
+  config = jax.config.values
   is_kept = (
-    config.jax_enable_compilation_cache
-    and config.jax_compilation_cache_dir is not None
-    and math.isfinite(config.jax_persistent_cache_min_compile_time_secs)
+    config['jax_enable_compilation_cache']
+    and config['jax_compilation_cache_dir'] is not None
+    and math.isfinite(config['jax_persistent_cache_min_compile_time_secs'])
   )
   return not is_kept and not why_not()
 

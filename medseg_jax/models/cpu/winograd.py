@@ -29,7 +29,7 @@ ROWS, TAPS, SUMS = 4, 3, 6  # SUMS = ROWS + TAPS - 1
 _POINTS = (0, 0.75, -0.75, 1.5, -1.5)
 
 
-def _matrices():
+def _matrices() -> tuple[np.ndarray, np.ndarray]:
   """Returns the factors `[6, 6]` of rows of the image, and a scale `[6]`.
 
   Multiplying polynomials is a convolution. Of degree five, the product follows
@@ -47,7 +47,7 @@ def _matrices():
   return image, scale
 
 
-def _values(count):
+def _values(count: int) -> np.ndarray:
   """Returns `[6, count]`: the points' powers, and of infinity the last one."""
   values = np.vander(np.append(_POINTS, 0), count, increasing=True)
   values[-1] = np.arange(count) == count - 1
@@ -127,7 +127,7 @@ def join_kernel(parts: jax.Array) -> jax.Array:
   return jnp.stack([_sum(values, parts) for values in _values(TAPS).T])
 
 
-def _every_fourth(x, first, count):
+def _every_fourth(x: jax.Array, first: int, count: int) -> jax.Array:
   """Returns rows first, first + 4, ...: `count` of them, 0 where is none."""
   batch, rows, *rest = x.shape
   shift, phase = divmod(first, ROWS)
@@ -141,7 +141,9 @@ def _every_fourth(x, first, count):
   )
 
 
-def _sum(factors, arrays):
+def _sum(
+  factors: Sequence[float], arrays: Sequence[jax.Array] | jax.Array
+) -> jax.Array:
   """Returns the weighted sum of `arrays`, without those of weight 0."""
   terms = [
     array if factor == 1 else array * np.float32(factor)
