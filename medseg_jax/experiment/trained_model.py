@@ -227,6 +227,8 @@ def compile_predict(
     variables: arrays, or their shapes and layouts.
   """
   predict = predict_fn_of(config, model)
+  if jax.config.jax_disable_jit:  # for debugging, as training does
+    return predict
   layout = sharding.examples(mesh)
   shape = (_tiles_at_once(config, mesh), *build.tile_size(config))
   tiles = jax.ShapeDtypeStruct((*shape, config.data.channels), jnp.float32)
