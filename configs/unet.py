@@ -166,7 +166,7 @@ def get_config() -> ConfigDict:
   config.inference.mirror = False  # average over mirrorings of every axis
   config.inference.probabilities = False  # write those, too (volumes)
 
-  # Of volumes, also mm and ml; see medseg_jax/report.py.
+  # Of volumes, also mm and ml; see medseg_jax/report/summary.py.
   config.evaluation = ConfigDict()
   config.evaluation.surface_tolerance = 1.0  # mm, of surface Dice
   config.evaluation.lesions = False  # count components found and missed
