@@ -29,6 +29,7 @@ from medseg_jax.runtime.metric_writer import MetricWriter
 from medseg_jax.runtime.progress import Progress
 from medseg_jax.runtime.stop_signal import stop_on_signal
 from medseg_jax.state import TrainState, abstract_state, create_state
+from medseg_jax.step import TrainStep
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
@@ -46,7 +47,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   model = build.model_of(config, mesh)
   build.check_shapes(config, sources['train'], mesh)
   tx, schedule = build.optimizer_of(config)
-  train_step = build.train_step_of(config, model, tx, schedule)
+  train_step: TrainStep = build.train_step_of(config, model, tx, schedule)
   arguments = build.state_arguments(config, model, tx, mesh)
   with contextlib.closing(
     Checkpoints(
