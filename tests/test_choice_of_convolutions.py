@@ -143,10 +143,10 @@ from medseg_jax import train
 from medseg_jax.models.cpu import onednn
 if sys.argv[2] == 'xla':
   onednn.why_not = lambda: 'for comparison'
-config = shrink(load('unet'), size=32, num_steps=120)
-config.model.features = 8
+config = shrink(load('unet'), size=32, num_steps=100)
 config.data.phantom.num_train = 40
-config.log_every = 120
+config.data.phantom.num_test = 4
+config.log_every = 100
 config.eval_every = 0
 summary = train.run(config, pathlib.Path(sys.argv[1]))
 print(json.dumps(summary['mean']['dice']))

@@ -22,7 +22,8 @@ def wherever_possible(shape, kernel, stride, rows):
   return kernel[0] == 3 and stride == 1
 
 
-@pytest.mark.parametrize('rows', range(1, 11))
+# Every number of rows beyond whole cells of four, with no, one and two cells.
+@pytest.mark.parametrize('rows', [1, 4, 6, 7, 9])
 @pytest.mark.parametrize(
   'rank, padding',
   [

@@ -54,7 +54,8 @@ def test_evaluate_predict_and_benchmark(tmp_path):
   Image.new('L', (20, 30)).save(tmp_path / 'in' / 'scan.png')
   output = run(f"""
 import pathlib
-from medseg_jax import (benchmark, evaluate, predict)
+from medseg_jax import benchmark, evaluate, predict
+from medseg_jax.experiment import config_files
 benchmark.MIN_SECONDS = 0.1
 workdir = pathlib.Path({str(workdir)!r})
 folder = pathlib.Path({str(tmp_path)!r})
