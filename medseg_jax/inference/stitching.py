@@ -55,7 +55,7 @@ class Job(NamedTuple):
 
   run: Run
   logits: jax.Array | None
-  slabs: collections.deque
+  slabs: collections.deque[tuple[jax.Array, tuple[slice, ...]]]
 
 
 def free_bytes() -> int:
@@ -89,7 +89,9 @@ def start(run: Run, logits: jax.Array, buffer_bytes: int) -> Job:
   begin, end, finished = _finished(run)
   depth = _slab_depth(total.shape)
   inside = window(grid.origin[1:], grid.size[1:])
-  slabs: collections.deque = collections.deque()
+  slabs: collections.deque[tuple[jax.Array, tuple[slice, ...]]] = (
+    collections.deque()
+  )
   for plane in range(begin, end, depth):
     # The last slab begins earlier, so that all have one shape.
     at = min(plane, len(total) - depth)
@@ -107,6 +109,7 @@ def read(job: Job) -> Iterator[Slab]:
   """Yields the slabs that the job finished."""
   if job.logits is not None:
     yield from _add_on_host(job.run, np.asarray(job.logits))
+  slab: np.ndarray | jax.Array
   while job.slabs:
     slab, inside = job.slabs.popleft()
     traced = isinstance(slab, jax.core.Tracer)
@@ -137,7 +140,7 @@ def _add_on_host(run: Run, logits: np.ndarray) -> Iterator[Slab]:
 
 
 def _add_planes(
-  run: Run, logits: np.ndarray, planes: collections.deque
+  run: Run, logits: np.ndarray, planes: collections.deque[np.ndarray]
 ) -> None:
   grid = run.grid
   for place, tile in zip(run.places, logits[run.first :], strict=False):
@@ -152,7 +155,9 @@ def _add_planes(
       part += values.astype(np.float32, copy=False) * (across * share)
 
 
-def _move_on(planes: collections.deque, count: int, last: bool) -> None:
+def _move_on(
+  planes: collections.deque[np.ndarray], count: int, last: bool
+) -> None:
   """Takes the first planes away; empty they come back behind the others."""
   for _ in range(count):
     plane = planes.popleft()
@@ -189,7 +194,7 @@ def _slab_depth(shape: Sequence[int]) -> int:
 
 def _new_total(
   grid: Grid, logits: jax.Array, buffer_bytes: int
-) -> jax.Array | collections.deque:
+) -> jax.Array | collections.deque[np.ndarray]:
   num_classes = logits.shape[-1]
   if isinstance(logits, jax.core.Tracer):
     return jnp.zeros((grid.patch[0], *grid.padded[1:], num_classes))

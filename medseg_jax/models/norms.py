@@ -120,7 +120,7 @@ class BatchNorm(nn.Module):
 
   train: bool
   dtype: str = 'float32'
-  scale_init: Callable = initializers.ones
+  scale_init: initializers.Initializer = initializers.ones
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -157,7 +157,7 @@ class GroupNorm(nn.Module):
 
   num_groups: int
   dtype: str = 'float32'
-  scale_init: Callable = initializers.ones
+  scale_init: initializers.Initializer = initializers.ones
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -176,21 +176,33 @@ class GroupNorm(nn.Module):
 
 
 def _batch_norm(
-  channels: int, train: bool, dtype: str, name: str, scale_init: Callable
+  channels: int,
+  train: bool,
+  dtype: str,
+  name: str,
+  scale_init: initializers.Initializer,
 ) -> BatchNorm:
   del channels
   return BatchNorm(train, dtype, scale_init, name=name)
 
 
 def _instance_norm(
-  channels: int, train: bool, dtype: str, name: str, scale_init: Callable
+  channels: int,
+  train: bool,
+  dtype: str,
+  name: str,
+  scale_init: initializers.Initializer,
 ) -> GroupNorm:
   del train
   return GroupNorm(channels, dtype, scale_init, name=name)
 
 
 def _group_norm(
-  channels: int, train: bool, dtype: str, name: str, scale_init: Callable
+  channels: int,
+  train: bool,
+  dtype: str,
+  name: str,
+  scale_init: initializers.Initializer,
 ) -> GroupNorm:
   del train
   return GroupNorm(math.gcd(channels, MAX_GROUPS), dtype, scale_init, name=name)
