@@ -48,6 +48,6 @@ setup(
     'cuda': ['jax[cuda]'],
     'tpu': ['jax[tpu]'],
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
-    'test': ['pytest'],
+    'test': ['pytest', 'pytest-xdist'],
   },
 )
