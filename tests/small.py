@@ -5,8 +5,9 @@ import importlib
 import sys
 
 import jax.numpy as jnp
-from conftest import ROOT
+from conftest import ROOT, write_volumes
 
+from medseg_jax import train
 from medseg_jax.experiment import build
 from medseg_jax.step import TrainStep
 
@@ -41,6 +42,13 @@ def shrink(config, *, size=16, num_steps=4, path=None):
   config.eval_every = 2
   config.checkpoint_every = 2
   return config
+
+
+def train_on_balls(folder):
+  """Returns the workdir of a run on ten volumes, `folder/Balls`."""
+  root = write_volumes(folder / 'Balls', 10)
+  train.run(shrink(load('auto_cpu'), path=root), folder / 'run')
+  return folder / 'run'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, write_volumes
-from small import load, shrink
+from conftest import ROOT
+from small import train_on_balls
 
-from medseg_jax import export, train
+from medseg_jax import export
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.preprocess import preprocess
@@ -40,11 +40,7 @@ np.save(sys.argv[3], logits)
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   """Returns the workdir of a run on volumes."""
-  folder = tmp_path_factory.mktemp('volumes')
-  write_volumes(folder / 'Balls', 10)
-  config = shrink(load('auto_cpu'), path=folder / 'Balls')
-  train.run(config, folder / 'run')
-  return folder / 'run'
+  return train_on_balls(tmp_path_factory.mktemp('volumes'))
 
 
 @pytest.fixture(scope='module')

@@ -11,10 +11,10 @@ import nibabel
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import ROOT, write_volumes
+from conftest import ROOT
 from flax import traverse_util
 from PIL import Image
-from small import load, shrink
+from small import load, shrink, train_on_balls
 
 import medseg_jax
 from medseg_jax import evaluate, export, predict, train
@@ -34,11 +34,7 @@ def phantom_run(tmp_path_factory):
 @pytest.fixture(scope='module')
 def volume_run(tmp_path_factory):
   """Returns the workdir of a run on volumes, with averaged weights."""
-  folder = tmp_path_factory.mktemp('volumes')
-  write_volumes(folder / 'Balls', 10)
-  config = shrink(load('auto_cpu'), path=folder / 'Balls')
-  train.run(config, folder / 'run')
-  return folder / 'run'
+  return train_on_balls(tmp_path_factory.mktemp('volumes'))
 
 
 def description_of(workdir):
