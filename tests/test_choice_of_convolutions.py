@@ -14,7 +14,7 @@ from conftest import ROOT
 from model_cases import image_of, one_cpu, random_variables
 
 from medseg_jax.experiment import build
-from medseg_jax.models import cpu, create_model
+from medseg_jax.models import convolution, cpu, create_model
 from medseg_jax.models.cpu import onednn
 from medseg_jax.runtime import process
 from medseg_jax.runtime.sharding import create_mesh
@@ -119,6 +119,22 @@ def test_the_choice_follows_the_mesh_and_tells_why(monkeypatch):
   )
   several = build.describe_network(config, create_mesh())
   assert several.endswith('XLA (several devices share them)')
+
+
+@pytest.mark.parametrize(
+  'settings', [{'kernel_dilation': (2, 1)}, {'feature_group_count': 2}]
+)
+def test_what_onednn_is_not_asked_for_is_xlas_own(settings):
+  x = image_of(1, 8, 8, 2)
+  results = []
+  for convolutions in convolution.CONVOLUTIONS:
+    module = convolution.conv(
+      4, (3, 3), (1, 1), convolutions=convolutions, **settings
+    )
+    weights = random_variables(module, x)
+    assert '__onednn' not in text_for('cpu', module.apply, weights, x)
+    results.append(module.apply(weights, x))
+  np.testing.assert_array_equal(*results)
 
 
 def test_an_unknown_choice_is_refused():

@@ -15,16 +15,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 
 class Confusion(NamedTuple):
-  """Voxel counts [B, C], int32, so exact up to 2^31 voxels."""
+  """Voxel counts [B, C], int32, so exact up to 2^31 voxels.
 
-  tp: jax.Array
-  fp: jax.Array
-  fn: jax.Array
-  tn: jax.Array
+  NumPy's int64 of any size serve as well.
+  """
+
+  tp: jax.Array | np.ndarray
+  fp: jax.Array | np.ndarray
+  fn: jax.Array | np.ndarray
+  tn: jax.Array | np.ndarray
 
 
 def confusion(

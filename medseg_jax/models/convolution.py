@@ -100,7 +100,9 @@ def _by_onednn(
   **settings: Any,
 ) -> jax.Array:
   """Returns what `lax.conv_general_dilated` does, which Flax calls so."""
-  if not _may_call_onednn():
+  dilations = (*settings['lhs_dilation'], *settings['rhs_dilation'])
+  plain = set(dilations) == {1} and settings['feature_group_count'] == 1
+  if not plain or not _may_call_onednn():
     return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
   return on_cpu.convolve(
     x, kernel, tuple(strides), tuple((low, high) for low, high in padding)

@@ -45,7 +45,7 @@ class EncoderDecoder(nn.Module):
     rank = image.ndim - 2
     blocks.check_divisible(image.shape[1:-1], self.divisor(rank))
 
-    def conv(features: int, dtype: str | jnp.dtype, name: str) -> nn.Conv:
+    def conv(features: int, dtype: jax.typing.DTypeLike, name: str) -> nn.Conv:
       return convolution.conv(
         features,
         (3,) * rank,
