@@ -1,8 +1,9 @@
 """Convolutions of images `[B, *S, C]` of any rank, and who computes them.
 
 'xla' is the compiler's own, on every platform. With 'onednn' the program for
-one CPU calls a library that is several times as fast there (`cpu/`); programs
-for other platforms and for several devices have XLA's own all the same.
+one CPU calls a library that is faster there (`cpu/convolution.py` says by how
+much); programs for other platforms and for several devices have XLA's own all
+the same.
 """
 
 from collections.abc import Sequence

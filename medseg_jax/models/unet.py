@@ -82,9 +82,9 @@ class UNet(nn.Module):
       GPU and TPU; XLA on CPU undoes it.
     dtype: of the computation, 'float32' or 'bfloat16'; parameters, statistics
       and logits are float32.
-    convolutions: who computes them: 'xla', or 'onednn', which is several times
-      as fast in programs for one CPU, takes reverse-mode gradients only, and
-      is 'xla' elsewhere. See `models.cpu.choose`.
+    convolutions: who computes them: 'xla', or 'onednn', which is faster in
+      programs for one CPU, takes reverse-mode gradients only, and is 'xla'
+      elsewhere. See `models.cpu.choose`.
   """
 
   num_classes: int
