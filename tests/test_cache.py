@@ -1,5 +1,6 @@
 """The cache gives back what went in, goes on where it was, notices change."""
 
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -170,8 +171,24 @@ def test_any_name_can_be_a_case(tmp_path):
   assert len(folders(tmp_path)) == len(names)
 
 
-def test_a_run_that_is_interrupted_goes_on_where_it_was(tmp_path):
-  data = source()
+def test_a_run_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
+  cancelled = threading.Event()
+  shutdown = concurrent.futures.ThreadPoolExecutor.shutdown
+
+  def cancel(pool, wait=True, *, cancel_futures=False):
+    shutdown(pool, wait=False, cancel_futures=cancel_futures)
+    cancelled.set()  # however slow this thread is, the third case waited
+    shutdown(pool, wait=wait)
+
+  monkeypatch.setattr(concurrent.futures.ThreadPoolExecutor, 'shutdown', cancel)
+
+  class Waiting(Fixed):
+    def __getitem__(self, index):
+      assert index == 0 or cancelled.wait(timeout=60)
+      return super().__getitem__(index)
+
+  given = source()
+  data = Waiting(given.cases, given.read)
 
   def stop():
     raise KeyboardInterrupt
