@@ -4,11 +4,26 @@ import pathlib
 import re
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
   r"__version__ = '(.+)'", (ROOT / 'medseg_jax' / '__init__.py').read_text()
 )[1]
+
+
+class BuildWithDefaults(build_py):
+  """Adds the default config to a package that is built without configs/.
+
+  Models of older versions take from it the keys that they lack.
+  """
+
+  def run(self):
+    super().run()
+    if not self.editable_mode:
+      target = pathlib.Path(self.build_lib, 'medseg_jax', 'default_config.py')
+      self.copy_file(str(ROOT / 'configs' / 'unet.py'), str(target))
+
 
 setup(
   name='medseg_jax',
@@ -19,6 +34,7 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['medseg_jax', 'medseg_jax.*']),
+  cmdclass={'build_py': BuildWithDefaults},
   package_data={'medseg_jax': ['py.typed']},
   install_requires=[
     'absl-py',

@@ -92,16 +92,18 @@ def get_config() -> ConfigDict:
   config.data.fold = _any(0)  # or 'all': everything trains
   config.data.num_folds = 5
   config.data.fold_order = 'shuffled'  # or 'block', for neighbouring slices
+  # What no split may part, all slices of a patient, say: a regular expression
+  # on a case's name whose (group) names it, or a CSV file `case,group`.
+  config.data.group = ''
   config.data.cache_dir = ''  # '' for the user's cache folder
   # The data set in device memory: 'auto' (where it fits), 'on', 'off'.
   config.data.device_cache = 'auto'
   # Share of each batch that is centred on a foreground voxel.
   config.data.foreground_share = 0.0
-  # The next seven are filled in from the data set and its plan: a hash of the
-  # names held out, (name, classes) of overlapping regions and the order in
-  # which they are written, the order of the axes, whether to cut off empty
-  # margins, the spacing in mm, and (scheme, low, high, mean, std) of channels.
-  config.data.held_out = ''
+  # The next six are filled in from the data set and its plan: (name, classes)
+  # of overlapping regions and the order in which they are written, the order of
+  # the axes, whether to cut off empty margins, the spacing in mm, and (scheme,
+  # low, high, mean, std) of channels.
   config.data.regions = ()
   config.data.region_order = ()
   config.data.axes = ()

@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   with the data, and in its parts; prediction on whole held-out images. Medians.
   What a backend cannot tell, or what needs a missing TensorFlow, is None.
   """
-  config, sources = opening.open_run(config, workdir)
+  config, sources, _ = opening.open_run(config, workdir)
   mesh = build.mesh_of(config)
   model = build.model_of(config, mesh)
   print(build.describe_network(config, mesh), flush=True)

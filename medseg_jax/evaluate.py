@@ -10,12 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Case, Source
-from medseg_jax.experiment import build, sources, trained_model
+from medseg_jax.experiment import build, scored_cases, trained_model
 from medseg_jax.inference.cases import predict_cases
 from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report
 from medseg_jax.report.panels import panel, save_png
-from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.progress import Progress
 
 
@@ -36,50 +35,25 @@ def run(
     checkpoint: 'best' or 'latest'; '' for the model that training ended with.
     model: a model folder or its zip, in place of the workdir's.
   """
-  by_split = sources.open_sources(config, workdir)
-  split = split or held_out(by_split)
-  if split not in by_split:
-    raise InputError(
-      f'--split is {split!r}; the data has ' + ', '.join(by_split)
-    )
-  trained_without = config.data.get('held_out', '')
-  if split == 'val' and trained_without not in (
-    '',
-    sources.held_out_key(by_split),
-  ):
-    raise InputError(
-      f'config.data.fold {config.data.fold} with {workdir}/splits.json holds '
-      'out other cases than this model was trained without; put splits.json '
-      'and data.fold back, or train in another --workdir'
-    )
+  cases = scored_cases.choose(config, workdir, split=split, model=model)
   print(build.describe_network(config, build.mesh_of(config)), flush=True)
   trained = trained_model.load_predictor(
     config, workdir, model=model, checkpoint=checkpoint
   )
-  if split == 'val' and trained.which == 'best':
+  if cases.split == 'val' and cases.own and trained.which == 'best':
     print(
       'note      the best weights were chosen on this split: its numbers '
       'are too good for new images'
     )
   return report_split(
     trained.predict_fn,
-    by_split[split],
+    cases.source,
     config=config,
     workdir=workdir,
-    split=split,
+    split=cases.split,
+    folder=cases.folder,
     step=trained.step,
     checkpoint=trained.which,
-  )
-
-
-def held_out(by_split: dict[str, Source]) -> str:
-  """Returns the split that the results are about: test, else val."""
-  for split in ('test', 'val'):
-    if split in by_split:
-      return split
-  raise InputError(
-    'no split is held out (config.data.fold is all and there is no test '
-    'split); name one with --split or set config.data.fold'
   )
 
 
@@ -92,8 +66,21 @@ def report_split(
   split: str,
   step: int,
   checkpoint: str,
+  folder: str = '',
 ) -> dict:
-  """Evaluates, writes summary, cases and panels, prints the table."""
+  """Evaluates, writes summary, cases and panels, prints the table.
+
+  Args:
+    predict_fn: see `evaluate_cases`.
+    source: the cases.
+    config: resolved.
+    workdir: for the results, in `evaluation/` and `panels/`.
+    split: what the cases are, for the summary.
+    step: number of updates that made the weights.
+    checkpoint: 'best' or 'latest', which weights.
+    folder: names the results; '' for the split's name.
+  """
+  folder = folder or split
   mesh = build.mesh_of(config)
   settings = trained_model.prediction_settings(config, mesh)
   with Progress(len(source), unit='case', desc=f'evaluate {split}') as progress:
@@ -105,17 +92,18 @@ def report_split(
     )
   summary = summarize(records, config, split=split, step=step)
   summary['checkpoint'] = checkpoint
-  folder = workdir / 'evaluation' / split
-  report.write_report(folder, summary, records)
+  summary['data'] = {'source': config.data.source, 'path': config.data.path}
+  place = workdir / 'evaluation' / folder
+  report.write_report(place, summary, records)
   chosen = report.rank_cases(records)
   names = ('best', 'median', 'worst') if len(chosen) == 3 else ('best', 'worst')
   pictures = panels(predict_fn, source, chosen, records, **settings)
-  paths = [workdir / 'panels' / f'{split}_{name}.png' for name in names]
+  paths = [workdir / 'panels' / f'{folder}_{name}.png' for name in names]
   for path, picture in zip(paths, pictures, strict=False):
     save_png(path, picture)
-  print(f'\n{split}: {len(records)} cases, {checkpoint} weights, step {step}')
+  print(f'\n{folder}: {len(records)} cases, {checkpoint} weights, step {step}')
   print(report.table(summary))
-  print(f'report    {folder}/summary.json, {folder}/cases.csv')
+  print(f'report    {place}/summary.json, {place}/cases.csv')
   print('pictures  ' + ', '.join(map(str, paths[: len(chosen)])), flush=True)
   return summary
 

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medseg_jax import planner
-from medseg_jax.experiment import sources, volume_plan
+from medseg_jax.experiment import opening, sources, volume_plan
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import write_atomically
 
@@ -24,7 +24,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
       f'config.data.source is {config.data.source!r}; --mode=plan is for '
       "'volumes', the other sources need no plan"
     )
-  opened = sources.open_volumes(config, strict=False)
+  config.data.path = opening.absolute(config.data)
+  opened = sources.open_all(config, strict=False)
   plan = volume_plan.make(config, opened)
   path = workdir / 'plan.json'
   if path.exists():

@@ -21,7 +21,7 @@ from medseg_jax.runtime.progress import Progress
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Prepares the data of `config` and says what was found and where it lies."""
-  config, sources = opening.open_run(config, workdir)
+  config, sources, _ = opening.open_run(config, workdir)
   print(describe(config, sources), flush=True)
   print(f'cache     {prepare(config, sources).folder}', flush=True)
 

@@ -15,7 +15,13 @@ from medseg_jax import evaluate
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
 from medseg_jax.data.sampling import choose_patches
-from medseg_jax.experiment import build, config_files, opening, trained_model
+from medseg_jax.experiment import (
+  build,
+  config_files,
+  held_out,
+  opening,
+  trained_model,
+)
 from medseg_jax.experiment.compiled_steps import (
   SECONDS_A_CALL,
   CompiledSteps,
@@ -42,7 +48,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     InputError: the config or the data make no sense, or a loss was not finite.
     Stopped: SIGTERM or Ctrl-C, after saving.
   """
-  config, sources = opening.open_run(config, workdir)
+  config, sources, digests = opening.open_run(config, workdir)
   mesh = build.mesh_of(config)
   model = build.model_of(config, mesh)
   build.check_shapes(config, sources['train'], mesh)
@@ -55,8 +61,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     )
   ) as checkpoints:
     resuming = checkpoints.step(LATEST) is not None
+    seen = held_out.read(workdir) if resuming else None
     if resuming:
       config_files.check_same_meaning(config, workdir)
+      if seen is None:
+        print(
+          f'warning   {workdir} has no {held_out.FILE}: whether its weights '
+          'have seen the cases held out now cannot be told'
+        )
+      else:
+        held_out.check_resuming(seen, digests, workdir)
     print(describe(config, sources), flush=True)
     cache = prepare(config, sources)
     if not resuming:
@@ -65,6 +79,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       state = checkpoints.restore(LATEST, abstract_state(**arguments))
       print(f'going on from step {int(state.step)} of {workdir}', flush=True)
     config_files.write_config(config, workdir)
+    record = held_out.record_of(config, digests, seen)
+    held_out.write(record, workdir)
     predict_fn = None
     if sources.keys() & {'val', 'test'}:
       predict_fn = trained_model.compile_predict(
@@ -99,7 +115,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   if predict_fn is None:
     print('no split is held out, so nothing is evaluated')
   else:
-    split = evaluate.held_out(sources)
+    split = 'test' if 'test' in sources else 'val'
     summary = evaluate.report_split(
       functools.partial(predict_fn, variables),
       sources[split],
@@ -114,6 +130,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     variables,
     config=config,
     sources=sources,
+    record=record,
     step=step,
     checkpoint=which,
     scores=summary or None,

@@ -33,7 +33,7 @@ def readings(monkeypatch):
 def prepared(root, workdir):
   config = shrink(load('auto_cpu'), path=root)
   config.data.cache_dir = str(workdir / 'cache')
-  config, sources = opening.open_run(config, workdir)
+  config, sources, _ = opening.open_run(config, workdir)
   return prepare.prepare(config, sources), sources
 
 

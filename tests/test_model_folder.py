@@ -56,7 +56,9 @@ def test_training_ends_with_the_model_that_it_scored(phantom_run):
   training = description['training']
   assert (training['checkpoint'], training['step']) == ('best', summary['step'])
   assert training['num_cases'] == {'train': 12, 'val': 3, 'test': 5}
-  assert training['held_out']['test'] == [f'test_{i:04d}' for i in range(5)]
+  assert list(training['cases']['held_out']['test']) == [
+    f'test_{i:04d}' for i in range(5)
+  ]
 
 
 def test_the_config_comes_back_key_by_key(phantom_run, volume_run):

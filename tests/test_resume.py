@@ -159,7 +159,7 @@ config.checkpoint_every = 0
   process = start(workdir, tmp_path, num_steps=8, extra=limit)
   output, _ = process.communicate(timeout=300)
   assert process.returncode != 0
-  assert 'cannot save the latest checkpoint' in output
+  assert 'cannot save the latest checkpoint' in output, output
   assert 'step 4 is kept' in output
   assert latest(workdir) == 4
   for a, b in zip(arrays(workdir), before, strict=True):

@@ -1,5 +1,6 @@
 """What every source of data hands out: one case, by random access."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -63,4 +64,8 @@ class Source(Protocol):
 
     Cheap: it does not read the case.
     """
+    ...
+
+  def subset(self, names: Sequence[str]) -> 'Source':
+    """Returns the source of the cases of these names, all of them known."""
     ...

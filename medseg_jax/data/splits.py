@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,7 @@ def split_names(
   fold: int | str = 0,
   num_folds: int = 5,
   fold_order: str = 'shuffled',
+  groups: Mapping[str, str] | None = None,
   where: str = 'data',
 ) -> tuple[list[str], list[str]]:
   """Returns the names of the training and of the validation cases of a fold.
@@ -44,10 +45,12 @@ def split_names(
     num_folds: number of folds, at least 2. The first `n % num_folds` folds
       have one case more.
     fold_order: `'shuffled'` or `'block'`.
+    groups: the group of each case; a fold is then one of the groups, so that
+      all cases of a group are on one side. None: each case by itself.
     where: the folder or file that messages name.
 
   Raises:
-    InputError: no such fold or order, or fewer cases than folds.
+    InputError: no such fold or order, or fewer cases, or groups, than folds.
   """
   if fold_order not in FOLD_ORDERS:
     raise InputError(
@@ -63,19 +66,24 @@ def split_names(
       f"data.num_folds: {num_folds}; allowed are 2 or more, or data.fold='all'"
     )
   index = fold_index(fold, num_folds)
-  if len(names) < num_folds:
+  group_of = {name: (groups or {}).get(name, name) for name in names}
+  units = list(dict.fromkeys(group_of.values()))  # in the order of the names
+  if len(units) < num_folds:
+    cases = f'{len(names)} case{"s" * (len(names) != 1)}'
+    if len(units) < len(names):
+      cases += f' in {len(units)} group{"s" * (len(units) != 1)}'
     raise InputError(
-      f'{where}: {len(names)} case{"s" * (len(names) != 1)} cannot make '
-      f"{num_folds} folds; allowed are data.fold='all' (train on every case), "
-      'data.num_folds from 2 to the number of cases, or a split of your own'
+      f'{where}: {cases} cannot make {num_folds} folds; allowed are '
+      "data.fold='all' (train on every case), data.num_folds from 2 to the "
+      'number of cases or groups, or a split of your own'
     )
-  order = np.arange(len(names))
+  order = np.arange(len(units))
   if fold_order == 'shuffled':
     np.random.RandomState(FOLD_SEED).shuffle(order)
-  held_out = set(np.array_split(order, num_folds)[index].tolist())
+  held_out = {units[i] for i in np.array_split(order, num_folds)[index]}
   return (
-    [name for i, name in enumerate(names) if i not in held_out],
-    [name for i, name in enumerate(names) if i in held_out],
+    [name for name in names if group_of[name] not in held_out],
+    [name for name in names if group_of[name] in held_out],
   )
 
 
@@ -84,6 +92,7 @@ def all_folds(
   *,
   num_folds: int = 5,
   fold_order: str = 'shuffled',
+  groups: Mapping[str, str] | None = None,
   where: str = 'data',
 ) -> list[Fold]:
   """Returns every fold of `split_names`, in the form of `write_splits`.
@@ -94,7 +103,12 @@ def all_folds(
   folds = []
   for fold in range(max(num_folds, 1)):  # split_names refuses fewer than two
     train, val = split_names(
-      names, fold=fold, num_folds=num_folds, fold_order=fold_order, where=where
+      names,
+      fold=fold,
+      num_folds=num_folds,
+      fold_order=fold_order,
+      groups=groups,
+      where=where,
     )
     folds.append({'train': train, 'val': val})
   return folds

@@ -1,13 +1,21 @@
 """The config of a run as a file, and whether another one means the same."""
 
+import functools
+import importlib.util
 import json
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
+import medseg_jax
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import write_atomically
+from medseg_jax.runtime.files import read_json, write_atomically
+
+# Of the form of config.json; keys may be added without another number.
+VERSION = 2
+# What a resolved config has beside the keys of configs/unet.py.
+_RESOLVED = ('data.channels',)
 
 _MEANING_OF_DATA = (
   'classes',
@@ -26,21 +34,100 @@ _MEANING_OF_DATA = (
 
 
 def write_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-  text = json.dumps(config.to_dict(), indent=2) + '\n'
+  text = json.dumps({'version': VERSION, **config.to_dict()}, indent=2) + '\n'
   write_atomically(workdir / 'config.json', text.encode())
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
-  """Returns the resolved config that the workdir's model was trained with."""
+  """Returns the resolved config that the workdir's model was trained with.
+
+  Raises:
+    InputError: there is none, or it is of another form or of a newer program.
+  """
   path = workdir / 'config.json'
-  try:
-    return ConfigDict(to_tuples(json.loads(path.read_text())))
-  except FileNotFoundError:
+  if not path.exists():
     raise InputError(
       f'no config.json in {workdir}; train with this --workdir first'
-    ) from None
-  except (OSError, ValueError) as error:
-    raise InputError(f'cannot read {path}: {error}') from error
+    )
+  found = read_json(path, 'as training writes it')
+  if not isinstance(found, dict):
+    raise InputError(f'{path}: no config; allowed is one that training wrote')
+  version = found.pop('version', 1)
+  if version not in range(1, VERSION + 1):
+    raise InputError(
+      f'{path} is of version {version!r:.20}; this program '
+      f'({medseg_jax.__version__}) reads up to {VERSION}'
+    )
+  return complete(found, path)
+
+
+def complete(found: dict[str, Any], where: str | pathlib.Path) -> ConfigDict:
+  """Returns a config that was read, with what has been added to configs since.
+
+  Keys that it lacks take their defaults, those of configs/unet.py; keys that
+  nothing knows are printed and left out.
+
+  Args:
+    found: resolved, from JSON.
+    where: the file, for messages.
+
+  Raises:
+    InputError: a section is none.
+  """
+  defaults = _defaults()
+  if isinstance(found.get('model'), dict) and (
+    found['model'].get('name') != defaults['model']['name']
+  ):
+    defaults = {k: v for k, v in defaults.items() if k != 'model'}
+  elif 'model' not in found:
+    raise InputError(f'{where}: no section model; allowed is a whole config')
+  config, unknown = dict(found), []
+  _complete(config, defaults, '', unknown, where)
+  if unknown:
+    print(
+      f'warning   {where}: {", ".join(unknown)} are no keys that this program '
+      f'({medseg_jax.__version__}) knows; they are not looked at'
+    )
+  return ConfigDict(to_tuples(config))
+
+
+def _complete(config, defaults, prefix, unknown, where) -> None:
+  """Fills in what a section lacks, and takes out what nothing knows."""
+  for key, default in defaults.items():
+    value = config.setdefault(key, default)
+    if not isinstance(default, dict):
+      continue
+    if not isinstance(value, dict):
+      raise InputError(
+        f'{where}: {prefix}{key} is {value!r:.40}; allowed is a section'
+      )
+    config[key] = dict(value)
+    _complete(config[key], default, f'{prefix}{key}.', unknown, where)
+  for key in list(config):
+    name = f'{prefix}{key}'
+    if defaults and key not in defaults and name not in (*_RESOLVED, 'model'):
+      del config[key]
+      unknown.append(name)
+
+
+@functools.cache
+def _read_defaults() -> str:
+  """Returns the default config, that of configs/unet.py, as JSON.
+
+  It lies beside the package, or, where that was installed without its
+  repository, in it (see setup.py).
+  """
+  package = pathlib.Path(medseg_jax.__file__).parent
+  installed = package / 'default_config.py'
+  path = installed if installed.exists() else package.parent / 'configs/unet.py'
+  spec = importlib.util.spec_from_file_location('_default_config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config().to_json()
+
+
+def _defaults() -> dict[str, Any]:
+  return json.loads(_read_defaults())
 
 
 def check_same_meaning(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -51,16 +138,6 @@ def check_same_meaning(config: ConfigDict, workdir: pathlib.Path) -> None:
   """
   if not (workdir / 'config.json').exists():
     return  # the shapes of the weights are checked in any case
-  before = read_config(workdir).data
-  if (str(before.fold), before.get('held_out', '')) != (
-    str(config.data.fold),
-    config.data.held_out,
-  ):
-    raise InputError(
-      f'config.data.fold {config.data.fold} holds out other cases than the '
-      f'weights in {workdir} were trained without (fold {before.fold}, and '
-      'splits.json as it was then); use another --workdir'
-    )
   old, new = (
     to_tuples(read_config(workdir).to_dict()),
     to_tuples(config.to_dict()),

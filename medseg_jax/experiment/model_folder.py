@@ -24,7 +24,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 import medseg_jax
-from medseg_jax.experiment.config_files import to_tuples
+from medseg_jax.experiment.config_files import complete
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import write_atomically
@@ -62,7 +62,8 @@ def describe(
   *,
   channel_names: Sequence[str],
   plan: Mapping[str, Any] | None,
-  cases: Mapping[str, Sequence[str]],
+  num_cases: Mapping[str, int],
+  record: Mapping[str, Any],
   step: int,
   checkpoint: str,
   scores: Mapping[str, Any] | None,
@@ -76,7 +77,8 @@ def describe(
     config: resolved.
     channel_names: one for each channel.
     plan: of volumes, else None.
-    cases: names of the cases, by split.
+    num_cases: by split.
+    record: of the cases, as held_out.json holds it.
     step: number of updates that made the weights.
     checkpoint: 'best' or 'latest'.
     scores: the summary of the held-out split; None where nothing is held out.
@@ -113,10 +115,8 @@ def describe(
     'training': {
       'step': step,
       'checkpoint': checkpoint,
-      'num_cases': {split: len(names) for split, names in cases.items()},
-      'held_out': {
-        split: list(names) for split, names in cases.items() if split != 'train'
-      },
+      'num_cases': dict(num_cases),
+      'cases': dict(record),
       'config': rest,
     },
     'scores': scores,
@@ -137,7 +137,7 @@ def config_of(description: Mapping[str, Any]) -> ConfigDict:
     for channel in preprocessing.pop('intensities')
   ]
   data |= preprocessing
-  return ConfigDict(to_tuples(config))
+  return complete(config, DESCRIPTION)
 
 
 def write(

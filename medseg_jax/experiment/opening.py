@@ -1,12 +1,13 @@
 """Opens a run: its data, its plan, and the config with all they tell."""
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import build, sources, volume_plan
+from medseg_jax.experiment import build, folds, sources, volume_plan
+from medseg_jax.experiment.case_digests import Digests, digests_of
 from medseg_jax.experiment.config_files import to_tuples
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime import sharding
@@ -14,26 +15,51 @@ from medseg_jax.runtime import sharding
 SOFT_TISSUE = (-160.0, 240.0)  # HU, the usual window on the abdomen
 
 
-def open_run(
-  config: ConfigDict, workdir: pathlib.Path
-) -> tuple[ConfigDict, dict[str, Source]]:
-  """Returns the config with what data and plan tell, and the sources."""
-  if config.data.source != 'volumes':
-    by_split = sources.open_sources(config, workdir)
-    return resolve(config, by_split['train']), by_split
+class Run(NamedTuple):
+  """The data of a run.
+
+  Attributes:
+    config: with what data and plan tell.
+    sources: the cases by split.
+    digests: of the cases, by split and name.
+  """
+
+  config: ConfigDict
+  sources: dict[str, Source]
+  digests: Digests
+
+
+def open_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
+  """Returns the data, divided, and the config with what data and plan tell."""
+  config = ConfigDict(config.to_dict())
+  config.data.path = absolute(config.data)
+  volumes = config.data.source == 'volumes'
   # Without a plan the survey lists all problems at once.
-  strict = (workdir / 'plan.json').exists()
-  opened = sources.open_volumes(config, strict=strict)
-  plan = volume_plan.obtain(config, opened, workdir)
-  by_split = sources.with_folds(opened, config, workdir)
+  strict = (workdir / 'plan.json').exists() or not volumes
+  opened = sources.open_all(config, strict=strict)
+  sources.check_train(opened, config.data)
+  plan = volume_plan.obtain(config, opened, workdir) if volumes else None
+  digests = digests_of(opened, root=config.data.cache_dir)
+  by_split = folds.divide(opened, digests, config, workdir)
   given = config.batch_size
-  config.data.held_out = sources.held_out_key(by_split)
-  config = resolve(config, opened['train'], plan)
+  config = resolve(config, by_split['train'], plan)
   if not given:  # planned for one device
     config.batch_size = sharding.round_up(
       config.batch_size, build.mesh_of(config)
     )
-  return config, by_split
+  own = {s: digests.get(s, digests['train']) for s in by_split}
+  divided = {
+    split: {name: own[split][name] for name in source.names}
+    for split, source in by_split.items()
+  }
+  return Run(config, by_split, divided)
+
+
+def absolute(data: ConfigDict) -> str:
+  """Returns where the data lies, whatever folder commands are typed in."""
+  if data.source not in ('folder', 'volumes') or not data.path:
+    return data.path
+  return str(pathlib.Path(data.path).expanduser().absolute())
 
 
 def resolve(

@@ -1,37 +1,24 @@
-"""The cases of a run by split, opened as its config says."""
-
-import hashlib
-import pathlib
+"""The data of a run, opened as its config says."""
 
 from ml_collections import ConfigDict
 
-from medseg_jax.data import splits
 from medseg_jax.data.case import Source
 from medseg_jax.runtime.errors import InputError
 
 SOURCES = ('phantom', 'folder', 'volumes', 'tfds')
 
 
-def open_sources(
-  config: ConfigDict, workdir: pathlib.Path
-) -> dict[str, Source]:
-  """Returns the sources by split: train, and what there is of val and test."""
-  sources = _open_sources(config, workdir)
-  if 'train' not in sources:
-    raise InputError(
-      f'config.data: no case to train on in {config.data.source} '
-      f'{config.data.path}; a train split with at least one case is needed'
-    )
-  return sources
+def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
+  """Returns all cases with masks: 'train', and what there is of val and test.
 
+  Folds are not made here, see `folds`.
 
-def _open_sources(
-  config: ConfigDict, workdir: pathlib.Path
-) -> dict[str, Source]:
+  Args:
+    config: its section `data`, and the patch size for phantoms.
+    strict: of volumes: whether problems with the files are errors at once;
+      otherwise they are left for the survey to list.
+  """
   data = config.data
-  folds = dict(
-    fold=data.fold, num_folds=data.num_folds, fold_order=data.fold_order
-  )
   naming = dict(classes=_classes(data), label_values=tuple(data.label_values))
   if data.source == 'phantom':
     from medseg_jax.data.sources.phantom import open_phantom
@@ -46,9 +33,11 @@ def _open_sources(
   if data.source == 'folder':
     from medseg_jax.data.sources.folder import open_folder
 
-    return open_folder(data.path, roi=data.roi, **naming, **folds)
+    return open_folder(data.path, roi=data.roi, fold='all', **naming)
   if data.source == 'volumes':
-    return with_folds(open_volumes(config), config, workdir)
+    from medseg_jax.data.sources.volumes import open_volumes
+
+    return open_volumes(data.path, strict=strict, **naming)
   if data.source == 'tfds':
     from medseg_jax.data.sources.tfds import open_tfds
 
@@ -57,66 +46,21 @@ def _open_sources(
       data_dir=data.tfds.data_dir,
       image_key=data.tfds.image_key,
       mask_key=data.tfds.mask_key,
+      fold='all',
       **naming,
-      **folds,
     )
   raise InputError(
     f'config.data.source is {data.source!r}; allowed are ' + ', '.join(SOURCES)
   )
 
 
-def open_volumes(
-  config: ConfigDict, *, strict: bool = True
-) -> dict[str, Source]:
-  """Returns all cases with labels as 'train', and 'test' where there is one.
-
-  Unless `strict`, problems with the files are left for the survey to list.
-  """
-  from medseg_jax.data.sources import volumes
-
-  data = config.data
-  return volumes.open_volumes(
-    data.path,
-    classes=_classes(data),
-    label_values=tuple(data.label_values),
-    strict=strict,
-  )
-
-
-def with_folds(
-  opened: dict[str, Source], config: ConfigDict, workdir: pathlib.Path
-) -> dict[str, Source]:
-  """Returns the splits, the fold `data.fold` of 'train' held out as 'val'.
-
-  Obeys the folds of splits.json, which a user may have replaced, and writes
-  them where there is no such file.
-  """
-  data, source = config.data, opened['train']
-  if data.fold == 'all':
-    return opened
-  path = workdir / 'splits.json'
-  if path.exists():
-    folds = splits.read_splits(path, source.names)
-    print(f'folds     {path}: {len(folds)}, held out is {data.fold}')
-  else:
-    folds = splits.all_folds(
-      source.names,
-      num_folds=data.num_folds,
-      fold_order=data.fold_order,
-      where=data.path,
+def check_train(opened: dict[str, Source], data: ConfigDict) -> None:
+  """Raises InputError where there is no case to train on."""
+  if 'train' not in opened:
+    raise InputError(
+      f'config.data: no case to train on in {data.source} {data.path}; a train '
+      'split with at least one case is needed'
     )
-    splits.write_splits(path, folds)
-  fold = folds[splits.fold_index(data.fold, len(folds))]
-  parts = {part: source.subset(fold[part]) for part in ('train', 'val')}
-  return {**opened, **parts}
-
-
-def held_out_key(by_split: dict[str, Source]) -> str:
-  """Returns a text that changes with the cases held out, '' without any."""
-  if 'val' not in by_split:
-    return ''
-  names = by_split['val'].names
-  return hashlib.sha256('\n'.join(sorted(names)).encode()).hexdigest()[:16]
 
 
 def _classes(data: ConfigDict) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import os
 from typing import NamedTuple
 
 from medseg_jax.data.cache import num_workers
@@ -13,6 +14,7 @@ from medseg_jax.data.fingerprint import (
 )
 from medseg_jax.data.sources.inspection import inspect_case, inspect_set
 from medseg_jax.data.sources.volumes import VolumeSource
+from medseg_jax.experiment.case_digests import remember
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.progress import Progress
 
@@ -33,16 +35,22 @@ class Survey(NamedTuple):
   warnings: list[str]
 
 
-def survey(opened: dict[str, VolumeSource]) -> Survey:
+def survey(
+  opened: dict[str, VolumeSource], *, root: str | os.PathLike = ''
+) -> Survey:
   """Reads every case of every split once, in parallel; returns what was found.
 
-  Cases stay in memory where there is room, for the preprocessing.
+  Cases stay in memory where there is room, for the preprocessing, and the
+  digests of their images are remembered. Only the training cases have a part in
+  the fingerprint.
 
-  Only the training cases have a part in the fingerprint.
+  Args:
+    opened: the cases by split.
+    root: folder of all caches; '' is the user's cache folder.
   """
   fingerprints, errors, warnings = [], [], []
   for split, source in opened.items():
-    inspections, found = _read_all(source, split)
+    inspections, found = _read_all(source, split, root)
     for lines, more in zip(
       (errors, warnings),
       inspect_set(source, inspections),
@@ -65,15 +73,17 @@ def survey(opened: dict[str, VolumeSource]) -> Survey:
   )
 
 
-def _read_all(source: VolumeSource, split: str):
+def _read_all(source: VolumeSource, split: str, root: str | os.PathLike):
   """Returns the inspection of every case, and the fingerprints of the good."""
-  share = samples_per_case(len(source))
+  share, digests = samples_per_case(len(source)), {}
 
   def read_case(index):
     key = ''
     with contextlib.suppress(InputError):  # a file is gone: told below
       key = source.case_key(index)
     found = inspect_case(source, index)
+    if key and found.digest:
+      digests[key] = found.digest
     if found.case is None:
       return found, None
     fingerprint = fingerprint_case(
@@ -92,4 +102,5 @@ def _read_all(source: VolumeSource, split: str):
       if fingerprint is not None:
         fingerprints.append(fingerprint)
       progress.advance()
+  remember(digests, root=root)
   return inspections, fingerprints

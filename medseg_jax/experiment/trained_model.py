@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import build, config_files, model_folder
+from medseg_jax.experiment import build, config_files, held_out, model_folder
+from medseg_jax.experiment.held_out import Record
 from medseg_jax.inference import decoding
 from medseg_jax.inference.network import create_predict
 from medseg_jax.losses import uses_sigmoid
@@ -54,6 +55,7 @@ def write(
   *,
   config: ConfigDict,
   sources: Mapping[str, Source],
+  record: Record,
   step: int,
   checkpoint: str,
   scores: dict[str, Any] | None,
@@ -65,6 +67,7 @@ def write(
     variables: that predict.
     config: resolved.
     sources: the cases by split.
+    record: of the cases that trained and were held out.
     step: number of updates that made the weights.
     checkpoint: 'best' or 'latest'.
     scores: the summary of the held-out split, or None.
@@ -76,7 +79,8 @@ def write(
     config,
     channel_names=sources['train'].channel_names,
     plan=plan,
-    cases={split: source.names for split, source in sources.items()},
+    num_cases={split: len(source) for split, source in sources.items()},
+    record=held_out.to_dict(record),
     step=step,
     checkpoint=checkpoint,
     scores=scores,

@@ -42,7 +42,8 @@ def make(config: ConfigDict, opened: dict[str, VolumeSource]) -> dict[str, Any]:
   Raises:
     InputError: the one error in the data; of several, each is printed.
   """
-  found, source = survey(opened), opened['train']
+  found = survey(opened, root=config.data.cache_dir)
+  source = opened['train']
   for line in found.warnings:
     print(f'warning   {line}', flush=True)
   if len(found.errors) == 1:

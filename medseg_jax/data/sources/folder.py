@@ -113,6 +113,11 @@ class FolderSource:
       (case.name, self.label_values, self.channels),
     )
 
+  def subset(self, names: Sequence[str]) -> 'FolderSource':
+    """Returns the source of the cases of these names, in this order."""
+    by_name = dict(zip(self.names, self.files, strict=True))
+    return dataclasses.replace(self, files=tuple(by_name[n] for n in names))
+
 
 def open_folder(
   path: str | os.PathLike,

@@ -5,7 +5,6 @@ case is read once, by `inspect_case`; `inspect_set` compares them.
 """
 
 import collections
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
+from medseg_jax.data.identity import digest
 from medseg_jax.data.sources.volumes import VolumeSource, count_ids
 from medseg_jax.runtime.errors import InputError
 
@@ -79,7 +79,7 @@ def inspect_case(source: VolumeSource, index: int) -> Inspection:
     case=case,
     errors=tuple(errors),
     warnings=tuple(warnings),
-    digest='' if image is None else _digest(image.array),
+    digest='' if image is None else digest(image.array),
     shape=() if image is None else image.array.shape[:3],
     spacing=() if image is None else image.spacing,
   )
@@ -138,13 +138,6 @@ def _odd_ones(
         f'median of the {len(known)} cases is {_times(median)}'
       )
   return odd if len(odd) <= max(1, ODD_SHARE * len(known)) else []
-
-
-def _digest(image: np.ndarray) -> str:
-  digest = hashlib.sha256(repr((image.shape, image.dtype.str)).encode())
-  for plane in image:  # a copy of the whole would not be small
-    digest.update(np.ascontiguousarray(plane))
-  return digest.hexdigest()
 
 
 def _times(numbers: Sequence[float]) -> str:

@@ -1,5 +1,8 @@
 """Abdominal CT phantoms: a data set that needs no download."""
 
+import copy
+from collections.abc import Sequence
+
 from medseg_jax.data.case import Case, Source
 from medseg_jax.data.sources.phantom_anatomy import (
   CLASSES,
@@ -33,24 +36,32 @@ class PhantomSource:
     for name, value in (('seed', seed), (f'number of {split}', num_cases)):
       if not 0 <= value < 10**9:
         raise InputError(f'phantom {name}: found {value}, allowed 0 to 10^9-1')
-    self._seed, self._start = int(seed), SPLIT_START[split]
+    self._seed = int(seed)
     self.names = tuple(f'{split}_{i:04d}' for i in range(num_cases))
+    self._indices = tuple(SPLIT_START[split] + i for i in range(num_cases))
 
   def __len__(self) -> int:
     return len(self.names)
 
   def __getitem__(self, index: int) -> Case:
     name = self.names[index]  # an IndexError ends iteration
-    index = self._start + int(index) % len(self)
-    image, label = generate(self._seed, index, self._shape)
+    image, label = generate(self._seed, self._indices[index], self._shape)
     return Case(name, image, label, self._spacing)
 
   def case_key(self, index: int) -> str:
     """Returns a text that changes whenever case `index` does."""
     return (
       f'phantom version={VERSION} seed={self._seed} shape={self._shape}'
-      f' index={self._start + range(len(self))[index]}'
+      f' index={self._indices[index]}'
     )
+
+  def subset(self, names: Sequence[str]) -> 'PhantomSource':
+    """Returns the source of the cases of these names, in this order."""
+    by_name = dict(zip(self.names, self._indices, strict=True))
+    part = copy.copy(self)
+    part.names = tuple(names)
+    part._indices = tuple(by_name[name] for name in names)
+    return part
 
 
 def open_phantom(

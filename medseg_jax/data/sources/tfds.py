@@ -12,6 +12,7 @@ comes first, so
 """
 
 import contextlib
+import copy
 import hashlib
 import os
 import threading
@@ -118,6 +119,19 @@ class TfdsSource:
       path.name, stat.length, stat.mtime,
     ]  # fmt: skip
     return hashlib.sha256(repr(lines).encode()).hexdigest()
+
+  def subset(self, names: Sequence[str]) -> 'TfdsSource':
+    """Returns the source of the cases of these names.
+
+    In the order of the files, whatever that of the names: it reads fast.
+    """
+    wanted = set(names)
+    kept = [i for i, name in enumerate(self.names) if name in wanted]
+    part = copy.copy(self)  # but for what is shared by reading threads
+    part._lock, part._examples = threading.Lock(), None
+    part.names = tuple(self.names[i] for i in kept)
+    part._positions = tuple(self._positions[i] for i in kept)
+    return part
 
 
 def open_tfds(

@@ -1,0 +1,108 @@
+"""The digest of every case's image, computed once and remembered.
+
+See `data/identity.py`. A digest needs all voxels, so each is kept in the user's
+cache folder under the case's key, which changes when its files do.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+from medseg_jax.data.cache import num_workers
+from medseg_jax.data.case import Source
+from medseg_jax.data.identity import digest
+from medseg_jax.data.sources.phantom import PhantomSource
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import (
+  read_json,
+  user_cache_folder,
+  write_atomically,
+)
+from medseg_jax.runtime.progress import Progress
+
+REMEMBERED = 'image_digests.json'
+
+# Of each split the digest of each case, by name.
+Digests = dict[str, dict[str, str]]
+
+
+def digests_of(
+  by_split: Mapping[str, Source], *, root: str | os.PathLike = ''
+) -> Digests:
+  """Returns the digest of every case of every split.
+
+  Args:
+    by_split: the cases.
+    root: folder of all caches; '' is the user's cache folder.
+
+  Raises:
+    InputError: a case cannot be read.
+  """
+  known = _read(root)
+  found, new = {}, {}
+  for split, source in by_split.items():
+    keys = [source.case_key(i) for i in range(len(source))]
+    if isinstance(source, PhantomSource):  # made, not read: the key says all
+      computed = {k: hashlib.sha256(k.encode()).hexdigest()[:16] for k in keys}
+    else:
+      computed = known
+      missing = [i for i, key in enumerate(keys) if key not in known]
+      fresh = _compute(source, missing, split)
+      computed = known | {keys[i]: value for i, value in fresh.items()}
+      new |= {keys[i]: value for i, value in fresh.items()}
+    found[split] = {
+      name: computed[key] for name, key in zip(source.names, keys, strict=True)
+    }
+  if new:
+    remember(new, root=root)
+  return found
+
+
+def remember(
+  digests: Mapping[str, str], *, root: str | os.PathLike = ''
+) -> None:
+  """Keeps digests, by case key, for runs to come."""
+  # Nothing is lost but time where they cannot be kept.
+  with contextlib.suppress(OSError, InputError):
+    content = json.dumps(_read(root) | dict(digests), indent=0)
+    write_atomically(_place(root), content.encode())
+
+
+def _read(root: str | os.PathLike) -> dict[str, str]:
+  try:
+    known = read_json(_place(root), 'digests by key')
+  except InputError:
+    return {}
+  if not isinstance(known, dict):
+    return {}
+  return {k: v for k, v in known.items() if isinstance(v, str)}
+
+
+def _place(root: str | os.PathLike) -> pathlib.Path:
+  folder = pathlib.Path(root).expanduser() if root else user_cache_folder()
+  return folder / REMEMBERED
+
+
+def _compute(source: Source, indices: list[int], split: str) -> dict[int, str]:
+  """Returns the digests of the cases at `indices`, reading them."""
+  if not indices:
+    return {}
+
+  def read(index: int) -> str:
+    return digest(source[index].image)
+
+  # TFDS reads one case after the other, quickly; threads make it jump.
+  workers = num_workers() if hasattr(source, 'files') else 1
+  with (
+    concurrent.futures.ThreadPoolExecutor(workers) as pool,
+    Progress(len(indices), unit='case', desc=f'compare {split}') as progress,
+  ):
+    found = {}
+    for index, value in zip(indices, pool.map(read, indices), strict=True):
+      found[index] = value
+      progress.advance()
+  return found

@@ -1,0 +1,223 @@
+"""Which cases train and which are held out: folds, groups, copies.
+
+The folds are those of `splits.json` in the workdir, which a user may replace;
+where there is none they are made and written there.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from medseg_jax.data import groups as grouping
+from medseg_jax.data import splits
+from medseg_jax.data.case import Source
+from medseg_jax.data.groups import some
+from medseg_jax.data.identity import copies
+from medseg_jax.experiment.case_digests import Digests
+from medseg_jax.runtime.errors import InputError
+
+# An image that lies in several stays in the first of them alone.
+_STRICTEST_FIRST = ('test', 'val', 'train')
+
+
+def divide(
+  opened: dict[str, Source],
+  digests: Digests,
+  config: ConfigDict,
+  workdir: pathlib.Path,
+) -> dict[str, Source]:
+  """Returns the cases by split, with the fold `data.fold` of 'train' as 'val'.
+
+  Where the data has a 'val' of its own that is it. Cases of a group
+  (`data.group`) and copies of one image stay on one side; what that changes is
+  printed.
+
+  Args:
+    opened: 'train', and 'val' and 'test' where the data has such.
+    digests: of all of these cases.
+    config: its section `data`.
+    workdir: of the run, for splits.json.
+
+  Raises:
+    InputError: there is no such fold, or the user's own split parts a group.
+  """
+  names = {split: source.names for split, source in opened.items()}
+  group_of = {
+    split: grouping.read_groups(config.data.group, names[split])
+    for split in opened
+  }
+  _tell_copies(opened, digests)
+  made_up = config.data.source == 'phantom'  # there are as many as are wanted
+  if 'val' not in opened and config.data.fold != 'all' and not made_up:
+    together = grouping.join(
+      names['train'], group_of['train'], digests['train']
+    )
+    fold = _fold(together, config, workdir)
+    names |= fold
+    group_of['val'] = group_of['train']
+    digests = digests | {'val': digests['train']}
+    _tell_groups(together, config)
+  _check_groups(names, group_of, config)
+  names = _leave_out_copies(names, digests)
+  if not names['train']:
+    raise InputError(
+      f'config.data: every case to train on in {config.data.path} is a copy of '
+      'one that is held out'
+    )
+  own = {split: opened.get(split, opened['train']) for split in names}
+  return {
+    split: own[split].subset(names[split]) for split in names if names[split]
+  }
+
+
+def _fold(
+  together: dict[str, str], config: ConfigDict, workdir: pathlib.Path
+) -> dict[str, list[str]]:
+  """Returns the names under 'train' and 'val' of the config's fold."""
+  data, path = config.data, workdir / 'splits.json'
+  names = list(together)
+  if not path.exists():
+    folds = splits.all_folds(
+      names,
+      num_folds=data.num_folds,
+      fold_order=data.fold_order,
+      groups=together,
+      where=data.path,
+    )
+    index = splits.fold_index(data.fold, len(folds))
+    splits.write_splits(path, folds)
+    return dict(folds[index])
+  folds = splits.read_splits(path, names)
+  fold = dict(folds[splits.fold_index(data.fold, len(folds))])
+  count = f'{len(folds)} fold{"s" * (len(folds) != 1)}'
+  differs = ''
+  if len(folds) != data.num_folds:
+    differs = f' (config.data.num_folds, {data.num_folds}, is not looked at)'
+  print(f'folds     {path}: {count}, held out is {data.fold}{differs}')
+  known = {name for f in folds for part in f.values() for name in part}
+  new = [name for name in names if name not in known]
+  if not new:
+    return fold
+  if not _made_here(folds, together):
+    print(
+      f'warning   {path}: {len(new)} cases are in no fold and left out '
+      f'({some(new)}); add them to the file to use them'
+    )
+    return fold
+  held_out = {together[name] for name in fold['val']}
+  joins = {'train': [], 'val': []}
+  for name in new:
+    joins['val' if together[name] in held_out else 'train'].append(name)
+  told = [
+    f'{len(added)} {"train" if part == "train" else "are held out"}'
+    for part, added in joins.items()
+    if added
+  ]
+  print(
+    f'note      {len(new)} cases are new since {path} was written '
+    f'({some(new)}): {" and ".join(told)}; the folds stay as they were'
+  )
+  return {part: [*fold[part], *joins[part]] for part in fold}
+
+
+def _made_here(folds: Sequence[splits.Fold], together: dict[str, str]) -> bool:
+  """Returns whether the program would make these folds of these cases.
+
+  A user's own file may leave cases out on purpose.
+  """
+  known = sorted({name for f in folds for part in f.values() for name in part})
+  groups = {name: together[name] for name in known}
+  for order in splits.FOLD_ORDERS:
+    try:
+      made = splits.all_folds(
+        known, num_folds=len(folds), fold_order=order, groups=groups
+      )
+    except InputError:  # a single fold, say
+      continue
+    if made == list(folds):
+      return True
+  return False
+
+
+def _tell_copies(opened: dict[str, Source], digests: Digests) -> None:
+  """Prints which cases are the same image, and where their masks differ."""
+  places = {  # by what names a case
+    f'{split}/{name}' if len(opened) > 1 else name: (source, i, split, name)
+    for split, source in sorted(opened.items())
+    for i, name in enumerate(source.names)
+  }
+  keys = [digests[split][name] for _, _, split, name in places.values()]
+  pairs, differ = [], []
+  for first, *others in copies(list(places), keys).values():
+    for other in others:
+      pairs.append(f'{first} = {other}')
+      labels = [
+        source[i].label for source, i, *_ in (places[first], places[other])
+      ]
+      if not np.array_equal(*labels):
+        differ.append(pairs[-1])
+  if not pairs:
+    return
+  print(
+    f'warning   {len(pairs)} cases are the same image as another '
+    f'({some(pairs)}); they stay on one side of every split'
+  )
+  if differ:
+    print(
+      f'warning   {len(differ)} of these have another mask ({some(differ)}); '
+      'one of the two is wrong'
+    )
+
+
+def _tell_groups(together: dict[str, str], config: ConfigDict) -> None:
+  if config.data.group:
+    number = len(set(together.values()))
+    print(
+      f'groups    {len(together)} cases in {number} groups '
+      f'(config.data.group), which no fold parts'
+    )
+
+
+def _check_groups(
+  names: dict[str, Sequence[str]],
+  group_of: dict[str, dict[str, str]],
+  config: ConfigDict,
+) -> None:
+  """Raises InputError where a group of `data.group` is on both sides."""
+  if not config.data.group:
+    return
+  where: dict[str, tuple[str, str]] = {}
+  for split in _STRICTEST_FIRST:
+    for name in names.get(split, ()):
+      group = group_of[split][name]
+      before, other = where.setdefault(group, (split, name))
+      if before != split:
+        raise InputError(
+          f'config.data.group: {name} in {split} and {other} in {before} are '
+          f'both of the group {group!r:.60}; allowed is a group on one side: '
+          'mend the split (splits.json, or the folders train, val, test) or '
+          'the groups'
+        )
+
+
+def _leave_out_copies(
+  names: dict[str, Sequence[str]], digests: Digests
+) -> dict[str, list[str]]:
+  """Returns the names without copies of what a stricter split holds."""
+  held: set[str] = set()
+  kept = {}
+  for split in _STRICTEST_FIRST:
+    if split not in names:
+      continue
+    keys = {name: digests[split][name] for name in names[split]}
+    kept[split] = [name for name in names[split] if keys[name] not in held]
+    lost = [name for name in names[split] if keys[name] in held]
+    if lost:
+      print(
+        f'warning   {len(lost)} cases of {split} are left out: their images '
+        f'are held out, too ({some(lost)})'
+      )
+    held |= set(keys.values())
+  return {split: kept[split] for split in names if split in kept}

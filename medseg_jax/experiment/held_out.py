@@ -1,0 +1,186 @@
+"""`held_out.json`: which cases a model has seen, and which were held out.
+
+Cases are told apart by their voxels, so that another folder, a copy, or new
+names change nothing. Training writes the record; going on with a training and
+evaluating hold what they find against it.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from medseg_jax.data.groups import some
+from medseg_jax.experiment.case_digests import Digests
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import read_json, write_atomically
+
+FILE, VERSION = 'held_out.json', 1
+
+
+class Record(NamedTuple):
+  """What a training has seen and what it has held out.
+
+  Attributes:
+    source: `config.data.source` of the training.
+    path: its data, absolute; or the name of a TFDS data set.
+    fold: `config.data.fold`.
+    held_out: of 'val' and 'test', as far as there are such, the digest of each
+      case by name.
+    trained: the name of each case that has trained, by digest.
+  """
+
+  source: str
+  path: str
+  fold: str
+  held_out: Digests
+  trained: dict[str, str]
+
+
+def record_of(
+  config: ConfigDict, digests: Digests, before: Record | None = None
+) -> Record:
+  """Returns the record of a training.
+
+  Args:
+    config: resolved.
+    digests: of the cases by split.
+    before: the record that its workdir holds already: what trained once stays
+      in it.
+  """
+  trained = dict(before.trained) if before else {}
+  trained |= {value: name for name, value in digests['train'].items()}
+  return Record(
+    source=config.data.source,
+    path=str(config.data.path),
+    fold=str(config.data.fold),
+    held_out={k: v for k, v in digests.items() if k != 'train'},
+    trained=trained,
+  )
+
+
+def to_dict(record: Record) -> dict[str, Any]:
+  """Returns the record as JSON holds it."""
+  return {'version': VERSION, **record._asdict()}
+
+
+def from_dict(found: Any, where: str | os.PathLike) -> Record:
+  """Returns the record that `to_dict` made.
+
+  Raises:
+    InputError: it is of another form.
+  """
+  try:
+    if found['version'] != VERSION:
+      raise InputError(
+        f'{where}: version {found["version"]!r:.40} of the record of cases; '
+        f'this program reads {VERSION}'
+      )
+    record = Record(**{key: found[key] for key in Record._fields})
+    dict(record.trained)
+    for cases in record.held_out.values():
+      dict(cases)
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    if isinstance(error, InputError):
+      raise
+    raise InputError(
+      f'{where}: not the record of the cases that trained and were held out, '
+      'as training writes it'
+    ) from error
+  return record
+
+
+def write(record: Record, workdir: pathlib.Path) -> None:
+  text = json.dumps(to_dict(record), indent=1) + '\n'
+  write_atomically(workdir / FILE, text.encode())
+
+
+def read(workdir: pathlib.Path) -> Record | None:
+  """Returns the record of a workdir; None where a training left none."""
+  path = workdir / FILE
+  if not path.exists():
+    return None
+  return from_dict(read_json(path, 'as training writes it'), path)
+
+
+def check_resuming(
+  record: Record, digests: Digests, workdir: pathlib.Path
+) -> None:
+  """Holds the cases of a training that goes on against those it began with.
+
+  New cases may train, and new ones may be held out. Of those that were held
+  out some may be gone, which is printed.
+
+  Args:
+    record: of the training that is to go on.
+    digests: of the cases by split, as they are now.
+    workdir: of the training.
+
+  Raises:
+    InputError: a case has trained and is held out now, or the other way round;
+      or all that were held out are gone.
+  """
+  back = (
+    'put data.path, data.fold, data.num_folds, data.fold_order, data.group and '
+    'splits.json back as they were, or use another --workdir'
+  )
+  _refuse_trained(record, digests, where=str(workdir), back=back)
+  now = {split: set(cases.values()) for split, cases in digests.items()}
+  train = now.pop('train')
+  held = set().union(*now.values())
+  before = {
+    f'{name} ({split})': value
+    for split, cases in record.held_out.items()
+    for name, value in cases.items()
+  }
+  moved = [name for name, value in before.items() if value in train]
+  if moved:
+    raise InputError(
+      f'{workdir}: {len(moved)} of the {len(before)} cases that the training '
+      f'held out would train now ({some(moved)}); {back}'
+    )
+  gone = [name for name, value in before.items() if value not in held]
+  if gone and len(gone) == len(before):
+    raise InputError(
+      f'{workdir}: none of the {len(before)} cases that the training held out '
+      f'({some(gone)}) is held out by this data; {back}'
+    )
+  if gone:
+    print(
+      f'warning   {len(gone)} of the {len(before)} cases that the training '
+      f'held out are gone, or were changed: {some(gone)}'
+    )
+
+
+def check_evaluating(
+  record: Record, cases: Mapping[str, str], *, where: str
+) -> None:
+  """Raises InputError where a case that is to be scored has trained.
+
+  Args:
+    record: of the model.
+    cases: the digest of each case by name.
+    where: the data, for the message.
+  """
+  back = (
+    'score cases that were held out (the names are in held_out.json), or ask '
+    'for --split=train'
+  )
+  _refuse_trained(record, {'': dict(cases)}, where=where, back=back)
+
+
+def _refuse_trained(
+  record: Record, digests: Digests, *, where: str, back: str
+) -> None:
+  for split, cases in digests.items():
+    seen = [n for n, value in cases.items() if value in record.trained]
+    if split != 'train' and seen:
+      known = {n: record.trained[cases[n]] for n in seen}
+      names = some(n if n == k else f'{n} as {k}' for n, k in known.items())
+      raise InputError(
+        f'{where}: {len(seen)} of the {len(cases)} cases to be scored have '
+        f'trained this model ({names}); {back}'
+      )
