@@ -53,6 +53,13 @@ def describe(config: ConfigDict, sources: dict[str, Source]) -> str:
     f'{patch}, {config.dtype}, on {jax.device_count()} x '
     f'{jax.devices()[0].device_kind}'
   )
+  share = data.foreground_share
+  if share and config.batch_size == 1:
+    lines.append(
+      f'warning   config.batch_size is 1, so config.data.foreground_share '
+      f'{share:g} centres every patch on foreground and the network sees too '
+      'much of it; a batch of 2 or more would do, or a share of 0'
+    )
   return '\n'.join(lines)
 
 

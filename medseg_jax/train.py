@@ -52,6 +52,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   mesh = build.mesh_of(config)
   model = build.model_of(config, mesh)
   build.check_shapes(config, sources['train'], mesh)
+  build.check_statistics(config, model)
   tx, schedule = build.optimizer_of(config)
   train_step: TrainStep = build.train_step_of(config, model, tx, schedule)
   arguments = build.state_arguments(config, model, tx, mesh)

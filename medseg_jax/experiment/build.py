@@ -5,6 +5,7 @@ section of it.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from medseg_jax.data.preprocess import Channel, Preprocessing, check
 from medseg_jax.losses import create_loss, uses_sigmoid
 from medseg_jax.models import Model, cpu, create_model
 from medseg_jax.models.blocks import check_divisible
+from medseg_jax.models.norms import MAX_GROUPS
 from medseg_jax.optim import create_optimizer, create_schedule
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
@@ -138,6 +140,43 @@ def check_shapes(config: ConfigDict, source: Source, mesh: Mesh) -> None:
       f'config.patch_size is {tuple(config.patch_size)}, whose first axis '
       f'config.mesh.spatial={shards} cannot share evenly'
     )
+
+
+def check_statistics(config: ConfigDict, model: Model) -> None:
+  """Raises InputError where the norm has nothing to take its statistics over.
+
+  Of a single value mean and deviation say nothing: what comes out is the same
+  for every image, and nothing is learnt from it.
+  """
+  norm, patch = config.model.get('norm', ''), tuple(config.patch_size)
+  if norm not in ('batch', 'instance', 'group'):
+    return
+  lowest = math.prod(
+    size // by
+    for size, by in zip(patch, model.divisor(len(patch)), strict=True)
+  )
+  batch = config.batch_size // config.batch_splits
+  values = lowest * batch if norm == 'batch' else lowest
+  if values > 1 or (norm == 'group' and _channels_of_a_group(config) > 1):
+    return
+  more = ', a batch (or part of one) of 2 or more' if norm == 'batch' else ''
+  raise InputError(
+    f'config.patch_size {patch} leaves a single voxel at the lowest of '
+    f'{config.model.depth} resolutions, so {norm} norm has one value to take '
+    f'mean and deviation of, and nothing is learnt; what would do: a patch of '
+    f'{tuple(2 * size for size in patch)}, config.model.depth '
+    f'{config.model.depth - 1}{more}'
+  )
+
+
+def _channels_of_a_group(config: ConfigDict) -> int:
+  model = config.model
+  features = model.features
+  if isinstance(features, tuple | list):
+    channels = features[-1]
+  else:
+    channels = min(features * 2 ** (model.depth - 1), model.max_features)
+  return channels // math.gcd(channels, MAX_GROUPS)
 
 
 def augment_fields(config: ConfigDict) -> dict[str, Any]:
