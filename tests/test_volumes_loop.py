@@ -150,25 +150,29 @@ def test_the_2d_plan_learns_slices_and_is_scored_on_volumes(trained, tmp_path):
   assert train.run(config, tmp_path) == {}  # nothing is held out
   resolved = config_files.read_config(tmp_path)
   assert len(resolved.patch_size) == 2 and len(resolved.data.spacing) == 2
+  summary = evaluate.run(resolved, tmp_path, split='train')
+  assert summary['num_cases'] == 10
   with resolved.data.ignore_type():
     resolved.data.fold = 1
-  summary = evaluate.run(resolved, tmp_path, split='val')
-  assert summary['num_cases'] == 2
+  with pytest.raises(InputError, match='trained this model'):
+    evaluate.run(resolved, tmp_path, split='val')
 
 
 def test_another_fold_does_not_go_on_from_these_weights(trained, tmp_path):
   data, workdir = trained
   with pytest.raises(InputError) as error:
     train.run(config_for(data, data__fold=1), workdir)
-  assert_one_line(error, 'config.data.fold 1', 'fold 0')
-  # Nor are replaced folds scored as if they had been held out.
+  assert_one_line(error, 'trained this model', 'data.fold', '--workdir')
+  # Whatever the folds are now, those that were held out are scored.
   run = tmp_path / 'run'
   shutil.copytree(workdir, run)
   folds = json.loads((run / 'splits.json').read_text())
   (run / 'splits.json').write_text(json.dumps(folds[::-1]))
-  with pytest.raises(InputError) as error:
-    evaluate.run(config_files.read_config(run), run)
-  assert_one_line(error, 'splits.json', 'other cases')
+  assert evaluate.run(config_files.read_config(run), run)['num_cases'] == 2
+  scored = (run / 'evaluation' / 'val' / 'cases.csv').read_text()
+  assert {line.split(',')[0] for line in scored.splitlines()[1:]} == {
+    *folds[0]['val']
+  }
 
 
 def test_residual_preset_and_remat(trained, tmp_path):
