@@ -24,7 +24,21 @@ def test_json_is_read_with_and_without_a_byte_order_mark(tmp_path, mark):
     (None, 'cannot be read (No such file'),
     (b'', 'not JSON'),
     (b'{"a": ', 'not JSON'),
-    (b'\xff\xfe\x80', 'not JSON'),
+    (b'\xff\xfe\x80', 'not JSON (no UTF-8 at byte 0)'),
+    (b'\0' * 100, 'not JSON (Expecting value'),
+    (b'{"a": "b\0"}', 'not JSON (Invalid control character'),
+    (b'["x\\u0000"]', "not JSON ('x\\x00' has characters that are no text)"),
+    (b'["\\ud800"]', 'has characters that are no text'),
+    (b'[' * 1_000_000, 'not JSON (nested deeper than 64 levels)'),
+    (b'[' * 65 + b']' * 65, 'not JSON (nested deeper than 64 levels)'),
+    (b'{"a":' * 1_000_000, 'not JSON (nested deeper than 64 levels)'),
+    (b'[1, Infinity]', 'not JSON (the number Infinity is not finite)'),
+    (b'-Infinity', 'the number -Infinity is not finite'),
+    (b'{"a": NaN}', 'the number NaN is not finite'),
+    (b'1e999', 'the number 1e999 is not finite'),
+    (b'9' * 100_000, 'not JSON (the number 999999999999999999...'),
+    (b'[-9223372036854775809]', 'is beyond 64 bits'),
+    (b'"' + b'\\q' * 5000, 'not JSON (Invalid'),
   ],
 )
 def test_what_is_no_json_is_one_line_with_file_and_form(
@@ -35,13 +49,34 @@ def test_what_is_no_json_is_one_line_with_file_and_form(
     path.write_bytes(content)
   with pytest.raises(InputError) as error:
     read_json(path, 'a list of names')
-  assert_one_line(error, f'{path}: {found}', 'a list of names')
+  assert_one_line(error, f'{path}: ', found, 'a list of names')
+  assert len(str(error.value)) < len(str(path)) + 150
 
 
-def test_a_folder_is_no_json_file(tmp_path):
-  with pytest.raises(InputError) as error:
-    read_json(tmp_path, 'a list')
-  assert_one_line(error, f'{tmp_path}: cannot be read')
+def test_what_is_legal_stays_legal(tmp_path):
+  path = tmp_path / 'a.json'
+  deep = b'[' * 64 + b']' * 64
+  for content, value in [
+    (b'[18446744073709551615, -1e308]', [2**64 - 1, -1e308]),
+    (b'"\\udcff"', os.fsdecode(b'\xff')),  # a file's name may be like that
+    (deep, eval(deep)),
+  ]:
+    path.write_bytes(content)
+    assert read_json(path, 'anything') == value
+
+
+def test_what_is_no_plain_file_is_no_json_file(tmp_path):
+  os.mkfifo(tmp_path / 'queue')  # to read it would last for ever
+  (tmp_path / 'file').write_text('')
+  for path, words in [
+    (tmp_path, 'cannot be read (Is a directory)'),
+    (tmp_path / 'queue', 'no plain file'),
+    (tmp_path / 'file' / 'a', 'cannot be read (Not a directory)'),
+    (tmp_path / 'a\0b', 'cannot be read (embedded null byte)'),
+  ]:
+    with pytest.raises(InputError) as error:
+      read_json(path, 'a list')
+    assert_one_line(error, f'{path}: {words}', 'a JSON file: a list')
 
 
 def write(root, times=(5, 6)):

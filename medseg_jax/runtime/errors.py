@@ -1,5 +1,41 @@
 """The exceptions that `main` turns into one line."""
 
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+_LONGEST_NAME = 'names of 255 bytes at most in a folder'
+_HELP = {
+  errno.ENOSPC: 'free space on that disk, or name a folder on another one',
+  errno.EDQUOT: "free space within the user's quota, or name another folder",
+  errno.EFBIG: 'raise the limit on the size of files (ulimit -f), or name a '
+  'folder on another disk',
+  errno.EACCES: 'change the permissions, or name another folder',
+  errno.EPERM: 'change the permissions, or name another folder',
+  errno.EROFS: 'name a folder that can be written',
+  errno.ENOENT: 'check the name',
+  errno.EISDIR: 'a folder is where a file has to be; move it away, or name '
+  'another file',
+  errno.ENOTDIR: 'a file is where a folder has to be; move it away, or name '
+  'another folder',
+  errno.EEXIST: 'a file is in the way; move it away, or name another place',
+  errno.ENOTEMPTY: 'what is there is in the way; move it away, or name another '
+  'place',
+  errno.ENAMETOOLONG: f'allowed are {_LONGEST_NAME}; take a shorter one',
+  errno.ELOOP: 'links there lead in a circle; remove one',
+  errno.EXDEV: 'both places have to be on one disk',
+  errno.EMFILE: 'raise the number of open files (ulimit -n)',
+  errno.ENFILE: 'the whole machine has too many files open; end other programs',
+  errno.ENOMEM: 'end other programs, or take smaller pieces of work',
+  errno.EIO: 'the disk or the network fails; look at what the system logs',
+  errno.ESTALE: 'the network drive was taken away; mount it anew',
+  errno.ETXTBSY: 'another program uses it',
+  errno.EBUSY: 'another program uses it',
+  errno.EPIPE: 'the program that reads this output has ended',
+}
+_SHORT = 60
+
 
 class InputError(ValueError):
   """Bad input: its message is one line that says what, where, what is allowed.
@@ -9,8 +45,24 @@ class InputError(ValueError):
   """
 
 
-class Stopped(Exception):
-  """A signal ended the run between two steps, after saving.
+class FileError(InputError, OSError):
+  """The system refused to read or write a file; the message says what helps.
+
+  An `OSError` too, with its number, for those who handle that.
+  """
+
+  def __init__(self, message: str, number: int | None = None):
+    super().__init__(message)
+    self.errno = number
+
+  def __str__(self) -> str:
+    return str(self.args[0])
+
+
+class Stopped(KeyboardInterrupt):
+  """A signal ended the run at a place where it can: between two steps, say.
+
+  Like a Ctrl-C it is none of the errors that a program may go on after.
 
   Attributes:
     signal: its number.
@@ -19,3 +71,78 @@ class Stopped(Exception):
   def __init__(self, message: str, signal: int):
     super().__init__(message)
     self.signal = signal
+
+
+@contextlib.contextmanager
+def doing(
+  what: str, path: str | os.PathLike, remedy: str = ''
+) -> Iterator[None]:
+  """Turns an OSError of the block into one line that names the file.
+
+  Args:
+    what: what is being done to it, such as 'write' or 'write the mask'.
+    path: the file or folder, if the error itself names none.
+    remedy: what helps, where that is known better here than from the kind of
+      error.
+
+  Raises:
+    FileError: for each OSError but one that has a line already.
+  """
+  try:
+    yield
+  except InputError:
+    raise
+  except OSError as error:
+    text = explain(error, what, path, remedy)
+    raise FileError(text, error.errno) from error
+
+
+def explain(
+  error: OSError,
+  what: str = '',
+  path: str | os.PathLike | None = None,
+  remedy: str = '',
+) -> str:
+  """Returns what the system refused in one line: which file, why, what helps.
+
+  Args:
+    error: of the system.
+    what: what was being done, such as 'write the mask'; '' where nobody knows.
+    path: of the file; None where nobody but perhaps the error knows.
+    remedy: what helps; by default what helps against errors of this kind.
+  """
+  if isinstance(error, InputError):
+    return str(error)
+  named = None if isinstance(error.filename, int) else error.filename
+  reason = error.strerror or str(error) or type(error).__name__
+  place = path if path is not None else named
+  text = f'{os.fsdecode(place)}: ' if place is not None else ''
+  text += f'cannot {what} ({reason}' if what else f'{reason}'
+  if named is not None and place is not named and _other(named, place):
+    text += f': {os.fsdecode(named)}'
+  text += ')' if what else ''
+  remedy = remedy or _HELP.get(error.errno, '')
+  return f'{text}; {remedy}' if remedy else text
+
+
+def quote(value: object, longest: int = _SHORT) -> str:
+  """Returns `repr(value)`, shortened in the middle, for a message."""
+  return shorten(repr(value), longest)
+
+
+def shorten(text: str, longest: int) -> str:
+  """Returns `text` without its middle where it has too many characters."""
+  if len(text) <= longest:
+    return text
+  head = (longest - 3) * 2 // 3
+  return f'{text[:head]}...{text[head + 3 - longest :]}'
+
+
+def _other(named: str | bytes, place: str | os.PathLike) -> bool:
+  """Returns whether an error is of another file than what is being done.
+
+  Not where that is the name under which the file is being written.
+  """
+  folder, name = os.path.split(os.fsdecode(named))
+  wanted = os.fsdecode(place)
+  return folder != os.path.dirname(wanted) or not name.startswith('.')

@@ -1,13 +1,24 @@
 """Where files lie, how they are read, written whole, and told apart."""
 
+import contextlib
+import errno
 import hashlib
 import json
+import math
 import os
 import pathlib
-from collections.abc import Iterable
+import re
+import shutil
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, doing, quote, shorten
+
+_MAX_NAME = 255  # bytes, on all the usual file systems
+_MAX_DEPTH = 64
+# NUL, and half characters but for those that stand for a byte of a file's name.
+_NO_TEXT = re.compile('[\0\ud800-\udc7f\udd00-\udfff]')
+_TOO_DEEP = f'nested deeper than {_MAX_DEPTH} levels'
 
 
 def user_cache_folder() -> pathlib.Path:
@@ -16,20 +27,82 @@ def user_cache_folder() -> pathlib.Path:
   return pathlib.Path(base).expanduser() / 'medseg_jax'
 
 
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-  """Writes `content` to `path` and makes its folder where that is missing.
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields a name beside `path`; what the block writes there becomes `path`.
 
-  The file appears, or is replaced, whole: a write that fails or is killed
-  leaves what was there before.
+  A file or a folder, made where its folder is missing. It appears, or is
+  replaced, whole and on the disk: a block that fails, a kill or a machine that
+  loses its power leaves what was there before. A folder is replaced only where
+  it is empty.
+
+  Raises:
+    FileError: the system refuses; the line names `path`.
   """
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
+  temporary = _beside(path)
+  with doing('write', path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      yield temporary
+      flush(temporary)
+      os.replace(temporary, path)
+      flush_names(path.parent)
+    finally:
+      if temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+      else:
+        with contextlib.suppress(OSError):
+          temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+  """Writes `content` to `path`, whole (see `replacing`)."""
+  with replacing(path) as temporary:
     temporary.write_bytes(content)
-    os.replace(temporary, path)
+
+
+def flush(path: str | os.PathLike) -> None:
+  """Returns when a file, or a folder with all in it, is on the disk.
+
+  What is renamed into place has to be there first. Otherwise a machine that
+  loses its power can leave a file of the right name and size, full of zeros.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    for inner in path.iterdir():
+      flush(inner)
+    flush_names(path)
+  elif not path.is_symlink():
+    _sync(path)
+
+
+def flush_names(folder: str | os.PathLike) -> None:
+  """Returns when the names in a folder are on the disk, where that can be.
+
+  Some file systems cannot flush a folder, and do not need to.
+  """
+  with contextlib.suppress(OSError):
+    _sync(folder)
+
+
+def _sync(path: str | os.PathLike) -> None:
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+      raise  # but not where the file system has no such thing
   finally:
-    temporary.unlink(missing_ok=True)
+    os.close(handle)
+
+
+def _beside(path: pathlib.Path) -> pathlib.Path:
+  """Returns a hidden name of this process for what is to become `path`."""
+  ending = f'.{os.getpid()}.tmp'
+  # A name that just fits leaves no room for more.
+  start = os.fsencode(path.name)[: _MAX_NAME - len(ending) - 1]
+  return path.with_name(f'.{os.fsdecode(start)}{ending}')
 
 
 def read_json(path: str | os.PathLike, form: str) -> Any:
@@ -40,20 +113,80 @@ def read_json(path: str | os.PathLike, form: str) -> Any:
     form: what it must hold, for messages, e.g. 'a list of names'.
 
   Raises:
-    InputError: it is missing, cannot be read, or is not JSON.
+    InputError: it is missing, cannot be read, or is not JSON (see
+      `parse_json`).
   """
   path = pathlib.Path(path)
   try:
-    return json.loads(path.read_text(encoding='utf-8-sig'))
-  except OSError as error:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+      raise InputError(f'{path}: no plain file; allowed is a JSON file: {form}')
+    content = path.read_bytes()
+  except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    if isinstance(error, InputError):
+      raise
     raise InputError(
-      f'{path}: cannot be read ({error.strerror}); allowed is a JSON file: '
-      f'{form}'
+      f'{path}: cannot be read ({getattr(error, "strerror", error)}); allowed '
+      f'is a JSON file: {form}'
     ) from error
-  except ValueError as error:  # no JSON, or no text at all
+  try:
+    return parse_json(content)
+  except ValueError as error:
     raise InputError(
       f'{path}: not JSON ({error}); allowed is {form}'
     ) from error
+
+
+def parse_json(content: bytes) -> Any:
+  """Returns what JSON in UTF-8 holds, of a size that later work can bear.
+
+  Raises:
+    ValueError: it is not JSON; it nests deeper than anything of use; a number
+      is not finite or beyond 64 bits; a text has characters that no file has
+      in its name, and no terminal shows. The message is short, and one line.
+  """
+  try:
+    value = json.loads(
+      content.decode('utf-8-sig'),
+      parse_int=_whole_number,
+      parse_float=_number,
+      parse_constant=_number,
+    )
+  except RecursionError:
+    raise ValueError(_TOO_DEEP) from None
+  except UnicodeDecodeError as error:
+    raise ValueError(f'no UTF-8 at byte {error.start}') from None
+  level = [value]
+  for _ in range(_MAX_DEPTH):
+    inner = []
+    for item in level:
+      if isinstance(item, dict):
+        inner += [*item, *item.values()]
+      elif isinstance(item, list):
+        inner += item
+      elif isinstance(item, str):
+        _check_text(item)
+    if not inner:
+      return value
+    level = inner
+  raise ValueError(_TOO_DEEP)
+
+
+def _whole_number(text: str) -> int:
+  if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+    raise ValueError(f'the number {shorten(text, 30)} is beyond 64 bits')
+  return int(text)
+
+
+def _number(text: str) -> float:
+  number = float(text)
+  if not math.isfinite(number):
+    raise ValueError(f'the number {shorten(text, 30)} is not finite')
+  return number
+
+
+def _check_text(text: str) -> None:
+  if _NO_TEXT.search(text):
+    raise ValueError(f'{quote(text)} has characters that are no text')
 
 
 def stat_key(

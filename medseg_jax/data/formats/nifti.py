@@ -29,6 +29,7 @@ from medseg_jax.data.formats.nifti_header import (
   truncated,
 )
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import replacing
 
 # Two grids are the same where no voxel is further off than this, in voxels.
 TOLERANCE = 1e-3
@@ -339,22 +340,16 @@ def _write(
   view = file_view(array, file)
   dtype = dtype.newbyteorder('<')
   header = new_header(file.header, view.shape[:rank], dtype)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    with contextlib.ExitStack() as stack:
-      stream = stack.enter_context(open(temporary, 'wb'))
-      if path.name.lower().endswith('.gz'):  # no name and time: same bytes
-        stream = stack.enter_context(
-          gzip.GzipFile('', 'wb', _LEVEL, fileobj=stream, mtime=0)
-        )
-      stream.write(header.binaryblock + b'\0\0\0\0')  # no extensions
-      for channel in range(view.shape[3]):
-        for k in range(view.shape[2]):
-          stream.write(view[:, :, k, channel].astype(dtype).tobytes('F'))
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with replacing(path) as temporary, contextlib.ExitStack() as stack:
+    stream = stack.enter_context(open(temporary, 'wb'))
+    if path.name.lower().endswith('.gz'):  # no name and time: same bytes
+      stream = stack.enter_context(
+        gzip.GzipFile('', 'wb', _LEVEL, fileobj=stream, mtime=0)
+      )
+    stream.write(header.binaryblock + b'\0\0\0\0')  # no extensions
+    for channel in range(view.shape[3]):
+      for k in range(view.shape[2]):
+        stream.write(view[:, :, k, channel].astype(dtype).tobytes('F'))
 
 
 def _apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
