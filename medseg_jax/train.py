@@ -28,7 +28,7 @@ from medseg_jax.experiment.compiled_steps import (
   compile_steps,
 )
 from medseg_jax.prepare import describe, prepare
-from medseg_jax.runtime import sharding
+from medseg_jax.runtime import sharding, workdir_lock
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.runtime.metric_writer import MetricWriter
@@ -45,9 +45,15 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   holds the weights that the summary is of.
 
   Raises:
-    InputError: the config or the data make no sense, or a loss was not finite.
+    InputError: the config or the data make no sense, a loss was not finite, or
+      another run trains in `workdir`.
     Stopped: SIGTERM or Ctrl-C, after saving.
   """
+  with workdir_lock.hold(workdir):
+    return _run(config, workdir)
+
+
+def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   config, sources, digests = opening.open_run(config, workdir)
   mesh = build.mesh_of(config)
   model = build.model_of(config, mesh)

@@ -10,14 +10,14 @@ PACKAGE = ROOT / 'medseg_jax'
 # begins with; it imports from its own part and from the floors below.
 FLOORS = (
   ('runtime.errors',),
-  ('runtime.files', 'runtime.host_memory'),
+  ('runtime.files', 'runtime.host_memory', 'runtime.stop_signal'),
   (
     'runtime.checkpoint',
     'runtime.metric_writer',
     'runtime.process',
     'runtime.progress',
     'runtime.sharding',
-    'runtime.stop_signal',
+    'runtime.workdir_lock',
   ),
   # Libraries that know nothing of each other.
   ('augment', 'losses', 'metrics', 'models', 'optim', 'planner', 'report'),
