@@ -1,12 +1,17 @@
 """The command line: `python -m medseg_jax.main --config=configs/unet.py`."""
 
+from medseg_jax.runtime import stop_signal
+
+if __name__ == '__main__':
+  stop_signal.note()  # before all that takes time
+
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import itertools
 import os
 import pathlib
-import signal
 import sys
 import time
 import traceback
@@ -14,13 +19,15 @@ import traceback
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from medseg_jax.runtime import host_memory
-from medseg_jax.runtime.errors import InputError, Stopped
+from medseg_jax.runtime import files, host_memory
+from medseg_jax.runtime.errors import InputError, Stopped, explain, shorten
 
 _STARTED = time.perf_counter()
 # What each mode needs: a config to begin with, or a trained model.
 FROM_CONFIG = ('train', 'plan', 'prepare', 'benchmark')
 FROM_MODEL = ('evaluate', 'predict', 'export')
+WRITE_WORKDIR = (*FROM_CONFIG, 'evaluate')
+_LONGEST_LINE = 2000
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -72,42 +79,64 @@ flags.DEFINE_bool('debug', False, 'Print tracebacks of errors.')
 
 def main() -> int:
   """Runs the program by `sys.argv` and returns its exit status."""
+  with stop_signal.noted():
+    try:
+      status = _status()
+      sys.stdout.flush()
+    except OSError as error:  # nobody reads on, or the log's disk is full
+      _complain(explain(error, 'print', 'stdout'))
+      # Python would try once more when it ends, and show a traceback.
+      with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      status = 1
+  return status
+
+
+def _status() -> int:
   try:
+    stop_signal.check()
     _parse(sys.argv)
-    # Lets whatever is being written clean up; training saves instead.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     _run()
     return 0
-  except (InputError, OSError) as error:  # OSError: a full disk, say
-    _complain(error)
-    return 1
-  except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
-    return 130
   except Stopped as error:
     print(error, flush=True)
     return 128 + error.signal
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    return 130
+  except InputError as error:
+    _complain(error)
+  except OSError as error:
+    sys.stdout.flush()  # fails where it was that
+    _complain(explain(error))
+  except RecursionError:
+    _complain('something is nested too deeply (--debug tells where)')
   except Exception as error:
     _complain(f'{type(error).__name__}: {error} (--debug tells where)')
-    return 1
+  return 1
 
 
 def _complain(error: object) -> None:
   # The flag itself may not have been parsed yet.
   if {'debug', 'debug=true', 'debug=1'} & {w.lstrip('-') for w in sys.argv}:
     traceback.print_exc()
-  text = ' '.join(str(error).split())
-  print(f'error: {text}', file=sys.stderr, flush=True)
+  text = shorten(' '.join(str(error).split()), _LONGEST_LINE)
+  with contextlib.suppress(OSError):  # then there is nobody to tell
+    print(f'error: {text}', file=sys.stderr, flush=True)
 
 
 def _run() -> None:
   mode = _MODE.value
   workdir, model = _workdir(), _MODEL.value and pathlib.Path(_MODEL.value)
+  if mode in WRITE_WORKDIR:
+    files.check_writable(workdir)
   # Late: jax takes seconds, and a wrong flag should be told at once.
   from medseg_jax.runtime import process
 
   process.set_up()
+  stop_signal.check()
   run = importlib.import_module(f'medseg_jax.{mode}').run
+  stop_signal.check()
   if mode in FROM_CONFIG:
     run(_CONFIG.value, workdir)
     return
@@ -253,8 +282,11 @@ def _keys(config: ConfigDict, prefix: str = '') -> list[str]:
 
 
 if __name__ == '__main__':
-  host_memory.restart_with_huge_pages('medseg_jax.main')
+  with stop_signal.held():
+    if not stop_signal.asked():
+      host_memory.restart_with_huge_pages('medseg_jax.main')
   # TensorFlow only feeds data here; its notes on its own kernels are no news.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  sys.stdout.reconfigure(errors='backslashreplace')  # files are called anything
   sys.exit(main())

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from medseg_jax.data import cache as caches
 from medseg_jax.data.cache import Cache
 from medseg_jax.experiment import build
-from medseg_jax.runtime import host_memory, process, sharding
+from medseg_jax.runtime import host_memory, process, sharding, stop_signal
 from medseg_jax.runtime.progress import format_seconds
 from medseg_jax.state import TrainState
 from medseg_jax.step import TrainStep
@@ -215,6 +215,7 @@ def _compile(fn, layout, *arguments, convolves=False, **options):
   with jax.set_mesh(layout.mesh), kept:
     compiled = jitted.lower(*arguments).compile()
   host_memory.return_freed()
+  stop_signal.check()
   return compiled
 
 

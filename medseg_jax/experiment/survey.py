@@ -15,6 +15,7 @@ from medseg_jax.data.fingerprint import (
 from medseg_jax.data.sources.inspection import inspect_case, inspect_set
 from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment.case_digests import remember
+from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.progress import Progress
 
@@ -78,6 +79,7 @@ def _read_all(source: VolumeSource, split: str, root: str | os.PathLike):
   share, digests = samples_per_case(len(source)), {}
 
   def read_case(index):
+    stop_signal.check()  # here too: what waits for a thread is not to begin
     key = ''
     with contextlib.suppress(InputError):  # a file is gone: told below
       key = source.case_key(index)

@@ -20,7 +20,7 @@ from medseg_jax.inference import decoding
 from medseg_jax.inference.network import create_predict
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model
-from medseg_jax.runtime import process, sharding
+from medseg_jax.runtime import process, sharding, stop_signal
 from medseg_jax.runtime.checkpoint import (
   BEST,
   LATEST,
@@ -246,8 +246,10 @@ def compile_predict(
       .lower(variables, tiles)
       .compile()
     )
+  stop_signal.check()
 
   def predict_on_mesh(variables, image):
+    stop_signal.check()  # a large scan takes minutes
     image = np.asarray(image, np.float32)
     return compiled(variables, jax.device_put(image, layout))
 

@@ -12,7 +12,14 @@ import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from medseg_jax.runtime.errors import InputError, doing, quote, shorten
+from medseg_jax.runtime.errors import (
+  FileError,
+  InputError,
+  doing,
+  explain,
+  quote,
+  shorten,
+)
 
 _MAX_NAME = 255  # bytes, on all the usual file systems
 _MAX_DEPTH = 64
@@ -25,6 +32,45 @@ def user_cache_folder() -> pathlib.Path:
   """Returns the user's cache folder for this program."""
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   return pathlib.Path(base).expanduser() / 'medseg_jax'
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+  """Makes sure that a folder can be written, or made where it is missing.
+
+  For programs that write late: makes nothing itself.
+
+  Raises:
+    InputError: it cannot, as far as one can see.
+  """
+  folder = pathlib.Path(folder)
+  there = _nearest(folder)
+  if not there.is_dir():
+    raise InputError(
+      f'{folder}: {"this" if there == folder else there} is a file; allowed is '
+      'a folder, which is made where it is missing'
+    )
+  if not os.access(there, os.W_OK | os.X_OK):
+    number = errno.EACCES
+    with contextlib.suppress(OSError):
+      if os.statvfs(there).f_flag & os.ST_RDONLY:
+        number = errno.EROFS
+    error = OSError(number, os.strerror(number), there)
+    raise FileError(explain(error, 'write', folder), number)
+
+
+def _nearest(path: pathlib.Path) -> pathlib.Path:
+  """Returns the nearest of a path and its parents that is there."""
+  with doing('use', path):
+    for there in (path, *path.parents):
+      try:
+        there.stat()
+        return there
+      except NotADirectoryError:
+        continue  # a file further up
+      except FileNotFoundError:
+        if there.is_symlink():
+          raise  # to nothing
+  return pathlib.Path()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ import time
 
 import tqdm
 
+from medseg_jax.runtime import stop_signal
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -51,12 +53,22 @@ class Progress:
   def __enter__(self) -> 'Progress':
     return self
 
-  def __exit__(self, *exc_info) -> None:
+  def __exit__(self, kind, *exc_info) -> None:
+    # Work that was cut off ends without the line on what it took.
+    self._has_stats |= kind is not None
     self.close()
 
   def advance(self, n: int = 1) -> None:
-    """Counts `n` units done. Cheap: call it at every step."""
+    """Counts `n` units done. Cheap: call it at every step.
+
+    Raises:
+      Stopped: a signal asks for it (see `stop_signal.check`).
+    """
     self._count += n
+    self._show(n)
+    stop_signal.check()
+
+  def _show(self, n: int) -> None:
     if self._bar is not None:
       self._bar.update(n)
       return

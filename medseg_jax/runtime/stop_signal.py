@@ -1,9 +1,27 @@
-"""Stopping between two steps when the user or the scheduler asks for it."""
+"""Stopping where nothing is lost, when the user or the scheduler asks for it.
+
+An exception out of a signal's handler comes up wherever Python happens to be:
+in the middle of an import, where it leaves half a module, or in the collector
+of garbage, which drops it. So the handlers here raise nothing. The first signal
+sets a flag, and the program looks at it wherever it can end: see `check`.
+
+Python runs handlers only between two of its own instructions. A thread that C
+wakes at once answers in the meantime, and ends the process at the second signal
+even where the program is busy compiling.
+"""
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+
+from medseg_jax.runtime.errors import Stopped
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A terminal and a launcher may both pass one Ctrl-C on.
+_SECONDS_OF_ONE = 0.5
 
 
 class StopRequest:
@@ -16,29 +34,133 @@ class StopRequest:
     return self.signal is not None
 
 
+class _Process:
+  """What this process knows of signals."""
+
+  request: StopRequest | None = None  # None: they are not noted
+  answered_elsewhere = 0  # blocks that look at the request themselves
+
+
+def check() -> None:
+  """Raises Stopped where a signal was noted, for places where a run may end.
+
+  Not in a block of `stop_on_signal`, which ends in its own way. Cheap: call it
+  with every case. From any thread.
+  """
+  request = _Process.request
+  if request and not _Process.answered_elsewhere:
+    raise Stopped(f'stopped by {request.signal.name}', request.signal)
+
+
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-  """Yields a StopRequest that SIGTERM and Ctrl-C turn true.
+  """Yields a StopRequest that SIGTERM and Ctrl-C turn true, or have turned.
 
-  The second Ctrl-C interrupts at once. Handlers can only be set in the main
-  thread; in another one the request stays false.
+  In the block `check` raises nothing: the block looks at the request. The
+  second signal ends the process. Handlers can only be set in the main thread;
+  in another one the request stays false unless they were set before.
   """
-  request = StopRequest()
-  if threading.current_thread() is not threading.main_thread():
-    yield request
-    return
+  with noted():
+    _Process.answered_elsewhere += 1
+    try:
+      request = _Process.request
+      yield StopRequest() if request is None else request
+    finally:
+      _Process.answered_elsewhere -= 1
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+  """Notes SIGTERM and Ctrl-C in the block, in place of whatever they did."""
+  undo = note()
+  try:
+    yield
+  finally:
+    undo()
+
+
+def note() -> Callable[[], None]:
+  """Notes SIGTERM and Ctrl-C from now on; returns what undoes it.
+
+  Does nothing where they are noted already, and outside of the main thread.
+  """
+  if (
+    _Process.request is not None
+    or threading.current_thread() is not threading.main_thread()
+  ):
+    return lambda: None
+  request = _Process.request = StopRequest()
+  wakes, woken = os.pipe()[::-1]
+  os.set_blocking(wakes, False)
+  watcher = threading.Thread(
+    target=_watch, args=(woken, request), name='signals', daemon=True
+  )
+  with held():  # a thread inherits what is blocked; the signals are not for it
+    watcher.start()
+  before_fd = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
 
   def ask(number, frame):
-    if request.signal == signal.SIGINT == number:
-      raise KeyboardInterrupt
-    request.signal = signal.Signals(number)
+    request.signal = request.signal or signal.Signals(number)
 
-  before = {
-    number: signal.signal(number, ask)
-    for number in (signal.SIGTERM, signal.SIGINT)
-  }
-  try:
-    yield request
-  finally:
+  before = {number: signal.signal(number, ask) for number in SIGNALS}
+  # Whoever started this process may have held them until now.
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+  def undo():
     for number, handler in before.items():
       signal.signal(number, handler)
+    signal.set_wakeup_fd(before_fd)
+    os.write(wakes, b'\0')
+    watcher.join()
+    os.close(wakes)
+    _Process.request = None
+
+  return undo
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+  """Holds signals back in the block; they come when it has ended.
+
+  Also in a program that takes this one's place, until it notes them.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def asked() -> bool:
+  """Returns whether a signal was noted."""
+  return bool(_Process.request)
+
+
+def _watch(woken: int, request: StopRequest) -> None:
+  """Answers signals as they come; ends the process at the second of a kind."""
+  first: dict[int, float] = {}
+  try:
+    while numbers := os.read(woken, 64):
+      for number in numbers:
+        if not number:
+          return
+        if number not in SIGNALS:
+          continue
+        now = time.monotonic()
+        if number not in first:
+          first[number] = now
+          request.signal = request.signal or signal.Signals(number)
+          name = signal.Signals(number).name
+          _say(f'{name}: stopping where nothing is lost; again ends at once')
+        elif now - first[number] >= _SECONDS_OF_ONE:
+          _say('ended at once')
+          # Nothing else is sure to end a process that is in the middle of C.
+          os._exit(128 + number)
+  finally:
+    os.close(woken)
+
+
+def _say(line: str) -> None:
+  # Not print: the main thread may hold the stream, and be cut off with it.
+  with contextlib.suppress(OSError):
+    os.write(2, f'{line}\n'.encode())
