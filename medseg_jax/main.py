@@ -108,7 +108,9 @@ def _status() -> int:
     _complain(error)
   except OSError as error:
     sys.stdout.flush()  # fails where it was that
-    _complain(explain(error))
+    # Without a name it is the output, where that is not kept until it is long.
+    what = '' if error.filename else 'write a file or this output'
+    _complain(explain(error, what))
   except RecursionError:
     _complain('something is nested too deeply (--debug tells where)')
   except Exception as error:

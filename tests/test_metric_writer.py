@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -162,11 +163,27 @@ def test_starting_over_drops_all_lines_and_appending_none(tmp_path):
   assert _lines(tmp_path) == []
 
 
-@pytest.mark.parametrize('broken', ['{"step": 2', '{"step": 2}', 'x\n', '3\n'])
+@pytest.mark.parametrize(
+  'broken',
+  [
+    '{"step": 2',
+    '{"step": 2}',
+    'x\n',
+    '3\n',
+    '{"step": true}\n',
+    '{"step": 2, "loss": NaN}\n',
+    '\0' * 100 + '\n',
+    '[' * 1_000_000 + '\n',
+    '{"step": 2, "split": ' + '[' * 1_000_000 + '\n',
+    '{"step": ' + '9' * 10_000 + '}\n',
+    '\udcff\udcfe\n',
+  ],
+  ids=lambda text: text[:20].encode('utf-8', 'replace').hex(),
+)
 def test_broken_line_is_dropped_with_a_warning(tmp_path, caplog, broken):
   _write(tmp_path, [1])
-  with (tmp_path / 'metrics.jsonl').open('a') as f:
-    f.write(broken)
+  with (tmp_path / 'metrics.jsonl').open('ab') as f:
+    f.write(os.fsencode(broken))
   _write(tmp_path, [3])
   assert [x['step'] for x in _lines(tmp_path)] == [1, 1, 3, 3]
   assert 'dropped 1 unreadable line' in caplog.text

@@ -6,6 +6,7 @@ what its outputs mean, how it was trained, on what, and how it scored. Nothing
 else is needed to predict, and nothing in it is code.
 """
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -13,7 +14,8 @@ import os
 import pathlib
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +28,8 @@ from ml_collections import ConfigDict
 import medseg_jax
 from medseg_jax.experiment.config_files import complete
 from medseg_jax.losses import uses_sigmoid
-from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import write_atomically
+from medseg_jax.runtime.errors import InputError, doing, quote, shorten
+from medseg_jax.runtime.files import flush, flush_names, parse_json, replacing
 
 FORMAT, FORMAT_VERSION = 'medseg_jax model', 1
 DESCRIPTION, WEIGHTS = 'model.json', 'model.safetensors'
@@ -172,11 +174,20 @@ def write(
     for age in ('new', 'old')
   )
   try:
-    write_atomically(new / WEIGHTS, weights)
-    write_atomically(new / DESCRIPTION, (text + '\n').encode())
-    if folder.exists():
-      os.replace(folder, old)
-    os.replace(new, folder)
+    with doing('write the model', folder):
+      new.mkdir(parents=True)
+      (new / WEIGHTS).write_bytes(weights)
+      (new / DESCRIPTION).write_text(text + '\n', encoding='utf-8')
+      flush(new)
+      if folder.exists():
+        os.replace(folder, old)
+      try:
+        os.replace(new, folder)
+      except OSError:
+        if old.exists():
+          os.replace(old, folder)
+        raise
+      flush_names(folder.parent)
   finally:
     for path in (new, old):
       shutil.rmtree(path, ignore_errors=True)
@@ -193,17 +204,11 @@ def pack(folder: pathlib.Path, target: pathlib.Path) -> None:
       f'{target} is there already and is not overwritten; name another --output'
     )
   read_description(folder)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  temporary = target.with_name(f'.{target.name}.{os.getpid()}.tmp')
-  try:
-    with zipfile.ZipFile(temporary, 'w') as file:
-      for name in (DESCRIPTION, WEIGHTS):
-        # Weights do not compress; a fixed date keeps the bytes the same.
-        member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-        file.writestr(member, (folder / name).read_bytes())
-    os.replace(temporary, target)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with replacing(target) as temporary, zipfile.ZipFile(temporary, 'w') as file:
+    for name in (DESCRIPTION, WEIGHTS):
+      # Weights do not compress; a fixed date keeps the bytes the same.
+      member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+      file.writestr(member, (folder / name).read_bytes())
 
 
 def read_description(path: pathlib.Path) -> dict[str, Any]:
@@ -213,20 +218,18 @@ def read_description(path: pathlib.Path) -> dict[str, Any]:
     InputError: there is none, or it is of another format.
   """
   text = _read_member(path, DESCRIPTION)
-  try:
-    description = json.loads(text)
+  with _damages(path, f'{DESCRIPTION} is damaged'):
+    description = parse_json(text)
     found = description['format'], description['format_version']
-  except (ValueError, TypeError, KeyError) as error:
-    raise InputError(
-      f'{path}: {DESCRIPTION} is damaged ({type(error).__name__}: {error}); '
-      'allowed is a model that medseg_jax wrote'
-    ) from error
   if found != (FORMAT, FORMAT_VERSION):
     raise InputError(
-      f'{path}: {DESCRIPTION} is of {found[0]!r}, version {found[1]!r}; this '
+      f'{path}: {DESCRIPTION} is of {quote(found[0])}, version '
+      f'{quote(found[1])}; this '
       f'medseg_jax ({medseg_jax.__version__}) reads {FORMAT!r}, version '
       f'{FORMAT_VERSION}'
     )
+  with _damages(path, f'{DESCRIPTION} is damaged'):
+    config_of(description)
   return description
 
 
@@ -239,12 +242,12 @@ def read(path: pathlib.Path) -> StoredModel:
   description = read_description(path)
   weights = _read_member(path, WEIGHTS)
   found = hashlib.sha256(weights).hexdigest()
-  try:
+  with _damages(path, 'the model is damaged'):
     wanted, training = description['weights']['sha256'], description['training']
     if found != wanted:
       raise InputError(
         f'{path}: {WEIGHTS} is not the file that {DESCRIPTION} was written '
-        f'with (sha256 {found[:12]}..., expected {wanted[:12]}...)'
+        f'with (sha256 {found[:12]}..., expected {str(wanted)[:12]}...)'
       )
     arrays = safetensors.numpy.load(weights)
     return StoredModel(
@@ -254,9 +257,25 @@ def read(path: pathlib.Path) -> StoredModel:
       checkpoint=training['checkpoint'],
       description=description,
     )
-  except (KeyError, TypeError, safetensors.SafetensorError) as error:
+
+
+@contextlib.contextmanager
+def _damages(path: pathlib.Path, what: str) -> Iterator[None]:
+  """Turns what files of other content lead to into one line."""
+  try:
+    yield
+  except InputError:
+    raise
+  except (
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    safetensors.SafetensorError,
+  ) as error:
     raise InputError(
-      f'{path}: the model is damaged ({type(error).__name__}: {error})'
+      f'{path}: {what} ({type(error).__name__}: {shorten(str(error), 200)}); '
+      'allowed is a model that medseg_jax wrote'
     ) from error
 
 
@@ -271,8 +290,15 @@ def _read_member(path: pathlib.Path, name: str) -> bytes:
       if len(members) != 1:
         raise InputError(f'{path}: {len(members)} files {name}; {allowed}')
       return file.read(members[0])
-  except zipfile.BadZipFile as error:
-    raise InputError(f'{path}: no zip file ({error}); {allowed}') from error
+  except (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,  # encrypted, or packed in a way that is not known here
+  ) as error:
+    raise InputError(
+      f'{path}: no zip file that can be read ({error}); {allowed}'
+    ) from error
   except OSError as error:
     raise InputError(
       f'{error.filename or path}: cannot be read ({error.strerror}); {allowed}'

@@ -143,6 +143,9 @@ def _other(named: str | bytes, place: str | os.PathLike) -> bool:
 
   Not where that is the name under which the file is being written.
   """
-  folder, name = os.path.split(os.fsdecode(named))
-  wanted = os.fsdecode(place)
-  return folder != os.path.dirname(wanted) or not name.startswith('.')
+  found, wanted = os.fsdecode(named), os.fsdecode(place)
+  hidden = os.path.basename(found).startswith(
+    f'.{os.path.basename(wanted)[:9]}'
+  )
+  beside = os.path.dirname(found) == os.path.dirname(wanted)
+  return found != wanted and not (hidden and beside)

@@ -19,7 +19,8 @@ from PIL import Image
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from medseg_jax.runtime.files import write_atomically
+from medseg_jax.runtime.errors import doing
+from medseg_jax.runtime.files import parse_json, write_atomically
 
 
 class MetricWriter:
@@ -41,11 +42,14 @@ class MetricWriter:
     self, workdir: str | os.PathLike, *, resume_step: int | None = None
   ):
     workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / 'metrics.jsonl'
-    _drop_lines(path, resume_step)
-    self._lines = path.open('a', encoding='utf-8')
-    self._records = RecordWriter(_open_event_file(workdir))
+    with doing('write the metrics', path):
+      workdir.mkdir(parents=True, exist_ok=True)
+      _drop_lines(path, resume_step)
+      # Without a buffer: what a full disk refused is not tried once more, with
+      # a traceback, when the program ends.
+      self._lines = path.open('ab', buffering=0)
+      self._events = _open_event_file(workdir)
     self._event(file_version='brain.Event:2')
     if resume_step is not None:
       # Tells TensorBoard to forget what it read for this step and later.
@@ -80,8 +84,8 @@ class MetricWriter:
       line[name] = number if math.isfinite(number) else None
       if value is not None:
         summary.value.add(tag=f'{split}/{name}', simple_value=number)
-    self._lines.write(json.dumps(line, allow_nan=False) + '\n')
-    self._lines.flush()
+    text = json.dumps(line, allow_nan=False) + '\n'
+    _append(self._lines, text.encode())
     self._event(step=int(step), summary=summary)
 
   def image(self, step: int, split: str, name: str, array: np.ndarray) -> None:
@@ -107,15 +111,24 @@ class MetricWriter:
 
   def close(self) -> None:
     self._lines.close()
-    self._records.close()
+    self._events.close()
 
   def _event(self, **fields) -> None:
     event = event_pb2.Event(wall_time=time.time(), **fields)
-    self._records.write(event.SerializeToString())
-    self._records.flush()
+    record = io.BytesIO()
+    RecordWriter(record).write(event.SerializeToString())
+    _append(self._events, record.getvalue())
 
 
-def _open_event_file(workdir: pathlib.Path) -> io.BufferedWriter:
+def _append(file: io.FileIO, content: bytes) -> None:
+  """Writes all of `content`; a disk that fills may take a part first."""
+  left = memoryview(content)
+  with doing('write the metrics', file.name):
+    while left:
+      left = left[file.write(left) :]
+
+
+def _open_event_file(workdir: pathlib.Path) -> io.FileIO:
   """Returns a new event file, named so that TensorBoard reads it after others.
 
   TensorBoard sorts the files of a folder by name, so a run that starts again
@@ -125,7 +138,7 @@ def _open_event_file(workdir: pathlib.Path) -> io.BufferedWriter:
   while True:
     name = f'events.out.tfevents.{second:010d}.{socket.gethostname()}'
     try:
-      return (workdir / name).open('xb')
+      return (workdir / name).open('xb', buffering=0)
     except FileExistsError:
       second += 1
 
@@ -152,7 +165,7 @@ def _drop_lines(path: pathlib.Path, resume_step: int | None) -> None:
 def _step_of(line: bytes) -> int | None:
   """Returns the step of a line of `metrics.jsonl`, None where it is broken."""
   try:
-    step = json.loads(line)['step'] if line.endswith(b'\n') else None
+    step = parse_json(line)['step'] if line.endswith(b'\n') else None
   except (ValueError, TypeError, KeyError):
     return None
-  return step if isinstance(step, int) else None
+  return step if type(step) is int else None
