@@ -8,9 +8,15 @@ import subprocess
 import sys
 import threading
 
+import jax
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_volumes
 
+from medseg_jax.data.formats import images
+from medseg_jax.data.sources import folder
+from medseg_jax.data.sources.volumes import open_volumes
+from medseg_jax.experiment import compiled_steps, survey
 from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import Stopped
 from medseg_jax.runtime.progress import Progress
@@ -64,7 +70,7 @@ def test_a_signal_during_imports_ends_the_program(
   assert done.returncode == status, done.stderr
   assert done.stdout == f'stopped by {name}\n'
   assert done.stderr.splitlines() == [
-    f'{name}: stopping where nothing is lost; again ends at once'
+    f'{name}: stopping where nothing is lost; a second one ends at once'
   ]
   assert not (tmp_path / 'run').exists()
 
@@ -183,7 +189,7 @@ def busy(same):
   )
   assert process.stdout.readline() == 'ready\n'
   process.send_signal(signal.SIGINT)
-  assert 'again ends at once' in process.stderr.readline()
+  assert 'a second one ends' in process.stderr.readline()
   return process
 
 
@@ -229,3 +235,35 @@ except Stopped as error:
     timeout=60,
   )
   assert done.returncode == 143
+
+
+def test_cases_that_wait_for_a_thread_are_not_read(
+  tmp_path, disc_folder, monkeypatch
+):
+  read = []
+
+  def then_stop(function):
+    def read_and_stop(*args):
+      read.append(args)
+      stop_signal._Process.request.signal = signal.SIGTERM
+      return function(*args)
+
+    return read_and_stop
+
+  opened = open_volumes(write_volumes(tmp_path / 'Balls', 5))
+  monkeypatch.setattr(survey, 'num_workers', lambda: 1)
+  monkeypatch.setattr(survey, 'inspect_case', then_stop(survey.inspect_case))
+  with stop_signal.noted(), pytest.raises(Stopped):
+    survey.survey(opened)
+  assert len(read) == 1
+  monkeypatch.setattr(images, 'decode_mask', then_stop(images.decode_mask))
+  with stop_signal.noted(), pytest.raises(Stopped):
+    folder.open_folder(disc_folder)
+
+
+def test_what_is_compiled_is_not_begun_to_run():
+  mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
+  layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  with stop_signal.noted(), pytest.raises(Stopped):
+    send(signal.SIGINT)
+    compiled_steps._compile(lambda x: x + 1, layout, np.zeros(3))

@@ -151,7 +151,9 @@ def _watch(woken: int, request: StopRequest) -> None:
           first[number] = now
           request.signal = request.signal or signal.Signals(number)
           name = signal.Signals(number).name
-          _say(f'{name}: stopping where nothing is lost; again ends at once')
+          _say(
+            f'{name}: stopping where nothing is lost; a second one ends at once'
+          )
         elif now - first[number] >= _SECONDS_OF_ONE:
           _say('ended at once')
           # Nothing else is sure to end a process that is in the middle of C.

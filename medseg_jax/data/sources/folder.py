@@ -19,6 +19,7 @@ from absl import logging
 from medseg_jax.data import labels, splits
 from medseg_jax.data.case import Case, colour_names
 from medseg_jax.data.formats import images
+from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import stat_key
 
@@ -213,6 +214,7 @@ def open_folder(
 
 
 def _count_values(path: pathlib.Path) -> labels.MaskValues:
+  stop_signal.check()
   mask, lossy = images.decode_mask(path)
   return labels.count_values(path, mask, lossy=lossy)
 
