@@ -10,6 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import itertools
+import logging
 import os
 import pathlib
 import sys
@@ -108,8 +109,10 @@ def _status() -> int:
     _complain(error)
   except OSError as error:
     sys.stdout.flush()  # fails where it was that
-    # Without a name it is the output, where that is not kept until it is long.
-    what = '' if error.filename else 'write a file or this output'
+    # A refusal without a name may be of the output, too, which is not always
+    # kept until there is much of it.
+    nameless = error.errno is not None and error.filename is None
+    what = 'write a file or this output' if nameless else ''
     _complain(explain(error, what))
   except RecursionError:
     _complain('something is nested too deeply (--debug tells where)')
@@ -290,5 +293,6 @@ if __name__ == '__main__':
   # TensorFlow only feeds data here; its notes on its own kernels are no news.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  logging.raiseExceptions = False  # a full disk is told once
   sys.stdout.reconfigure(errors='backslashreplace')  # files are called anything
   sys.exit(main())

@@ -223,6 +223,27 @@ def test_a_disk_that_fills_leaves_no_traceback_and_whole_lines(tmp_path):
     assert line.startswith(b'{"step": ') and line.endswith(b'}\n')
 
 
+def test_the_last_resort_names_what_it_can(complaint, monkeypatch):
+  monkeypatch.setattr(main, '_parse', lambda argv: None)
+  for error, words in [
+    (OSError(errno.ENOSPC, 'Full', 'a.nii'), 'a.nii: Full; free space'),
+    (
+      OSError(errno.ENOSPC, 'Full'),
+      'cannot write a file or this output (Full)',
+    ),
+    (OSError('strange file'), 'error: strange file\n'),
+    (RecursionError('maximum'), 'nested too deeply'),
+    (ValueError('x' * 10_000), 'ValueError: xxxxx'),
+  ]:
+
+    def fail(error=error):
+      raise error
+
+    monkeypatch.setattr(main, '_run', fail)
+    line = complaint()
+    assert words in line and len(line) < 2100
+
+
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
 def test_a_log_on_a_full_disk_is_one_line():
   with open('/dev/full', 'w') as full:
