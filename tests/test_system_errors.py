@@ -1,10 +1,12 @@
 """What the system refuses, and files that hold anything: one line each."""
 
 import errno
+import io
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from absl.testing import flagsaver
@@ -85,6 +87,40 @@ def test_files_that_hold_anything(tmp_path, read, request):
     assert len(str(error.value)) < 500 + len(str(path)), kind
 
 
+def spoilt_zips():
+  """Returns {kind: bytes} of zips that Python's module cannot read."""
+  plain = io.BytesIO()
+  with zipfile.ZipFile(plain, 'w', zipfile.ZIP_DEFLATED) as file:
+    file.writestr('model/model.json', '{"format": "medseg_jax model"}' * 9)
+  plain = plain.getvalue()
+  first, second = plain.index(b'PK\3\4'), plain.index(b'PK\1\2')
+
+  def changed(offset, value):
+    content = bytearray(plain)
+    content[first + offset] = content[second + offset + 2] = value
+    return bytes(content)
+
+  garbled = bytearray(plain)
+  garbled[46:52] = b'\xff' * 6
+  return {
+    'encrypted': changed(6, 1),
+    'packed in another way': changed(8, 99),
+    'garbled': bytes(garbled),
+    'cut off': plain[:-30],
+    'without an end': plain[:60],
+  }
+
+
+def test_a_zip_of_anything_is_no_model(tmp_path):
+  path = tmp_path / 'model.zip'
+  for kind, content in {**EVERYTHING, **spoilt_zips(), 'folder': None}.items():
+    spoil(path, content)
+    with pytest.raises(InputError) as error:
+      model_folder.read(path)
+    assert_one_line(error, str(path), 'allowed is a model folder')
+    assert len(str(error.value)) < 400, kind
+
+
 @pytest.mark.parametrize('name', ['config.json', 'model/model.json'])
 def test_the_command_on_a_workdir_of_anything(tmp_path, complaint, name):
   for kind in ('nested', 'zeros', 'too large', 'list', 'nothing'):
@@ -163,6 +199,10 @@ def test_an_error_tells_of_both_files_and_once(tmp_path):
     str(caught.value) == 'b: cannot write (5 requested and 3 written); do x'
   )
   assert errors.explain(OSError()) == 'OSError'
+  with pytest.raises(OSError) as caught:
+    os.stat('x' * 5000)
+  assert 'File name too long' in errors.explain(caught.value)
+  assert len(errors.explain(caught.value)) < 650
   with pytest.raises(InputError, match='^y$'), errors.doing('write', 'b'):
     raise InputError('y')
 

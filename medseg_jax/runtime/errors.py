@@ -35,6 +35,7 @@ _HELP = {
   errno.EPIPE: 'the program that reads this output has ended',
 }
 _SHORT = 60
+_LONGEST_PATH = 500
 
 
 class InputError(ValueError):
@@ -116,10 +117,10 @@ def explain(
   named = None if isinstance(error.filename, int) else error.filename
   reason = error.strerror or str(error) or type(error).__name__
   place = path if path is not None else named
-  text = f'{os.fsdecode(place)}: ' if place is not None else ''
+  text = f'{_short_path(place)}: ' if place is not None else ''
   text += f'cannot {what} ({reason}' if what else f'{reason}'
   if named is not None and place is not named and _other(named, place):
-    text += f': {os.fsdecode(named)}'
+    text += f': {_short_path(named)}'
   text += ')' if what else ''
   remedy = remedy or _HELP.get(error.errno, '')
   return f'{text}; {remedy}' if remedy else text
@@ -136,6 +137,10 @@ def shorten(text: str, longest: int) -> str:
     return text
   head = (longest - 3) * 2 // 3
   return f'{text[:head]}...{text[head + 3 - longest :]}'
+
+
+def _short_path(path: str | bytes | os.PathLike) -> str:
+  return shorten(os.fsdecode(path), _LONGEST_PATH)
 
 
 def _other(named: str | bytes, place: str | os.PathLike) -> bool:
