@@ -16,13 +16,14 @@ import copy
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from medseg_jax.data import labels, splits
 from medseg_jax.data.case import Case, colour_names
+from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError
 
 MASK_KEYS = ('segmentation_mask', 'label', 'mask', 'segmentation')
@@ -318,7 +319,8 @@ def _read_split(
       for key in features
       if key not in keys and isinstance(features[key], tfds.features.Image)
     }
-    yield from builder.as_data_source(split=split, decoders=skip)
+    examples = builder.as_data_source(split=split, decoders=skip)
+    yield from _unless_stopped(examples)
     return
   decoders = tfds.decode.PartialDecoding(dict.fromkeys(keys, True))
   # Interleaved files would give another order than slices of the split do.
@@ -326,7 +328,13 @@ def _read_split(
   dataset = builder.as_dataset(
     split=split, shuffle_files=False, decoders=decoders, read_config=config
   )
-  yield from tfds.as_numpy(dataset)
+  yield from _unless_stopped(tfds.as_numpy(dataset))
+
+
+def _unless_stopped(examples: Iterable[Any]) -> Iterator[Any]:
+  for example in examples:
+    stop_signal.check()
+    yield example
 
 
 def _case_names(builder, split: str) -> list[str]:
