@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import medseg_jax
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, shorten
 from medseg_jax.runtime.files import read_json, write_atomically
 
 # Of the form of config.json; keys may be added without another number.
@@ -85,10 +85,17 @@ def complete(found: dict[str, Any], where: str | pathlib.Path) -> ConfigDict:
   _complete(config, defaults, '', unknown, where)
   if unknown:
     print(
-      f'warning   {where}: {", ".join(unknown)} are no keys that this program '
-      f'({medseg_jax.__version__}) knows; they are not looked at'
+      f'warning   {where}: {shorten(", ".join(unknown), 200)} are no keys that '
+      f'this program ({medseg_jax.__version__}) knows; they are not looked at'
     )
-  return ConfigDict(to_tuples(config))
+  try:
+    return ConfigDict(to_tuples(config))
+  except (KeyError, TypeError, ValueError) as error:
+    # Keys of a network that no config can have, with a dot, say.
+    raise InputError(
+      f'{where}: {shorten(str(error), 200)}; allowed is a config that training '
+      'wrote'
+    ) from error
 
 
 def _complete(config, defaults, prefix, unknown, where) -> None:

@@ -127,6 +127,11 @@ def describe(
 
 def config_of(description: Mapping[str, Any]) -> ConfigDict:
   """Returns the config of a `model.json`, as the training had it resolved."""
+  return complete(_put_together(description), DESCRIPTION)
+
+
+def _put_together(description: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the sections of a config, as far as `model.json` has them."""
   config = json.loads(json.dumps(description['training']['config']))
   network = dict(description['network'])
   config['dtype'] = network.pop('dtype')
@@ -139,7 +144,7 @@ def config_of(description: Mapping[str, Any]) -> ConfigDict:
     for channel in preprocessing.pop('intensities')
   ]
   data |= preprocessing
-  return complete(config, DESCRIPTION)
+  return config
 
 
 def write(
@@ -224,12 +229,11 @@ def read_description(path: pathlib.Path) -> dict[str, Any]:
   if found != (FORMAT, FORMAT_VERSION):
     raise InputError(
       f'{path}: {DESCRIPTION} is of {quote(found[0])}, version '
-      f'{quote(found[1])}; this '
-      f'medseg_jax ({medseg_jax.__version__}) reads {FORMAT!r}, version '
-      f'{FORMAT_VERSION}'
+      f'{quote(found[1])}; this medseg_jax ({medseg_jax.__version__}) reads '
+      f'{FORMAT!r}, version {FORMAT_VERSION}'
     )
   with _damages(path, f'{DESCRIPTION} is damaged'):
-    config_of(description)
+    _put_together(description)
   return description
 
 
