@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from medseg_jax.experiment import build, model_folder, trained_model
 from medseg_jax.inference import exporting
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import write_atomically
+from medseg_jax.runtime.files import check_writable, write_atomically
 
 
 def run(
@@ -37,6 +37,7 @@ def run(
     InputError: there is no such model, it cannot be written in this form, or
       `output` is there already.
   """
+  check_writable(output.parent)  # before all that takes time
   if form == 'model':
     folder = trained_model.find_folder(workdir, model, checkpoint)
     if folder is None or not folder.is_dir():

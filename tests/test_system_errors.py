@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 from conftest import ROOT, write_volumes
 from data_cases import assert_all_in, assert_one_line
 
-from medseg_jax import main
+from medseg_jax import export, main
 from medseg_jax.data import splits
 from medseg_jax.data.sources.dataset_json import read_dataset_json
 from medseg_jax.experiment import config_files, held_out, model_folder
@@ -171,6 +171,16 @@ def test_a_workdir_that_cannot_be_written(tmp_path, complaint, monkeypatch):
   words = f'{tmp_path}/a/run: cannot write (Permission denied: {tmp_path})'
   assert_all_in(line, words, 'change the permissions')
   assert not (tmp_path / 'a').exists()
+
+
+@pytest.mark.parametrize('form', ['model', 'stablehlo'])
+def test_an_export_below_a_file_is_told_at_once(tmp_path, form):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError) as error:
+    export.run(None, tmp_path, output=tmp_path / 'file' / 'x.zip', form=form)
+  assert_one_line(
+    error, f'{tmp_path}/file: this is a file; allowed is a folder'
+  )
 
 
 @pytest.mark.parametrize('number', sorted(errors._HELP))
