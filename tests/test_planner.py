@@ -9,7 +9,7 @@ from data_cases import assert_one_line
 from flax import linen as nn
 from plan_cases import CT, fingerprint, known, make
 
-from medseg_jax import models
+from medseg_jax import models, planner
 from medseg_jax.planner import topology
 
 # Patch, batch and stages; the plans that nnU-Net makes for these data sets.
@@ -76,7 +76,7 @@ def test_the_rest_of_a_configuration():
   assert full['median_shape'] == [187, 512, 512]
   assert full['convs_per_stage'] == 2 and full['residual_blocks'] == []
   batch_dice = {k: c['batch_dice'] for k, c in plan['configurations'].items()}
-  assert batch_dice == {'3d_fullres': False, '2d': True, '3d_lowres': False}
+  assert batch_dice == {'3d_fullres': True, '2d': True, '3d_lowres': True}
   assert full['augment'] == {'rotation_degrees': 30.0, 'in_plane': False}
   assert flat['augment'] == {'rotation_degrees': 180.0, 'in_plane': False}
   deep = known('spleen', preset='residual_xl')['configurations']['3d_fullres']
@@ -84,6 +84,36 @@ def test_the_rest_of_a_configuration():
   assert deep['convs_per_stage'] == 1
   thin = known('prostate')['configurations']['3d_fullres']
   assert thin['augment'] == {'rotation_degrees': 180.0, 'in_plane': True}
+
+
+def test_the_dice_is_over_the_batch_unless_a_patch_sees_most_of_a_case():
+  for preset in topology.PRESETS:
+    for data in ('hippocampus', 'heart', 'spleen', 'brats', 'prostate'):
+      found = known(data, preset=preset)['configurations']
+      assert {name: c['batch_dice'] for name, c in found.items()} == {
+        name: name == '2d' or '3d_lowres' in found for name in found
+      }
+
+
+@pytest.mark.parametrize(
+  ('patch', 'degrees', 'in_plane'),
+  [  # the last but one of each rank is at its limit
+    ((256, 256), 180, False),
+    ((48, 32), 180, False),
+    ((32, 49), 15, False),
+    ((64, 64, 64), 30, False),
+    ((64, 40, 16), 30, False),
+    ((16, 48, 40), 30, False),
+    ((16, 49, 40), 180, True),
+  ],
+)
+def test_long_patches_turn_little_and_thin_ones_in_their_plane(
+  patch, degrees, in_plane
+):
+  assert planner.plan_rotation(patch) == {
+    'rotation_degrees': degrees,
+    'in_plane': in_plane,
+  }
 
 
 @pytest.mark.parametrize(('residual', 'cost'), [(False, 12416), (True, 17536)])
@@ -266,6 +296,7 @@ def test_there_is_a_note_for_every_choice():
       'strides',
       'kernel_sizes',
       'features',
+      'batch_dice',
     ):
       assert notes[f'{name}.{key}']
   assert '160x324x324' in notes['3d_fullres.patch_size']

@@ -83,6 +83,18 @@ def lowres(share: float, factor: float, limit: float, *, kept: bool) -> str:
   )
 
 
+def batch_dice(name: str, *, over_batch: bool) -> str:
+  """Says over what the Dice loss sums."""
+  if not over_batch:
+    return 'over each patch, which sees enough of a case'
+  if name == '2d':
+    return 'over the batch, as many slices are without some of the classes'
+  return (
+    'over the batch, as there is a low resolution: patches at full resolution '
+    'see little of a case, and are often without some of the classes'
+  )
+
+
 def network(
   name: str,
   spacing: Sequence[float],

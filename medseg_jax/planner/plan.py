@@ -21,6 +21,8 @@ from medseg_jax.planner.topology import (
 
 # A file's spacing or an image's shape is anisotropic above this factor.
 ANISOTROPY = 3
+# A 2-D patch longer than this times its width is turned by small angles only.
+ELONGATION = 1.5
 # z-scores stay inside the mask of what is not zero where the crop to its box
 # takes away more than a quarter of the median case.
 NONZERO_RELATIVE_SIZE = 0.75
@@ -104,9 +106,13 @@ def make_plan(
     'spacing': notes.spacing(target, np.median(spacings, 0)),
     '3d_lowres': lowres_note,
   }
+  batch_dice = {n: n == '2d' or '3d_lowres' in networks for n in networks}
   for name, (spacing, median_shape, network) in networks.items():
     plan_notes |= notes.network(
       name, spacing, median_shape, network, kind, memory_gb
+    )
+    plan_notes[f'{name}.batch_dice'] = notes.batch_dice(
+      name, over_batch=batch_dice[name]
     )
   return {
     'dataset': dataset,
@@ -127,7 +133,9 @@ def make_plan(
     'axes': axes,
     'normalization': normalization,
     'configurations': {
-      name: _configuration(*network, residual=kind.residual)
+      name: _configuration(
+        *network, residual=kind.residual, batch_dice=batch_dice[name]
+      )
       for name, network in networks.items()
     },
     'notes': plan_notes,
@@ -270,6 +278,7 @@ def _configuration(
   network: Network,
   *,
   residual: bool,
+  batch_dice: bool,
 ) -> dict:
   topology = network.topology
   rank, num_stages = len(spacing), len(topology.strides)
@@ -284,8 +293,7 @@ def _configuration(
     'kernel_sizes': [list(k) for k in topology.kernel_sizes],
     'convs_per_stage': 1 if residual else 2,
     'residual_blocks': list(stage_blocks(num_stages)) if residual else [],
-    # Over the batch in 2-D, per sample in 3-D.
-    'batch_dice': rank == 2,
+    'batch_dice': batch_dice,
     'augment': plan_rotation(patch),
   }
 
@@ -293,14 +301,16 @@ def _configuration(
 def plan_rotation(patch_size: Sequence[int]) -> dict[str, float | bool]:
   """Returns the largest angle of the augmentation, and whether in plane only.
 
-  A patch much thinner than wide is turned about its thin axis alone.
+  A patch much thinner than wide is turned about its thin axis alone. A square
+  one may come to lie on its side; a long one would reach far beyond what was
+  read.
   """
   flat = len(patch_size) == 2
   in_plane = not flat and max(patch_size) / patch_size[0] > ANISOTROPY
-  return {
-    'rotation_degrees': 180.0 if in_plane or flat else 30.0,
-    'in_plane': in_plane,
-  }
+  degrees = 180.0 if in_plane or flat else 30.0
+  if flat and max(patch_size) / min(patch_size) > ELONGATION:
+    degrees = 15.0
+  return {'rotation_degrees': degrees, 'in_plane': in_plane}
 
 
 def _floats(values: Iterable[float]) -> list[float]:
