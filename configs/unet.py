@@ -131,7 +131,9 @@ def get_config() -> ConfigDict:
 
   # *_prob: probability for each example, 0 .. 1.
   config.augment = ConfigDict()
-  config.augment.flip_prob = 0.0  # of each axis
+  config.augment.flip_prob = 0.0  # of each of flip_axes
+  # Axes of an image, of volumes (z, y, x), whatever the plan; () for all.
+  config.augment.flip_axes = ()
   config.augment.rot90_prob = 0.0  # turns by 90, 180 or 270 degrees
   config.augment.warp_prob = 0.3  # rotation, scaling, elastic as one warp
   config.augment.rotation_prob = 1.0  # share of the warps that rotate
@@ -165,7 +167,8 @@ def get_config() -> ConfigDict:
   config.inference.patch_size = ()  # of the tiles; () for the patch size
   config.inference.overlap = 0.5  # of neighbouring tiles, 0 .. < 1
   config.inference.batch_size = 0  # tiles at once; 0 for the batch size
-  config.inference.mirror = False  # average over mirrorings of every axis
+  # Average over all mirrorings of the axes that training mirrored.
+  config.inference.mirror = False
   config.inference.probabilities = False  # write those, too (volumes)
 
   # Of volumes, also mm and ml; see medseg_jax/report/summary.py.

@@ -13,7 +13,7 @@ from medseg_jax.data import resample
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
 from medseg_jax.data.formats import nifti
-from medseg_jax.experiment import build, opening
+from medseg_jax.experiment import build, mirroring, opening
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import user_cache_folder
 from medseg_jax.runtime.progress import Progress
@@ -60,6 +60,8 @@ def describe(config: ConfigDict, sources: dict[str, Source]) -> str:
       f'{share:g} centres every patch on foreground and the network sees too '
       'much of it; a batch of 2 or more would do, or a share of 0'
     )
+  if warning := mirroring.side_warning(config):
+    lines.append(warning)
   return '\n'.join(lines)
 
 

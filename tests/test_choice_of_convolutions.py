@@ -111,7 +111,10 @@ def test_the_choice_follows_the_mesh_and_tells_why(monkeypatch):
   convolutions, reason = cpu.choose(mesh_on('cpu'))
   assert convolutions == 'xla'
   assert reason.endswith(f'not with {jax.__version__}')
-  config = types.SimpleNamespace(model=types.SimpleNamespace(name='unet'))
+  config = types.SimpleNamespace(
+    model=types.SimpleNamespace(name='unet'),
+    inference=types.SimpleNamespace(mirror=False),
+  )
   line = build.describe_network(config, mesh_on('cpu'))
   assert line == f'network   unet, convolutions by XLA ({reason})'
   assert build.describe_network(config, mesh_on('gpu')) == (

@@ -39,7 +39,7 @@ for path in folder.glob('*.onnx'):
 assert 'medseg_jax' not in sys.modules and 'jax' not in sys.modules
 """
 
-# Name of the model, mirrored, tile with its channels, fields of the model.
+# Name of the model, mirrored axes, tile with its channels, fields of the model.
 SMALL = {'features': 4, 'depth': 2}
 PLANNED = SMALL | {
   'norm': 'instance',
@@ -48,11 +48,11 @@ PLANNED = SMALL | {
   'deep_supervision': True,
 }
 CASES = {
-  'images': ('unet', True, (16, 24, 3), SMALL),
-  'volumes': ('unet', False, (8, 12, 16, 1), PLANNED),
+  'images': ('unet', (0, 1), (16, 24, 3), SMALL),
+  'volumes': ('unet', (), (8, 12, 16, 1), PLANNED),
   'residual': (
     'unet',
-    False,
+    (),
     (16, 16, 1),
     SMALL
     | {
@@ -64,17 +64,17 @@ CASES = {
       'remat': True,
     },
   ),
-  'plain': ('encoder_decoder', False, (8, 12, 1), {}),
-  'bfloat16': ('unet', False, (8, 8, 16, 1), PLANNED | {'dtype': 'bfloat16'}),
+  'plain': ('encoder_decoder', (), (8, 12, 1), {}),
+  'bfloat16': ('unet', (), (8, 8, 16, 1), PLANNED | {'dtype': 'bfloat16'}),
 }
 
 
 def case(name, **fields):
   """Returns the predict function of a case, its variables and its tile."""
-  model_name, mirror, tile, own = CASES[name]
+  model_name, axes, tile, own = CASES[name]
   model = create_model(model_name, num_classes=3, **own | fields)
   variables = random_variables(model, jnp.zeros((1, *tile)), False)
-  return create_predict(model=model, mirror=mirror), variables, tile
+  return create_predict(model=model, mirror_axes=axes), variables, tile
 
 
 def call_all(folder, write, suffix, program):

@@ -48,8 +48,10 @@ class Options:
   # Size of the result: the middle of the batch, which the host reads with the
   # margin of `read_size`. None keeps the size of the batch.
   patch_size: tuple[int, ...] | None = None
-  # Exact reversal of each spatial axis, drawn for every axis independently.
+  # Exact reversal of each of flip_axes, drawn for every axis independently.
   flip_prob: float = 0.0
+  # Spatial axes, counted from 0; None for all of them.
+  flip_axes: tuple[int, ...] | None = None
   # Exact rotation by 0, 90, 180 or 270 degrees, all equally likely, in a
   # random plane of two equally long axes (in 2-D the patch must be square).
   rot90_prob: float = 0.0
@@ -130,7 +132,7 @@ def create_augment(**fields: Value) -> Callable[[jax.Array, Batch], Batch]:
 
   def augment(key: jax.Array, batch: Batch) -> Batch:
     image, label = batch['image'], batch['label']
-    _check_batch(image, label, options.patch_size)
+    _check_batch(image, label, options)
     if not active:
       return batch
     keys = jax.random.split(key, image.shape[0])
@@ -199,6 +201,7 @@ def _active_transforms(o: Options) -> list[tuple[int, Transform]]:
       elastic_std=o.elastic_std,
       elastic_spacing=o.elastic_spacing,
     )
+  flip_prob = 0.0 if o.flip_axes == () else o.flip_prob
   gamma = {'gamma_range': o.gamma_range, 'keep_stats': o.gamma_keep_stats}
   # (number, whether it is on, transform, its arguments). The number decides the
   # random numbers and never changes, neither with the order nor with what else
@@ -208,10 +211,11 @@ def _active_transforms(o: Options) -> list[tuple[int, Transform]]:
   ] = (
     (
       0,
-      o.flip_prob or o.rot90_prob or coords_fn or o.patch_size,
+      flip_prob or o.rot90_prob or coords_fn or o.patch_size,
       transforms.random_spatial,
       {
-        'flip_prob': o.flip_prob,
+        'flip_prob': flip_prob,
+        'flip_axes': o.flip_axes,
         'rot90_prob': o.rot90_prob,
         'coords_fn': coords_fn,
         'patch_size': o.patch_size,
@@ -302,6 +306,8 @@ def _checked_value(name: str, value: Any) -> Any:
   """Returns value, numbers as floats, a range as a pair, a size as a tuple."""
   if name == 'patch_size':
     return _checked_size(value)
+  if name == 'flip_axes':
+    return _checked_axes(value)
   if isinstance(getattr(Options, name), bool):
     if isinstance(value, bool):
       return value
@@ -353,9 +359,22 @@ def _checked_size(value: Any) -> tuple[int, ...] | None:
   return size
 
 
-def _check_batch(
-  image: jax.Array, label: jax.Array, patch_size: tuple[int, ...] | None
-) -> None:
+def _checked_axes(value: Any) -> tuple[int, ...] | None:
+  if value is None:
+    return None
+  try:
+    axes = tuple(map(operator.index, value))
+  except TypeError:
+    axes = (-1,)
+  if not set(axes) <= {0, 1, 2}:
+    raise ValueError(
+      f'augment field flip_axes is {value!r}, allowed: some of the axes 0, 1 '
+      'and, in 3-D, 2, or None for all'
+    )
+  return axes
+
+
+def _check_batch(image: jax.Array, label: jax.Array, o: Options) -> None:
   if image.ndim not in (4, 5) or label.shape != image.shape[:-1]:
     raise ValueError(
       'augment needs image [B, *S, C] and label [B, *S] with 2 or 3 spatial '
@@ -366,11 +385,16 @@ def _check_batch(
   if not jnp.issubdtype(label.dtype, jnp.integer):
     raise ValueError(f'augment needs an integer label, found {label.dtype}')
   shape = label.shape[1:]
-  if patch_size and (
-    len(patch_size) != len(shape)
-    or any(a > b for a, b in zip(patch_size, shape, strict=True))
+  if o.flip_axes and max(o.flip_axes) >= len(shape):
+    raise ValueError(
+      f'augment field flip_axes is {o.flip_axes}, allowed: axes of the batch, '
+      f'which has {len(shape)}'
+    )
+  if o.patch_size and (
+    len(o.patch_size) != len(shape)
+    or any(a > b for a, b in zip(o.patch_size, shape, strict=True))
   ):
     raise ValueError(
-      f'augment field patch_size is {patch_size}, allowed: no larger than '
+      f'augment field patch_size is {o.patch_size}, allowed: no larger than '
       f'the batch along any axis, which is {shape}'
     )

@@ -26,6 +26,7 @@ def random_spatial(
   label: jax.Array,
   *,
   flip_prob: float = 0.0,
+  flip_axes: Sequence[int] | None = None,
   rot90_prob: float = 0.0,
   coords_fn: Callable[[jax.Array, tuple[int, ...]], jax.Array] | None = None,
   patch_size: tuple[int, ...] | None = None,
@@ -36,7 +37,8 @@ def random_spatial(
     key: random key.
     image: float `[*S, C]`.
     label: int `[*S]`.
-    flip_prob: of each axis independently.
+    flip_prob: of each of flip_axes independently.
+    flip_axes: of S, counted from 0; None for all.
     rot90_prob: of a turn by a random multiple of 90 degrees.
     coords_fn: `(key, shape) -> coords [R, *shape]` of a warp, or None.
     patch_size: of the result, the middle of the input; None for all of it.
@@ -53,7 +55,10 @@ def random_spatial(
     planes = _equal_planes(shape)
     swap, flips = _random_turn(rot90_key, planes, len(shape), rot90_prob)
   if flip_prob > 0:
-    flips ^= jax.random.bernoulli(flip_key, flip_prob, flips.shape)
+    drawn = jax.random.bernoulli(flip_key, flip_prob, flips.shape)
+    if flip_axes is not None:
+      drawn &= jnp.array([axis in flip_axes for axis in range(len(shape))])
+    flips ^= drawn
   if coords_fn is None:
 
     def moved(x: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from medseg_jax import augment
 from medseg_jax.data.case import Source
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
+from medseg_jax.experiment import mirroring
 from medseg_jax.losses import create_loss, uses_sigmoid
 from medseg_jax.models import Model, cpu, create_model
 from medseg_jax.models.blocks import check_divisible
@@ -92,11 +93,14 @@ def model_of(
 
 
 def describe_network(config: ConfigDict, mesh: Mesh) -> str:
-  """Returns a line on the network and who computes its convolutions."""
+  """Returns a line on the network, its convolutions and its mirrorings."""
   convolutions, why = cpu.choose(mesh)
   who = {'xla': 'XLA', 'onednn': 'oneDNN'}[convolutions]
   because = f' ({why})' if why else ''
-  return f'network   {config.model.name}, convolutions by {who}{because}'
+  return (
+    f'network   {config.model.name}, convolutions by {who}{because}'
+    + mirroring.describe(config)
+  )
 
 
 def tile_size(config: ConfigDict) -> tuple[int, ...]:
@@ -181,13 +185,16 @@ def _channels_of_a_group(config: ConfigDict) -> int:
 
 def augment_fields(config: ConfigDict) -> dict[str, Any]:
   """Returns the arguments of `augment.create_augment`."""
-  return dict(patch_size=tuple(config.patch_size), **config.augment)
+  return config.augment.to_dict() | {
+    'patch_size': tuple(config.patch_size),
+    'flip_axes': mirroring.in_training(config),
+  }
 
 
 def patch_settings(config: ConfigDict) -> dict[str, Any]:
   """Returns what of the config says which patches are read."""
   with blame('augment'):
-    first, *rest = augment.read_size(tuple(config.patch_size), **config.augment)
+    first, *rest = augment.read_size(**augment_fields(config))
   # The first axis is shared by the devices of the spatial axis.
   read_size = (first + -first % config.mesh.spatial, *rest)
   return dict(

@@ -14,7 +14,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import build, config_files, held_out, model_folder
+from medseg_jax.experiment import (
+  build,
+  config_files,
+  held_out,
+  mirroring,
+  model_folder,
+)
 from medseg_jax.experiment.held_out import Record
 from medseg_jax.inference import decoding
 from medseg_jax.inference.network import create_predict
@@ -215,7 +221,7 @@ def predict_fn_of(
   return create_predict(
     model=model,
     sigmoid=uses_sigmoid(config.loss) and not config.data.regions,
-    mirror=config.inference.mirror,
+    mirror_axes=mirroring.in_prediction(config),
   )
 
 

@@ -1,6 +1,6 @@
 """The trained network on a batch of tiles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from medseg_jax.models import Model
 
 
 def create_predict(
-  *, model: Model, sigmoid: bool = False, mirror: bool = False
+  *, model: Model, sigmoid: bool = False, mirror_axes: Sequence[int] = ()
 ) -> Callable[[Any, jax.Array], jax.Array]:
   """Returns `(variables, image [N, *S, C]) -> logits [N, *S, num_classes]`.
 
@@ -19,7 +19,8 @@ def create_predict(
     model: applied with `train=False`.
     sigmoid: the model has a logit for each foreground class only; a background
       of 0 is put before them, so that the largest logit wins as elsewhere.
-    mirror: average the logits over all mirrorings of the spatial axes.
+    mirror_axes: axes of S, counted from 0; the logits are averaged over all
+      mirrorings of these.
   """
 
   def logits_of(variables: Any, image: jax.Array) -> jax.Array:
@@ -28,8 +29,8 @@ def create_predict(
 
   def mirrored(variables: Any, image: jax.Array) -> jax.Array:
     # A loop, so that the network is compiled once and not for each mirroring.
-    sets = flip_sets(image.ndim - 2)
-    flips = jnp.array([[a in s for a in sets[-1]] for s in sets])
+    sets = flip_sets(mirror_axes)
+    flips = jnp.array([[a in s for a in range(image.ndim - 2)] for s in sets])
 
     def add(total: jax.Array, flip: jax.Array) -> tuple[jax.Array, None]:
       logits = logits_of(variables, _flip_where(image, flip))
@@ -41,7 +42,7 @@ def create_predict(
 
   def predict(variables: Any, image: jax.Array) -> jax.Array:
     image = image.astype(jnp.float32)
-    logits = (mirrored if mirror else logits_of)(variables, image)
+    logits = (mirrored if mirror_axes else logits_of)(variables, image)
     if sigmoid:
       logits = jnp.pad(logits, [(0, 0)] * (image.ndim - 1) + [(1, 0)])
     return logits
@@ -56,9 +57,9 @@ def _flip_where(x: jax.Array, flip: jax.Array) -> jax.Array:
   return x
 
 
-def flip_sets(rank: int) -> list[tuple[int, ...]]:
-  """Returns all sets of spatial axes of `[N, *S, C]`: 2 ** rank of them."""
+def flip_sets(axes: Sequence[int]) -> list[tuple[int, ...]]:
+  """Returns all subsets of `axes`: 2 ** len(axes) of them."""
   sets: list[tuple[int, ...]] = [()]
-  for axis in range(1, rank + 1):
-    sets += [(*axes, axis) for axes in sets]
+  for axis in axes:
+    sets += [(*before, axis) for before in sets]
   return sets
