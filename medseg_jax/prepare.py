@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medseg_jax.data import cache as caches
-from medseg_jax.data import resample
+from medseg_jax.data import resample, sampling
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
 from medseg_jax.data.formats import nifti
@@ -72,7 +72,7 @@ def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
   once is not read again while neither it nor the preprocessing change, also
   where a run was killed halfway or another fold was trained.
   """
-  settings = _cache_settings(config)
+  settings = _cache_settings(config, sources['train'])
   left = {
     split: caches.missing(source, **settings)
     for split, source in sources.items()
@@ -98,13 +98,14 @@ def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
   return prepared['train']
 
 
-def _cache_settings(config: ConfigDict) -> dict[str, Any]:
+def _cache_settings(config: ConfigDict, source: Source) -> dict[str, Any]:
   data = config.data
   return dict(
     preprocessing=build.preprocessing_of(config),
     root=data.cache_dir,
     title=pathlib.Path(data.path).name or data.source,
-    with_locations=data.foreground_share > 0,
+    with_locations=data.foreground_share > 0
+    or sampling.has_ignore_label(source),
   )
 
 

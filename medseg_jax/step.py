@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from medseg_jax.data import masking
 from medseg_jax.models import Model
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.state import TrainState
@@ -37,9 +39,9 @@ class TrainStep:
   """`(state, batch) -> (state, metrics)`, for the caller to jit.
 
   The batch is `{'image': [B, *S, C] of any float type, 'label': [B, *S] of any
-  integer type}`. The metrics are scalars: `loss` (mean over the batch),
-  `grad_norm`, `learning_rate`. Each of the three parts may be jitted for
-  itself.
+  signed integer type}`, the label perhaps with a mask in it, see `masking`.
+  The metrics are scalars: `loss` (mean over the batch), `grad_norm`,
+  `learning_rate`. Each of the three parts may be jitted for itself.
 
   Attributes:
     model: applied with `train=True`.
@@ -49,6 +51,8 @@ class TrainStep:
     schedule: learning rate by step, for the metrics only; `tx` has its own.
     seed: with the step, the source of all randomness in the step.
     ema_decay: of the weights' moving average.
+    masked_channels: channels of the image that are set to 0 outside the mask
+      again, after the augmentation.
     batch_splits: number of equal parts of the batch whose gradients are
       computed one after the other and averaged, so that only the activations
       of one part take memory. The augmentation is that of the whole batch, and
@@ -67,6 +71,7 @@ class TrainStep:
   schedule: optax.Schedule
   seed: int
   ema_decay: float = 0.0
+  masked_channels: tuple[int, ...] = ()
   batch_splits: int = 1
 
   __name__ = 'train_step'  # JAX calls the compiled program by it
@@ -82,13 +87,19 @@ class TrainStep:
   def augment(self, step: jax.Array, batch: Batch) -> Batch:
     """Returns the batch augmented, image in float32 and label in int32."""
     key, _ = self._keys(step)
-    return self.augment_fn(
+    batch = self.augment_fn(
       key,
       {
         'image': batch['image'].astype(jnp.float32),
         'label': batch['label'].astype(jnp.int32),
       },
     )
+    label, mask = masking.unfold(batch['label'], jnp)
+    image = batch['image']
+    if self.masked_channels:
+      masked = np.isin(range(image.shape[-1]), self.masked_channels)
+      image = jnp.where(masked & ~mask[..., None], 0, image)
+    return {**batch, 'image': image, 'label': label}
 
   def gradient(self, state: TrainState, batch: Batch) -> Gradient:
     """Returns loss and gradient of an augmented batch."""

@@ -42,7 +42,7 @@ def cache_of(shapes, *, channels=1, lowest=0):
     ],
     labels=labels,
     shapes=shapes,
-    voxels=[sampling.foreground_voxels(label, name='x') for label in labels],
+    voxels=[sampling.sample_voxels(label, name='x') for label in labels],
   )
 
 
@@ -85,7 +85,9 @@ def test_the_batches_are_those_of_the_host(
   shapes, lowest, channels, patch_size, read_size, share
 ):
   cache, mesh = cache_of(shapes, channels=channels, lowest=lowest), one_device()
-  data = device_cache.place(cache, mode='on', mesh=mesh, foreground=share > 0)
+  if not share:
+    cache = cache._replace(voxels=None)
+  data = device_cache.place(cache, mode='on', mesh=mesh)
   assert data.label.dtype == (np.int16 if lowest else np.uint8)
   for seed in (0, 2**40 + 5):
     settings = dict(
@@ -114,7 +116,7 @@ def one_device():
 
 def test_every_device_cuts_its_own_part():
   cache, mesh = cache_of(SHAPES_3D), sharding.create_mesh(data=4, spatial=2)
-  data = device_cache.place(cache, mode='on', mesh=mesh, foreground=True)
+  data = device_cache.place(cache, mode='on', mesh=mesh)
   settings = dict(
     seed=1,
     batch_size=8,
@@ -140,7 +142,7 @@ def test_nothing_labelled_anywhere():
   cache = cache_of(SHAPES_2D)
   cache = cache._replace(voxels=[{}] * len(SHAPES_2D))
   mesh = one_device()
-  data = device_cache.place(cache, mode='on', mesh=mesh, foreground=True)
+  data = device_cache.place(cache, mode='on', mesh=mesh)
   settings = dict(
     seed=1,
     batch_size=4,
@@ -217,8 +219,8 @@ class Device:
   ],
 )
 def test_auto_is_on_where_it_fits(device, host, fits, monkeypatch, capsys):
-  cache, mesh = cache_of(SHAPES_2D), one_device()
-  assert device_cache.num_bytes(cache, foreground=False) == 12_520
+  cache, mesh = cache_of(SHAPES_2D)._replace(voxels=None), one_device()
+  assert device_cache.num_bytes(cache) == 12_520
   monkeypatch.setattr(jax, 'local_devices', lambda: [device])
   monkeypatch.setattr(device_cache.host_memory, 'available', lambda: host)
   data = device_cache.place(cache, mode='auto', mesh=mesh)
@@ -233,7 +235,7 @@ def test_auto_is_on_where_it_fits(device, host, fits, monkeypatch, capsys):
 
 
 def test_on_says_what_it_takes_where_it_does_not_fit(monkeypatch):
-  cache, mesh = cache_of(SHAPES_3D), one_device()
+  cache, mesh = cache_of(SHAPES_3D)._replace(voxels=None), one_device()
   monkeypatch.setattr(device_cache.host_memory, 'available', lambda: 1e4)
   with pytest.raises(InputError) as error:
     device_cache.place(cache, mode='on', mesh=mesh)

@@ -35,7 +35,7 @@ def cache():
     images=images,
     labels=labels,
     shapes=tuple(label.shape for label in labels),
-    voxels=[sampling.foreground_voxels(label, name='x') for label in labels],
+    voxels=[sampling.sample_voxels(label, name='x') for label in labels],
   )
 
 

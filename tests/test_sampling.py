@@ -6,7 +6,7 @@ import pytest
 from jax.extend import random as jax_random
 
 from medseg_jax.data.sampling import (
-  IGNORE,
+  NOWHERE,
   Patches,
   choose_patches,
   read_batch,
@@ -76,7 +76,7 @@ def test_a_patch_larger_than_the_image_is_centred_and_ignored_outside():
   got_image, got_label = read_batch([image], [label], chosen, (8, 6))
   assert (got_label[0, 2:6] == 1).all() and (got_image[0, 2:6] == 1).all()
   outside = [0, 1, 6, 7]
-  assert (got_label[0, outside] == IGNORE).all()
+  assert (got_label[0, outside] == NOWHERE).all()
   assert (got_image[0, outside] == 0).all()
 
 

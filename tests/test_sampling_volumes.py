@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from medseg_jax.data.sampling import (
-  IGNORE,
+  NOWHERE,
   Patches,
   choose_patches,
-  foreground_voxels,
   read_batch,
+  sample_voxels,
   volume_patch,
 )
 
@@ -125,7 +125,7 @@ def test_few_voxels_of_a_class_are_all_kept():
   label = np.random.default_rng(0).choice(
     [-1, 0, 1, 2, 5], (20, 30, 25), p=[0.1, 0.6, 0.2, 0.05, 0.05]
   )
-  got = foreground_voxels(label, name='a')
+  got = sample_voxels(label, name='a')
   assert sorted(got) == [1, 2, 5]
   for index, where in got.items():
     assert where.dtype == np.uint16
@@ -138,26 +138,26 @@ def test_few_voxels_of_a_class_are_all_kept():
 def test_of_many_voxels_a_sample_without_replacement(count, kept):
   label = np.zeros((120, 130, 110), np.uint8)
   label.reshape(-1)[100 : 100 + count] = 1
-  got = foreground_voxels(label, name='a')[1]
+  got = sample_voxels(label, name='a')[1]
   assert got.shape == (kept, 3)
   assert len(np.unique(got, axis=0)) == kept
   assert (label[tuple(got.T)] == 1).all()
   # Spread over all of them: the mean of a uniform sample.
   flat = np.ravel_multi_index(tuple(got.T), label.shape) - 100
   assert abs(flat.mean() / count - 0.5) < 5 / np.sqrt(12 * kept)
-  np.testing.assert_array_equal(foreground_voxels(label, name='a')[1], got)
-  assert (foreground_voxels(label, name='b')[1] != got).any()
+  np.testing.assert_array_equal(sample_voxels(label, name='a')[1], got)
+  assert (sample_voxels(label, name='b')[1] != got).any()
 
 
 def test_long_axes_need_more_bytes():
   label = np.zeros((1, 70_000), np.uint8)
   label[0, 69_999] = 1
-  assert foreground_voxels(label, name='a')[1].tolist() == [[0, 69_999]]
+  assert sample_voxels(label, name='a')[1].tolist() == [[0, 69_999]]
 
 
 def test_nothing_labelled_has_no_voxels():
   for value in (0, -1):
-    assert foreground_voxels(np.full((4, 4), value, np.int16), name='a') == {}
+    assert sample_voxels(np.full((4, 4), value, np.int16), name='a') == {}
 
 
 def padded(array, start, size, value):
@@ -182,7 +182,7 @@ def test_the_margin_is_read_around_the_centre(read_size):
       s - (r - p) // 2 for s, r, p in zip(start, read_size, PATCH, strict=True)
     ]
     np.testing.assert_array_equal(
-      label[b], padded(labels[case], first, read_size, IGNORE)
+      label[b], padded(labels[case], first, read_size, NOWHERE)
     )
     np.testing.assert_array_equal(
       image[b, ..., 0], padded(images[case][..., 0], first, read_size, 0)

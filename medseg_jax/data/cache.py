@@ -24,15 +24,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medseg_jax.data import masking
 from medseg_jax.data.case import Source
 from medseg_jax.data.preprocess import Preprocessing, preprocess
-from medseg_jax.data.sampling import foreground_voxels
+from medseg_jax.data.sampling import voxels_of_source
 from medseg_jax.runtime import host_memory
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import user_cache_folder
 
 # Raise it whenever the same data and settings would give other arrays.
-VERSION = 2
+VERSION = 4
 # Half precision halves disk, memory and transfers. Standardised intensities
 # need no more: 8-bit levels stay apart. The step computes in float32.
 IMAGE_DTYPE = np.float16
@@ -68,10 +69,10 @@ class Cache(NamedTuple):
     names: of the cases.
     images: `images[i]` is `[*S_i, C]` float16.
     labels: `labels[i]` is `[*S_i]` uint8, or int16 where a voxel is ignored
-      (-1) or a class index exceeds 255.
+      (-1), lies outside the mask (see `masking.py`) or has an index above 255.
     shapes: `shapes[i]` is `S_i`; known without opening a case.
-    voxels: `voxels[i]` is `{class: [n, R]}`, voxels of each class above 0 in
-      the case (see `sampling.foreground_voxels`); None where not asked for.
+    voxels: `voxels[i]` is `{key: [n, R]}`, voxels to centre patches on (see
+      `sampling.voxels_of_source`); None where not asked for.
   """
 
   folder: pathlib.Path
@@ -114,7 +115,7 @@ def prepare(
     preprocessing: applied to every case.
     root: folder of all caches; '' is the user's cache folder.
     title: names the folder for a person who looks for what takes the space.
-    with_locations: whether to store where the classes are.
+    with_locations: whether to store voxels to centre patches on.
     workers: threads, each with one case in memory; 0 is `num_workers()`.
     on_case: called, in the caller's thread, after each case that was written.
       Of those that are there already (all but `missing`) nothing is read.
@@ -195,16 +196,17 @@ def _write_case(
 ) -> dict:
   """Writes the folder of one case and returns the content of `case.json`."""
   name = source.names[index]
-  image, label, _ = preprocess(source[index], preprocessing)
+  image, label, _, mask = preprocess(source[index], preprocessing)
   with np.errstate(over='ignore'):
     image = image.astype(IMAGE_DTYPE, order='C')  # a copy: then in place
   np.clip(image, -IMAGE_LIMIT, IMAGE_LIMIT, out=image)  # infinite: too large
-  small = label.min() >= 0 and label.max() <= np.iinfo(np.uint8).max
-  label = label.astype(np.uint8 if small else np.int16, order='C')
-  arrays = {'image': image, 'label': label}
+  folded = masking.fold(label, mask)
+  small = folded.min() >= 0 and folded.max() <= np.iinfo(np.uint8).max
+  folded = folded.astype(np.uint8 if small else np.int16, order='C')
+  arrays = {'image': image, 'label': folded}
   counts = []
   if with_locations:
-    voxels = foreground_voxels(label, name=name)
+    voxels = voxels_of_source(label, source, name=name)
     counts = [[c, len(where)] for c, where in voxels.items()]
     nowhere = np.zeros((0, label.ndim), np.uint16)
     arrays['voxels'] = np.concatenate([*voxels.values()] or [nowhere])

@@ -10,6 +10,7 @@ from medseg_jax.runtime.errors import InputError
 
 NORMALIZATIONS = ('scale', 'zscore', 'window')
 SCHEMES = ('ct', 'zscore', 'zscore_nonzero', 'scale', 'none')
+MASKED = 'zscore_nonzero'
 
 # Values that are in double precision at one time.
 _BLOCK = 2**20
@@ -53,6 +54,7 @@ def standardise(
   normalize: str = 'zscore',
   window: tuple[float, ...] = (),
   channels: tuple[Channel, ...] = (),
+  mask: np.ndarray | None = None,
   name: str = 'the image',
 ) -> np.ndarray:
   """Returns the image with standardised intensities, `[*S, C]` float32.
@@ -66,15 +68,15 @@ def standardise(
       `data.preprocess.Preprocessing`.
     window: lower and upper intensity for 'window'.
     channels: one for each channel, in place of `normalize`.
+    mask: the image's own, by `mask_of`, where that is at hand.
     name: of the case, for messages.
 
   Raises:
     InputError: the intensities are outside of what 'scale' takes.
   """
-  mask = None
-  masked = [channel.scheme == 'zscore_nonzero' for channel in channels]
-  if any(masked):
-    mask = ndimage.binary_fill_holes((image != 0).any(-1))
+  masked = [channel.scheme == MASKED for channel in channels]
+  if mask is None:
+    mask = mask_of(image, channels)
   if channels:
     lines = [
       _channel_line(image[..., c], channel, mask, name)
@@ -93,6 +95,18 @@ def standardise(
         values[~mask[block]] = 0.0
       result[block][..., c] = values
   return result
+
+
+def mask_of(
+  image: np.ndarray, channels: tuple[Channel, ...]
+) -> np.ndarray | None:
+  """Returns the mask `[*S]` of what is not 0 in image `[*S, C]`, holes filled.
+
+  None where no channel is normalised inside it.
+  """
+  if all(channel.scheme != MASKED for channel in channels):
+    return None
+  return ndimage.binary_fill_holes((image != 0).any(-1))
 
 
 def _lines(image, normalize, window, name) -> list[_Line]:
@@ -121,7 +135,7 @@ def _channel_line(image, channel: Channel, mask, name) -> _Line:
     return _Line(channel.mean, channel.std, channel.low, channel.high)
   if channel.scheme == 'zscore':
     return _zscore(image)
-  if channel.scheme == 'zscore_nonzero':
+  if channel.scheme == MASKED:
     return _zscore(image, mask)
   if channel.scheme == 'none':
     return _Line(0.0, 1.0)

@@ -54,11 +54,14 @@ class Prepared(NamedTuple):
     image: `[*S', C]` float32.
     label: `[*S']` class indices, -1 where ignored, or None.
     box: the part of the case that was kept, in the case's own axes.
+    mask: `[*S']` bool, what is not 0, where there is a label and a channel was
+      normalised inside it; else None.
   """
 
   image: np.ndarray
   label: np.ndarray | None
   box: tuple[slice, ...]
+  mask: np.ndarray | None = None
 
 
 def check(preprocessing: Preprocessing) -> None:
@@ -145,19 +148,25 @@ def preprocess(case: Case, preprocessing: Preprocessing) -> Prepared:
     box = nonzero_box(case.image)
   else:
     box = tuple(slice(0, size) for size in case.image.shape[:-1])
+  image = case.image[box].transpose(*axes, rank)
+  mask = normalize.mask_of(image, p.channels)
   image = normalize.standardise(
-    case.image[box].transpose(*axes, rank),
+    image,
     normalize=p.normalize,
     window=p.window,
     channels=p.channels,
+    mask=mask,
     name=case.name,
   )
   label = case.label
-  if label is not None:
+  if label is None:
+    mask = None  # it is there to move with the label
+  else:
     label = np.ascontiguousarray(label[box].transpose(axes))
   if p.resize:
     image = resize_linear(image, p.resize)
     label = None if label is None else resize_nearest(label, p.resize)
+    mask = None if mask is None else resize_nearest(mask, p.resize)
   if p.spacing:
     spacing = tuple(case.spacing[axis] for axis in axes)
     shape = output_shape(image.shape[:-1], spacing, p.spacing)
@@ -165,7 +174,10 @@ def preprocess(case: Case, preprocessing: Preprocessing) -> Prepared:
     image = resample_image(image, shape, nearest_axis=nearest, overwrite=True)
     if label is not None:
       label = resample_label(label, shape, nearest_axis=nearest)
-  return Prepared(image, label, box)
+    if mask is not None:
+      mask = resample_label(mask.view(np.uint8), shape, nearest_axis=nearest)
+      mask = mask.astype(bool)
+  return Prepared(image, label, box, mask)
 
 
 def nonzero_box(image: np.ndarray) -> tuple[slice, ...]:

@@ -12,16 +12,19 @@ the remainder by `n`, whose bias is less than n / 2**32.
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-IGNORE = -1  # label of pixels outside the image, left out of the loss
+from medseg_jax.data.masking import IGNORE, NOWHERE
+
 # Of each class so many voxels are remembered, or this share of more (nnU-Net).
 MIN_VOXELS = 10_000
 SHARE_OF_VOXELS = 0.01
+# Key of voxels of any label but IGNORE; classes and regions have keys above.
+ANNOTATED = 0
 
 Array = Any  # of NumPy or of jax.numpy
 
@@ -61,10 +64,11 @@ def choose_patches(
 
   Every case comes once in each pass over the data, in an order shuffled anew;
   a batch may straddle two passes. Positions are uniform, but for a share at
-  the end of each batch: there a class is drawn among those in the case, then a
-  voxel of it, and the patch is centred on that, as far as the patch stays
-  inside the image (Isensee et al., 2021). Where the case has no foreground its
-  position is uniform.
+  the end of each batch: there a class (or region) is drawn among those in the
+  case, then a voxel of it, and the patch is centred on that, as far as the
+  patch stays inside the image (Isensee et al., 2021). All other patches, and
+  those of the share where the case has no foreground, are centred on a voxel of
+  `ANNOTATED` where the case has such.
 
   Args:
     seed: of the order and of the positions.
@@ -72,18 +76,24 @@ def choose_patches(
     batch_size: of the whole batch.
     shapes: of the cases.
     patch_size: spatial; with one number fewer than `shapes` have, slices.
-    voxels: `voxels[case]` is `{class: [n, R]}`; needed for the share.
+    voxels: `voxels[case]` as of `voxels_of_source`; needed for the share.
     foreground_share: of the batch; above 0 at least one patch is such.
   """
   if foreground_share and voxels is None:
     raise ValueError('foreground_share needs voxels, the places of the classes')
 
-  def voxel_fn(cases, class_bits, voxel_bits):
+  def voxel_fn(cases, forced, class_bits, voxel_bits):
     centres = np.full((len(cases), len(shapes[0])), -1, np.int32)
     for i, case in enumerate(cases):
-      if present := voxels[case]:
-        points = present[sorted(present)[class_bits[i] % len(present)]]
-        centres[i] = points[voxel_bits[i] % len(points)]
+      found = voxels[case]
+      present = sorted(found.keys() - {ANNOTATED})
+      if forced[i] and present:
+        points = found[present[class_bits[i] % len(present)]]
+      elif ANNOTATED in found:
+        points = found[ANNOTATED]
+      else:
+        continue
+      centres[i] = points[voxel_bits[i] % len(points)]
     return centres
 
   return draw_patches(
@@ -93,7 +103,7 @@ def choose_patches(
     num_cases=len(shapes),
     rank=len(shapes[0]),
     shape_fn=lambda cases: np.asarray([shapes[i] for i in cases], np.int32),
-    voxel_fn=voxel_fn,
+    voxel_fn=None if voxels is None else voxel_fn,
     patch_size=patch_size,
     foreground_share=foreground_share,
   )
@@ -107,7 +117,7 @@ def draw_patches(
   num_cases: int,
   rank: int,
   shape_fn: Callable[[Array], Array],
-  voxel_fn: Callable[[Array, Array, Array], Array],
+  voxel_fn: Callable[[Array, Array, Array, Array], Array] | None,
   patch_size: tuple[int, ...],
   foreground_share: float = 0.0,
   xp: Any = np,
@@ -121,9 +131,10 @@ def draw_patches(
     num_cases: in the data set.
     rank: `R`, the spatial axes of the cases.
     shape_fn: `cases [n] -> [n, R]` int32, their shapes.
-    voxel_fn: `(cases [n], class_bits [n], voxel_bits [n]) -> [n, R]` int32, a
-      voxel of one of the classes in each case, as the random bits say; -1
-      where it has none. Called where there is a share.
+    voxel_fn: `(cases, forced, class_bits, voxel_bits)`, each `[B]`, to `[B, R]`
+      int32: where to centre the patches, as the random bits say, on one of the
+      classes where `forced`, else on an annotated voxel; -1 for anywhere. None
+      where all may lie anywhere.
     patch_size: spatial; with fewer than `R` numbers, slices.
     foreground_share: of the batch.
     xp: `numpy`, or `jax.numpy` for traced values.
@@ -137,12 +148,12 @@ def draw_patches(
   high = xp.where(room < 0, room // 2, room)
   steps = bits[:, :rank] % (high - low + 1).astype(xp.uint32)
   starts = low + steps.astype(xp.int32)
-  if foreground_share:
+  if voxel_fn is not None:
     first = min(round(batch_size * (1 - foreground_share)), batch_size - 1)
-    centres = voxel_fn(cases[first:], *bits[first:, rank : rank + 2].T)
-    forced = xp.clip(centres - patch_size // 2, low[first:], high[first:])
-    forced = xp.where(centres < 0, starts[first:], forced)
-    starts = xp.concatenate([starts[:first], forced])
+    forced = (np.arange(batch_size) >= first) & (foreground_share > 0)
+    centres = voxel_fn(cases, forced, *bits[:, rank : rank + 2].T)
+    centred = xp.clip(centres - patch_size // 2, low, high)
+    starts = xp.where(centres < 0, starts, centred)
   return Patches(cases, starts)
 
 
@@ -219,35 +230,78 @@ def threefry2x32(
   return x0, x1
 
 
-def foreground_voxels(label: np.ndarray, *, name: str) -> dict[int, np.ndarray]:
-  """Returns voxels of each class above 0 in `label` `[*S]`: `{class: [n, R]}`.
+def voxels_of_source(
+  label: np.ndarray, source: Any, *, name: str
+) -> dict[int, np.ndarray]:
+  """Returns `sample_voxels` for the regions and the ignore label of a source.
 
-  All of a class with few, otherwise a sample without replacement of 10,000 or
-  1 %, whichever is more (the rule of nnU-Net); uint16 where that suffices.
+  Sources that have neither, as those of images, need not have the attributes.
+  """
+  return sample_voxels(
+    label,
+    name=name,
+    regions=[classes for _, classes in getattr(source, 'regions', ())],
+    annotated=has_ignore_label(source),
+  )
+
+
+def has_ignore_label(source: Any) -> bool:
+  """Returns whether voxels of its cases can be labelled as `IGNORE`."""
+  return getattr(source, 'ignore_value', None) is not None
+
+
+def sample_voxels(
+  label: np.ndarray,
+  *,
+  name: str,
+  regions: Sequence[Sequence[int]] = (),
+  annotated: bool = False,
+) -> dict[int, np.ndarray]:
+  """Returns voxels of what is in `label` `[*S]`: `{key: [n, R]}`.
+
+  All of what has few, otherwise a sample without replacement of 10,000 or 1 %,
+  whichever is more (the rule of nnU-Net); uint16 where that suffices.
 
   Args:
-    label: class indices.
-    name: of the case; the sample depends on nothing else.
+    label: class indices, `IGNORE` where there is none.
+    name: of the case, which decides on the sample.
+    regions: classes of each; region i has the key i + 1. Without regions each
+      class above 0 is its own key.
+    annotated: whether `ANNOTATED` is a key, too.
   """
   digest = hashlib.sha256(name.encode('utf-8', 'surrogateescape')).digest()
   rng = np.random.default_rng(int.from_bytes(digest[:8], 'big'))
   dtype = np.uint16 if max(label.shape) <= 2**16 else np.int32
-  chosen = {}
-  # Classes are sought in their own boxes: a scan of the whole volume for each
-  # of a hundred organs would take longer than everything else.
-  for index, box in enumerate(ndimage.find_objects(label), start=1):
-    if box is None:
-      continue
-    mask = label[box] == index
+
+  def sample(mask, corner):
     flat = np.flatnonzero(mask)
     count = max(MIN_VOXELS, math.ceil(SHARE_OF_VOXELS * len(flat)))
     if count < len(flat):
       flat = rng.choice(flat, count, replace=False)
-    corner = [part.start for part in box]
-    chosen[index] = (
-      np.stack(np.unravel_index(flat, mask.shape), -1) + corner
-    ).astype(dtype)
+    points = np.stack(np.unravel_index(flat, mask.shape), -1)
+    return (points + corner).astype(dtype)
+
+  chosen = {}
+  for key, mask, corner in _masks(label, regions):
+    chosen[key] = sample(mask, corner)
+  if annotated and (mask := label != IGNORE).any():
+    chosen[ANNOTATED] = sample(mask, 0)
   return chosen
+
+
+def _masks(label, regions) -> Iterator[tuple[int, np.ndarray, Any]]:
+  """Yields key, mask in a box, and the box's first voxel of what is there."""
+  if regions:
+    for key, classes in enumerate(regions, start=1):
+      mask = np.isin(label, classes)
+      if mask.any():
+        yield key, mask, 0
+    return
+  # Classes are sought in their own boxes: a scan of the whole volume for each
+  # of a hundred organs would take longer than everything else.
+  for index, box in enumerate(ndimage.find_objects(label), start=1):
+    if box is not None:
+      yield index, label[box] == index, [part.start for part in box]
 
 
 def read_batch(
@@ -259,7 +313,8 @@ def read_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns images `[B, *read, C]` and labels `[B, *read]` int16.
 
-  Where a patch sticks out of its image, the image is 0 and the label `IGNORE`.
+  Where a patch sticks out of its image, the image is 0 and the label `NOWHERE`.
+  `masking.unfold` makes the labels those of the classes.
 
   Args:
     images: `[*S, C]` each; only the patches are read.
@@ -276,7 +331,7 @@ def read_batch(
   margin = np.subtract(size, volume_patch(patch_size, rank)) // 2
   channels = images[0].shape[-1]
   image = np.zeros((batch_size, *size, channels), images[0].dtype)
-  label = np.full((batch_size, *size), IGNORE, np.int16)
+  label = np.full((batch_size, *size), NOWHERE, np.int16)
   for b, (case, start) in enumerate(zip(*patches, strict=True)):
     _copy_patch(image[b], images[case], start - margin)
     _copy_patch(label[b], labels[case], start - margin)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax import augment
 from medseg_jax.data.case import Source
+from medseg_jax.data.normalize import MASKED
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
 from medseg_jax.experiment import mirroring
 from medseg_jax.losses import create_loss, uses_sigmoid
@@ -259,6 +260,11 @@ def train_step_of(
     schedule=schedule,
     seed=config.seed,
     ema_decay=config.ema_decay,
+    masked_channels=tuple(
+      i
+      for i, channel in enumerate(config.data.intensities)
+      if channel[0] == MASKED
+    ),
     batch_splits=config.batch_splits,
   )
 

@@ -69,12 +69,7 @@ def compile_steps(
     InputError: there is no place for the data set where it has to be.
   """
   settings = dict(seed=config.seed, **build.patch_settings(config))
-  data = device_cache.place(
-    cache,
-    mode=config.data.device_cache,
-    mesh=mesh,
-    foreground=config.data.foreground_share > 0,
-  )
+  data = device_cache.place(cache, mode=config.data.device_cache, mesh=mesh)
   if data is None:
     stream = create_batches(
       cache,

@@ -18,7 +18,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from medseg_jax.data import sampling
 from medseg_jax.data.cache import Cache
-from medseg_jax.data.sampling import IGNORE, Patches
+from medseg_jax.data.masking import NOWHERE
+from medseg_jax.data.sampling import ANNOTATED, Patches
 from medseg_jax.runtime import host_memory, sharding
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.state import TrainState
@@ -33,13 +34,15 @@ MAX_STEPS = 50  # of one call on an accelerator
 
 
 class Voxels(NamedTuple):
-  """Foreground voxels of all cases.
+  """Voxels of all cases to centre patches on.
 
   Attributes:
     points: `[M]` int32, places in the flattened case.
-    first: `[N, K]` int32, where in `points` the k-th class that is present in
-      a case begins, classes in ascending order.
-    counts: `[N, K]` int32, how many it has; 0 beyond the last class present.
+    first: `[N, 1 + K]` int32, where in `points` the annotated voxels of a case
+      begin, then the k-th class (or region) that is present in it, in ascending
+      order.
+    counts: `[N, 1 + K]` int32, how many there are; 0 beyond the last class
+      present, and where annotated voxels were not asked for.
   """
 
   points: jax.Array | np.ndarray
@@ -55,7 +58,7 @@ class DeviceData(NamedTuple):
     label: `[V]` uint8 or int16.
     offsets: `[N]` int32, first voxel of each case.
     shapes: `[N, R]` int32.
-    voxels: of the foreground; None where they were not asked for.
+    voxels: to centre patches on; None where patches may lie anywhere.
   """
 
   image: jax.Array | np.ndarray
@@ -68,9 +71,7 @@ class DeviceData(NamedTuple):
 # Putting the data set on the device.
 
 
-def place(
-  cache: Cache, *, mode: str, mesh: Mesh, foreground: bool = False
-) -> DeviceData | None:
+def place(cache: Cache, *, mode: str, mesh: Mesh) -> DeviceData | None:
   """Returns the data set on every device of `mesh`, None where it is not to be.
 
   Prints where it lies.
@@ -79,14 +80,13 @@ def place(
     cache: of the training split.
     mode: 'auto' where it fits a share of the memory, 'on', or 'off'.
     mesh: every device holds a whole copy.
-    foreground: whether to take the foreground's voxels along.
 
   Raises:
     InputError: `mode` is 'on', and the memory does not suffice.
   """
   if mode == 'off':
     return None
-  size = num_bytes(cache, foreground=foreground)
+  size = num_bytes(cache)
   why_not = _why_not(cache, size, mode)
   if why_not and mode == 'on':
     raise InputError(
@@ -98,20 +98,19 @@ def place(
     return None
   layout = sharding.replicated(mesh)
   data = jax.tree.map(
-    functools.partial(sharding.to_devices, layout),
-    flatten(cache, foreground=foreground),
+    functools.partial(sharding.to_devices, layout), flatten(cache)
   )
   size = sum(array.nbytes for array in jax.tree.leaves(data))
   print(f'patches   from the data set on the device: {_size(size)}', flush=True)
   return data
 
 
-def num_bytes(cache: Cache, *, foreground: bool) -> int:
+def num_bytes(cache: Cache) -> int:
   """Returns the most that the data set may take on a device."""
   channels = cache.images[0].shape[-1]
   each = cache.images[0].dtype.itemsize * channels + 2  # int16 labels
   size = each * _num_voxels(cache)
-  if foreground:
+  if cache.voxels is not None:
     size += sum(
       12 * len(points) for case in cache.voxels for points in case.values()
     )
@@ -161,7 +160,7 @@ def _size(count: float) -> str:
   return f'{count / 1e3:.1f} kB'
 
 
-def flatten(cache: Cache, *, foreground: bool = False) -> DeviceData:
+def flatten(cache: Cache) -> DeviceData:
   """Returns the data set as flat buffers on the host."""
   ends = np.cumsum([np.prod(shape) for shape in cache.shapes])
   offsets = np.concatenate([[0], ends[:-1]]).astype(np.int32)
@@ -177,20 +176,21 @@ def flatten(cache: Cache, *, foreground: bool = False) -> DeviceData:
     label=label,
     offsets=offsets,
     shapes=np.asarray(cache.shapes, np.int32),
-    voxels=_flatten_voxels(cache) if foreground else None,
+    voxels=None if cache.voxels is None else _flatten_voxels(cache),
   )
 
 
 def _flatten_voxels(cache: Cache) -> Voxels:
-  num_classes = max([1, *map(len, cache.voxels)])
-  counts = np.zeros((len(cache.shapes), num_classes), np.int32)
+  most = max(len(case.keys() - {ANNOTATED}) for case in cache.voxels)
+  counts = np.zeros((len(cache.shapes), 1 + most), np.int32)
   points = [np.zeros(0, np.int32)]
   for i, (case, shape) in enumerate(
     zip(cache.voxels, cache.shapes, strict=True)
   ):
-    for k, index in enumerate(sorted(case)):
-      counts[i, k] = len(case[index])
-      points.append(np.ravel_multi_index(tuple(case[index].T), shape))
+    for k, key in enumerate([ANNOTATED, *sorted(case.keys() - {ANNOTATED})]):
+      if key in case:
+        counts[i, k] = len(case[key])
+        points.append(np.ravel_multi_index(tuple(case[key].T), shape))
   ends = np.cumsum(counts).reshape(counts.shape)
   return Voxels(
     points=np.concatenate(points).astype(np.int32),
@@ -218,7 +218,8 @@ def read_batch(
   `{'image': [B, *read, C] float16, 'label': [B, *read] int16}`
 
   Args:
-    data: on the devices; with voxels for a foreground share.
+    data: on the devices; with voxels for a foreground share and for those
+      patches that must not lie anywhere.
     step: scalar int32.
     seed: of the order and of the patch positions.
     batch_size: global.
@@ -227,6 +228,9 @@ def read_batch(
     layout: of the batch.
     foreground_share: of the batch, centred on foreground.
   """
+  voxel_fn = None
+  if data.voxels is not None:
+    voxel_fn = functools.partial(_pick_voxels, data)
   chosen = sampling.draw_patches(
     seed=seed,
     step=step,
@@ -234,7 +238,7 @@ def read_batch(
     num_cases=data.shapes.shape[0],
     rank=data.shapes.shape[1],
     shape_fn=lambda cases: data.shapes[cases],
-    voxel_fn=functools.partial(_pick_voxels, data),
+    voxel_fn=voxel_fn,
     patch_size=patch_size,
     foreground_share=foreground_share,
     xp=jnp,
@@ -246,15 +250,20 @@ def read_batch(
   return cut(data, chosen, patch_size, read_size, layout)
 
 
-def _pick_voxels(data, cases, class_bits, voxel_bits):
-  """Returns a voxel of one of the classes in each case, -1 where is none."""
+def _pick_voxels(data, cases, forced, class_bits, voxel_bits):
+  """Returns a voxel of a class where forced, else one that is annotated.
+
+  -1 where the case has none.
+  """
   points, first, counts = data.voxels
   if not points.shape[0]:
     return jnp.full((cases.shape[0], data.shapes.shape[1]), -1, jnp.int32)
-  present = (counts[cases] > 0).sum(1).astype(jnp.uint32)
-  chosen = (class_bits % jnp.maximum(present, 1)).astype(jnp.int32)
-  count = jnp.maximum(counts[cases, chosen], 1).astype(jnp.uint32)
-  number = (voxel_bits % count).astype(jnp.int32)
+  present = (counts[cases, 1:] > 0).sum(1).astype(jnp.uint32)
+  chosen = (class_bits % jnp.maximum(present, 1)).astype(jnp.int32) + 1
+  chosen = jnp.where(forced & (present > 0), chosen, 0)
+  count = counts[cases, chosen]
+  number = voxel_bits % jnp.maximum(count, 1).astype(jnp.uint32)
+  number = number.astype(jnp.int32)
   left = points[first[cases, chosen] + number]
   shapes = data.shapes[cases]
   places = []
@@ -262,7 +271,7 @@ def _pick_voxels(data, cases, class_bits, voxel_bits):
     left, place = jnp.divmod(left, shapes[:, axis])
     places.append(place)
   voxel = jnp.stack(places[::-1], -1)
-  return jnp.where(present[:, None] > 0, voxel, -1)
+  return jnp.where(count[:, None] > 0, voxel, -1)
 
 
 def cut(
@@ -272,7 +281,7 @@ def cut(
   read_size: tuple[int, ...],
   layout: NamedSharding,
 ) -> dict[str, jax.Array]:
-  """Returns the patches, as `sampling.read_batch` does: 0 and -1 outside."""
+  """Returns the patches, as `sampling.read_batch` does."""
   batch_size, rank = patches.starts.shape
   size = sampling.volume_patch(read_size, rank)
   margin = np.subtract(size, sampling.volume_patch(patch_size, rank)) // 2
@@ -303,7 +312,7 @@ def cut(
   label = data.label.at[index].get(mode='promise_in_bounds').astype(jnp.int16)
   return {
     'image': jnp.where(inside[..., None], image, 0),
-    'label': jnp.where(inside, label, IGNORE),
+    'label': jnp.where(inside, label, NOWHERE),
   }
 
 

@@ -183,10 +183,11 @@ class VolumeSource:
       InputError: a file is no longer there.
     """
     files = self.files[index]
+    meaning = self.label_values, self.regions, self.ignore_value, self.channels
     return stat_key(
       filter(None, (*files.images, files.label)),
       self.root,
-      (files.name, self.label_values, self.ignore_value, self.channels),
+      (files.name, *meaning),
     )
 
   def subset(self, names: Sequence[str]) -> 'VolumeSource':
