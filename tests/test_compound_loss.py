@@ -213,3 +213,40 @@ def test_bad_weights_raise(weights, message):
 def test_uses_sigmoid_looks_at_active_losses():
   assert losses.uses_sigmoid({'sigmoid_dice_loss': 1, 'dice_loss': 0})
   assert not losses.uses_sigmoid({'sigmoid_dice_loss': 0, 'dice_loss': 1})
+
+
+@pytest.mark.parametrize('batch', [False, True])
+@pytest.mark.parametrize(
+  ('prefix', 'regions'),
+  [('', ()), ('sigmoid_', ()), ('sigmoid_', REGIONS)],
+)
+def test_a_patch_that_nobody_looked_at_moves_nothing(prefix, regions, batch):
+  logits, labels, _ = _example((8, 6))
+  # Also where the network is out of its mind there.
+  logits[0, :2, :, 0], logits[0, 2:4] = 1e30, -1e30
+  logits[0, 4] = np.nan
+  labels[0] = -1
+  weights = {
+    name: 1
+    for name in losses.LOSSES
+    if name.startswith('sigmoid_') == bool(prefix)
+  }
+  loss_fn = losses.create_loss(weights, batch=batch, regions=regions)
+  levels = logits, logits[:, ::2, ::2], logits[:, ::4, ::3]
+
+  @jax.jit
+  def value_and_grad(labels):
+    grads = jax.grad(lambda x: loss_fn(x, labels).sum())(levels)
+    return loss_fn(levels, labels), grads
+
+  loss, grads = value_and_grad(labels)
+  assert np.isfinite(loss).all()
+  for level in grads[:2]:
+    assert np.isfinite(level).all()
+    assert not level[0].any() and level[1].any()
+  if not batch:
+    np.testing.assert_allclose(loss[0], 0, atol=1e-6)
+  # And where it is so of the whole batch.
+  loss, grads = value_and_grad(np.full_like(labels, -1))
+  np.testing.assert_allclose(loss, 0, atol=1e-6)
+  assert not any(level.any() for level in grads)
