@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import write_volumes
 from data_cases import assert_one_line
 from flax import linen as nn
-from small import load
+from small import load, shrink
 
+from medseg_jax import prepare
 from medseg_jax.augment import create_augment, read_size
 from medseg_jax.experiment import (
   build,
@@ -263,3 +265,17 @@ def test_sides_that_training_mirrors_are_warned_of():
   config = config_of()
   config.data.regions = (('right half', (1,)),)
   assert 'right half' in mirroring.side_warning(config)
+
+
+def test_the_warning_comes_once_before_the_work(tmp_path, capsys):
+  data = write_volumes(tmp_path / 'data', 5)  # of 'left' and 'right'
+  config = shrink(load('auto_cpu'), path=data)
+  for flip_axes, count in [((), 1), ((0, 1), 0)]:
+    config.augment.flip_axes = flip_axes
+    prepare.run(config, tmp_path / 'run')
+    words = capsys.readouterr().out
+    assert words.count('warning   left, right') == count
+    assert words.count('mirrored along 0, 1 alone') == 1 - count
+  config.augment.flip_axes = (3,)
+  with pytest.raises(InputError, match='flip_axes'):
+    prepare.run(config, tmp_path / 'run')
