@@ -122,7 +122,7 @@ def test_prediction_mirrors_what_training_mirrored(settings, axes):
 def test_a_model_folder_knows_what_its_training_mirrored():
   config = config_of(flip_axes=(0, 1))
   described = model_folder.describe(
-    config, channel_names=['MRI'], plan=None, cases={}, step=1,
+    config, channel_names=['MRI'], plan=None, num_cases={}, record={}, step=1,
     checkpoint='latest', scores=None,
   )  # fmt: skip
   again = model_folder.config_of(json.loads(json.dumps(described)))

@@ -203,7 +203,7 @@ def test_scribbles_are_met_by_every_patch_of_a_run(tmp_path):
   config.patch_size = (6, 6, 6)
   config.data.fold = 'all'
   config.data.foreground_share = 0.0
-  config, sources = opening.open_run(config, tmp_path / 'run')
+  config, sources, _ = opening.open_run(config, tmp_path / 'run')
   cache = prepare.prepare(config, sources)
   with_labels = 0
   for step in range(20):
