@@ -10,6 +10,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from medseg_jax.data.formats import nifti
+from medseg_jax.data.formats.nifti_align import align
 
 ORDERS = list(
   itertools.product(
@@ -330,10 +331,10 @@ def test_real_hippocampus(real_data, tmp_path):
     stored = nib.load(folder / 'labelsTr' / name)
     assert stored.shape == label.array.shape[::-1]
     assert label.array.dtype == np.uint8
-    aligned = nifti.align(
-      label.array, label.affine, image.array.shape[:3], image.affine,
-      what=name, where=name,
-    )  # fmt: skip
+    aligned, oddity = align(
+      label.array, label.grid, image.grid, what=name, where=name
+    )
+    assert not oddity and label.oddities == image.oddities == ()
     assert set(np.unique(aligned)) == {0, 1, 2}
     assert image.spacing == (1, 1, 1)
     # Anterior lies in front of posterior: y runs to Posterior.
@@ -353,10 +354,7 @@ def test_real_ct_and_mr(real_data, name):
   label = nifti.read_label(real_data / 'ct_mr' / 'labels' / f'{name}.nii.gz')
   assert image.array.dtype == np.int16 and label.array.dtype == np.uint8
   assert nib.aff2axcodes(image.affine) == ('S', 'P', 'L')
-  nifti.align(
-    label.array, label.affine, image.array.shape[:3], image.affine,
-    what='label', where='image',
-  )  # fmt: skip
+  align(label.array, label.grid, image.grid, what='label', where='image')
   canonical = nib.as_closest_canonical(nib.load(path)).get_fdata()
   np.testing.assert_array_equal(image.array[..., 0], canonical.T[:, ::-1, ::-1])
 

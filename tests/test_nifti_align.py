@@ -9,12 +9,27 @@ from data_cases import assert_all_in, assert_one_line
 from scipy.spatial.transform import Rotation
 
 from medseg_jax.data.formats import nifti
+from medseg_jax.data.formats.nifti_align import align
+from medseg_jax.data.formats.nifti_geometry import (
+  from_file_order,
+  grid_of,
+  to_file_order,
+)
 from medseg_jax.runtime.errors import InputError
 
 TILT = Rotation.from_euler('xyz', (25, -14, 33), degrees=True).as_matrix()
 
 
-def test_all_orders_align(tmp_path):
+def align_files(array, affine, to_shape, to_affine, **options):
+  """Aligns arrays in the axes of their files; returns one, and the oddity."""
+  grid = grid_of(np.asarray(affine, float), array.shape[:3])
+  to = grid_of(np.asarray(to_affine, float), to_shape)
+  inside = from_file_order(array, grid)
+  aligned, oddity = align(inside, grid, to, what='a', where='b', **options)
+  return to_file_order(aligned, to), oddity
+
+
+def test_all_orders_align():
   array = np.arange(4 * 5 * 6).reshape(4, 5, 6)
   affine = np.eye(4)
   affine[:3, :3] = TILT * (0.7, 1.5, 4.0)
@@ -25,33 +40,50 @@ def test_all_orders_align(tmp_path):
   for orientation in itertools.product(orders, signs):
     orientation = np.transpose(orientation)
     other = image.as_reoriented(orientation)
-    aligned = nifti.align(
-      np.asarray(other.dataobj), other.affine, array.shape, affine,
-      what='a', where='b',
-    )  # fmt: skip
+    found = np.asarray(other.dataobj)
+    aligned, oddity = align_files(found, other.affine, array.shape, affine)
     np.testing.assert_array_equal(aligned, array)
-    channels = np.asarray(other.dataobj)[..., None]
-    aligned = nifti.align(
-      channels, other.affine, array.shape, affine, what='a', where='b'
+    assert oddity == ''
+    aligned, _ = align_files(
+      found[..., None], other.affine, array.shape, affine
     )
     np.testing.assert_array_equal(aligned[..., 0], array)
 
 
-def test_alignment_allows_a_thousandth_of_a_voxel():
+@pytest.mark.parametrize(
+  ('shift', 'told', 'refused'),
+  [
+    (0.9e-3, False, False),
+    (1.1e-3, True, False),
+    (0.09, True, False),
+    (0.11, True, True),
+    (0.5, True, True),
+  ],
+)
+def test_a_tenth_of_a_voxel_is_told_and_more_refused(shift, told, refused):
   array = np.zeros((50, 4, 5), np.uint8)
   affine = np.diag([0.5, 2.0, 3.0, 1.0])
-  for shift, good in ((0.9e-3, True), (1.1e-3, False)):
-    moved = affine.copy()
-    moved[0, 3] = shift * 0.5
-    # A larger spacing, with that error at the last voxel.
-    grown = affine.copy()
-    grown[0, 0] += shift * 0.5 / 49
-    for other in (moved, grown):
-      if good:
-        nifti.align(array, other, array.shape, affine, what='a', where='b')
-      else:
-        with pytest.raises(ValueError, match='0.0011 voxels'):
-          nifti.align(array, other, array.shape, affine, what='a', where='b')
+  moved = affine.copy()
+  moved[0, 3] = shift * 0.5
+  # A larger spacing, with that error at the last voxel.
+  grown = affine.copy()
+  grown[0, 0] += shift * 0.5 / 49
+  for other in (moved, grown):
+    if refused:
+      with pytest.raises(InputError) as error:
+        align_files(array, other, array.shape, affine)
+      assert_one_line(
+        error, 'a: not on the grid of b', f'{shift:g} voxels',
+        'data.grid_tolerance, 0.1 voxels',
+      )  # fmt: skip
+    # A user may allow any distance.
+    _, oddity = align_files(array, other, array.shape, affine, tolerance=0.6)
+    assert bool(oddity) == told
+    if told:
+      assert_all_in(oddity, 'a: up to', f'{shift:g} voxels off the grid of b')
+  if told:
+    with pytest.raises(InputError):
+      align_files(array, moved, array.shape, affine, tolerance=0.0)
 
 
 def test_a_real_label_flipped_in_y(real_data):
@@ -60,9 +92,7 @@ def test_a_real_label_flipped_in_y(real_data):
   other = label.affine.copy()  # as the label's file has it: y to Anterior
   other[:, 3] += other[:, 1] * (label.array.shape[1] - 1)
   other[:, 1] *= -1
-  aligned = nifti.align(
-    label.array, label.affine, label.array.shape, other, what='a', where='b'
-  )
+  aligned, _ = align_files(label.array, label.affine, label.array.shape, other)
   np.testing.assert_array_equal(aligned, label.array[:, ::-1])
 
 
@@ -75,16 +105,16 @@ def test_grids_that_differ():
   turned = affine.copy()
   turned[1:3, 1:3] = [[2 * np.cos(0.1), -np.sin(0.1)], [2 * np.sin(0.1), 1]]
   for other, difference in (
-    (shifted, ('4 mm', '2 voxels', 'origin 0 -4 0')),
-    (smaller, ('7.5 mm', '2.5 voxels', 'spacing 1.5x2x1 mm')),
-    (turned, ('mm', 'voxels', 'direction')),
+    (shifted, ('4 mm, 2 voxels', 'origin 0 -4 0 against 0 0 0')),
+    (smaller, ('7.5 mm, 2.5 voxels', 'spacing 1.5x2x1 mm against 3x2x1 mm')),
+    (turned, ('mm', 'voxels', 'direction [1 0 0; 0 0.9', 'against [1 0 0; 0')),
   ):
     with pytest.raises(InputError) as error:
-      nifti.align(
-        array, other, (6, 5, 4), affine, what='label.nii', where='image.nii'
-      )
-    assert_one_line(error, 'label.nii', 'image.nii', '0.001', *difference)
-    assert_all_in(str(error.value), 'spacing 3x2x1 mm', 'shape 6x5x4')
+      align_files(array, other, (6, 5, 4), affine)
+    assert_one_line(error, 'a: not on the grid of b', *difference)
+    assert len(str(error.value)) < 300
   with pytest.raises(InputError) as error:
-    nifti.align(array, affine, (6, 5, 7), affine, what='a', where='b')
-  assert_one_line(error, 'shape 6x5x4', 'shape 6x5x7', '3 mm', '3 voxels')
+    align_files(array, affine, (6, 5, 7), affine)
+  assert_one_line(
+    error, 'shape 6x5x4 against 6x5x7', '3 mm, 3 voxels', 'allowed'
+  )

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from data_cases import assert_one_line
+from data_cases import assert_all_in, assert_one_line
 from volume_cases import (
   FRONT_BACK,
   LABELS,
@@ -136,7 +136,7 @@ def test_listed_files_that_are_not_there(tmp_path):
   line = error_of(tmp_path)
   assert_one_line(
     line, 'dataset.json: lists ./imagesTr/a.nii.gz, which is not there',
-    'allowed are files below', '1 more problems',
+    'allowed are files below', '1 more problem;',
   )  # fmt: skip
   source = open_volumes(tmp_path, strict=False)['train']
   assert source.names == ('c',) and len(source.problems) == 2
@@ -158,13 +158,129 @@ def test_missing_partners(tmp_path):
   (tmp_path / 'labels' / 'b.nii.gz').unlink()
   (tmp_path / 'images' / 'c.nii.gz').unlink()
   save(tmp_path / 'labels' / 'd_mask.nii.gz', label_array())
-  assert_one_line(error_of(tmp_path), '2 more problems; --mode=plan lists all')
+  assert_one_line(error_of(tmp_path), '1 more problem; --mode=plan lists all')
   source = open_volumes(tmp_path, strict=False)['train']
   assert source.names == ('a', 'd')
-  label_alone, twice, image_alone = source.problems
+  label_alone, twice = source.problems
   assert 'labels/c.nii.gz: a label without its image' in label_alone
   assert 'd_mask.nii.gz: the second label of the case d, after d' in twice
-  assert 'images/b.nii.gz: no label in' in image_alone
+  (image_alone,) = source.oddities
+  assert_all_in(
+    image_alone, 'images: 1 image without a label in', 'labels is left out (b'
+  )
+
+
+@pytest.mark.parametrize('split', ['Tr', 'Ts'])
+def test_images_without_labels_are_left_out_and_counted(tmp_path, split):
+  write_pairs(tmp_path, 'ab', images='imagesTr', labels='labelsTr')
+  write_pairs(tmp_path, 'cd', images='imagesTs', labels='labelsTs')
+  for name in 'xyz':
+    save(tmp_path / f'images{split}' / f'{name}.nii.gz', image_array())
+  write_json(tmp_path, labels=LABELS, modality={'0': 'CT'})
+  sources = open_volumes(tmp_path)
+  assert sources['train'].names == ('a', 'b')
+  assert sources['test'].names == ('c', 'd')
+  odd = {'Tr': 'train', 'Ts': 'test'}[split]
+  for name, source in sources.items():
+    assert len(source.oddities) == (name == odd)
+  assert_all_in(
+    sources[odd].oddities[0], f'images{split}: 3 images without a label in',
+    f'labels{split} are left out (x.nii.gz, y.nii.gz, z.nii.gz)',
+  )  # fmt: skip
+
+
+def test_a_list_stays_below_its_folder(tmp_path):
+  root, other = tmp_path / 'set', tmp_path / 'other'
+  write_pairs(other, 'xyz')
+  for name, image in (
+    ('up', '../other/images/x.nii.gz'),
+    ('far', str(other / 'images' / 'x.nii.gz')),
+    ('link', 'imagesTr/link.nii.gz'),
+    ('folder', 'linked/x.nii.gz'),
+    ('root', '.'),
+  ):
+    write_decathlon(
+      root, 'ab', training=[
+        {'image': 'imagesTr/a.nii.gz', 'label': 'labelsTr/a.nii.gz'},
+        {'image': image, 'label': 'labelsTr/b.nii.gz'},
+      ],
+    )  # fmt: skip
+    if name == 'link':
+      (root / 'imagesTr' / 'link.nii.gz').symlink_to(other / 'images/x.nii.gz')
+    if name == 'folder':
+      (root / 'linked').symlink_to(other / 'images')
+    line = error_of(root)
+    assert_one_line(line, 'dataset.json: lists', image, 'not below', root)
+    assert open_volumes(root, strict=False)['train'].names == ('a',)
+  # Labels likewise, and the files of channels.
+  write_decathlon(
+    root, 'ab', training=[
+      {'image': 'imagesTr/a.nii.gz', 'label': '../other/labels/x.nii.gz'},
+      {'image': 'imagesTr/c.nii.gz', 'label': 'labelsTr/b.nii.gz'},
+    ],
+  )  # fmt: skip
+  (root / 'imagesTr' / 'c_0000.nii.gz').symlink_to(other / 'images/x.nii.gz')
+  line = error_of(root)
+  assert_one_line(line, "'../other/labels/x.nii.gz'", '1 more problem')
+  assert 'c_0000.nii.gz' in line.value.problems[1]
+
+
+def test_a_root_that_is_a_link_and_links_inside_are_fine(tmp_path):
+  root = tmp_path / 'set'
+  write_decathlon(root, 'ab')
+  annexed = root / '.git' / 'annex' / '7f3a'
+  annexed.parent.mkdir(parents=True)
+  (root / 'imagesTr' / 'a.nii.gz').rename(annexed)
+  (root / 'imagesTr' / 'a.nii.gz').symlink_to(annexed)
+  (tmp_path / 'link').symlink_to(root)
+  assert open_volumes(tmp_path / 'link')['train'].names == ('a', 'b')
+
+
+@pytest.mark.parametrize(
+  'name', ['a' * 300, 'b' * 9000, 'c\0d', '\ud800', '', 'x\ny']
+)
+def test_names_that_no_file_can_have(tmp_path, name):
+  write_decathlon(
+    tmp_path, 'ab', training=[{'image': name, 'label': f'labelsTr/{name}'}]
+  )
+  line = error_of(tmp_path)
+  assert_one_line(line, 'dataset.json: lists')
+  assert len(str(line.value)) < 400
+  assert str(line.value).isprintable()
+
+
+@pytest.mark.parametrize('name', ['n' * 300, 'n' * 9000, 'n\0m'])
+def test_a_root_that_no_folder_can_be(tmp_path, name):
+  line = error_of(tmp_path / name)
+  assert_one_line(line, 'no such folder; the nearest that exists', tmp_path)
+  assert len(str(line.value)) < 400 + len(str(tmp_path))
+
+
+def test_a_folder_or_a_lost_link_in_place_of_dataset_json(tmp_path):
+  write_pairs(tmp_path, 'ab')
+  path = tmp_path / 'dataset.json'
+  path.mkdir()
+  assert_one_line(error_of(tmp_path), path, 'directory')
+  path.rmdir()
+  path.symlink_to(tmp_path / 'gone')
+  assert_one_line(error_of(tmp_path), path, 'cannot be read')
+
+
+def test_channels_are_those_of_most_cases(tmp_path):
+  write_pairs(tmp_path, 'abcdef')
+  both = np.stack([image_array(), image_array()], axis=-1)
+  save(tmp_path / 'images' / 'a.nii.gz', both)
+  (tmp_path / 'images' / 'b.nii.gz').write_bytes(b'')
+  source = open_volumes(tmp_path)['train']
+  assert source.channels == 1
+  with pytest.raises(InputError) as error:
+    source[0]
+  assert_one_line(error, 'images/a.nii.gz: 2 channels; allowed is', '1')
+  for path in (tmp_path / 'images').iterdir():
+    path.write_bytes(b'')
+  line = error_of(tmp_path, strict=False)
+  assert_one_line(line, 'images/a.nii.gz: an empty file', '5 more problems')
+  assert len(line.value.problems) == 6
 
 
 def test_missing_channel_files(tmp_path):
@@ -183,8 +299,8 @@ def test_missing_channel_files(tmp_path):
   save(folder / 'c_0000.nii.gz', image_array())
   save(folder / 'c_0001.nii.gz', image_array())
   source = open_volumes(tmp_path, strict=False)['train']
-  assert len(source.problems) == 1  # one line for both channels of c
-  assert 'c_0000.nii.gz: no label in' in source.problems[0]
+  (line,) = source.oddities  # both channels of c are one image
+  assert_all_in(line, '1 image without a label', 'c_0000.nii.gz')
   with pytest.raises(InputError) as error:
     source[1]
   assert_one_line(error, 'b_0000.nii.gz: 1 channel;', 'T1')

@@ -22,7 +22,8 @@ from volume_cases import (
 )
 
 from medseg_jax.data.sources.volume_files import list_cases
-from medseg_jax.data.sources.volumes import count_ids, open_volumes
+from medseg_jax.data.sources.volume_labels import count_ids
+from medseg_jax.data.sources.volumes import open_volumes
 from medseg_jax.runtime.errors import InputError
 
 
@@ -253,11 +254,11 @@ def test_a_label_on_another_grid(tmp_path):
   save(label, label_array(), spacing=(1.0, 1.0, 2.5))
   line = error_of_case(source)
   assert_one_line(
-    line, label, source.files[0].images[0], '2x1x1 mm', '2.5x1x1 mm',
+    line, label, source.files[0].images[0], '1x1x2.5 mm against 1x1x2 mm',
     'up to 1.5 mm, 0.75 voxels',
   )  # fmt: skip
   save(label, label_array(shape=(6, 5, 3)))
-  assert_one_line(error_of_case(source), label, '3x5x6', '4x5x6')
+  assert_one_line(error_of_case(source), label, '6x5x3 against 6x5x4')
 
 
 def test_an_image_that_is_not_finite_or_has_other_channels(tmp_path):

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _LONGEST_NAME = 'names of 255 bytes at most in a folder'
 _HELP = {
@@ -44,6 +44,23 @@ class InputError(ValueError):
   `main` prints the line and exits with status 1. Library functions raise plain
   `ValueError` or `TypeError` for misuse by a programmer instead.
   """
+
+
+class InputErrors(InputError):
+  """Several problems of one input; its message is about the first.
+
+  Attributes:
+    problems: a line for each.
+  """
+
+  def __init__(self, problems: Sequence[str]):
+    more = len(problems) - 1
+    super().__init__(
+      problems[0]
+      + f' ({more} more problem{"s" * (more > 1)}; --mode=plan lists all)'
+      * (more > 0)
+    )
+    self.problems = tuple(problems)
 
 
 class FileError(InputError, OSError):

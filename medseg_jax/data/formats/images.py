@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, shorten
 from medseg_jax.runtime.files import write_atomically
 
 # By name, since Pillow's own list has PDF, video and other surprises.
@@ -77,14 +77,14 @@ def list_folder(folder: pathlib.Path) -> list[pathlib.Path]:
   Raises:
     InputError: no such folder, or not readable; says what is there instead.
   """
-  if not folder.is_dir():
+  if not os.path.isdir(folder):  # False for names that no file can have, too
     parent = folder.absolute()
-    while not parent.is_dir():
+    while not os.path.isdir(parent):
       parent = parent.parent
     there = sorted(p.name for p in parent.iterdir() if p.name[0] != '.')
     raise InputError(
-      f'{folder}: no such folder; the nearest that exists is {parent}, which '
-      f'holds {name_some(there)}'
+      f'{shorten(str(folder), 200)}: no such folder; the nearest that exists '
+      f'is {parent}, which holds {name_some(there)}'
     )
   try:
     entries = [p for p in folder.iterdir() if not p.name.startswith('.')]
@@ -97,8 +97,10 @@ def list_folder(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def name_some(names, limit: int = 5) -> str:
   """Returns the first few names, and how many there are where that is more."""
-  names = [str(name) for name in names]
-  text = ', '.join(names[:limit]) or 'nothing'
+  names = list(names)
+  text = (
+    ', '.join(shorten(str(name), 60) for name in names[:limit]) or 'nothing'
+  )
   return text if len(names) <= limit else f'{text}, ... ({len(names)} in all)'
 
 

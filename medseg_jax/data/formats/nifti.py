@@ -1,43 +1,48 @@
 """NIfTI files to arrays in one axis order, and back on a file's own grid.
 
-Arrays are (z, y, x), see `nifti_header`. A file is only flipped and permuted
+Arrays are (z, y, x), see `nifti_geometry`. A file is only flipped and permuted
 for that, never resampled.
 """
 
 import contextlib
+import dataclasses
 import gzip
-import itertools
+import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import BinaryIO, NamedTuple
 
-import nibabel as nib
 import numpy as np
 
+from medseg_jax.data.formats.nifti_align import TOLERANCE, Aligned, align
+from medseg_jax.data.formats.nifti_geometry import Grid, times, to_file_order
 from medseg_jax.data.formats.nifti_header import (
   SUFFIXES,
   File,
-  Grid,
   file_dims,
-  file_view,
   new_header,
-  open_file,
   parse,
-  rows,
-  times,
+)
+from medseg_jax.data.formats.nifti_stream import (
+  check_room,
+  open_file,
+  read_end,
   truncated,
 )
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import replacing
 
-# Two grids are the same where no voxel is further off than this, in voxels.
-TOLERANCE = 1e-3
+__all__ = (
+  'TOLERANCE', 'Aligned', 'Grid', 'Volume', 'align', 'read_channels',
+  'read_header', 'read_image', 'read_label', 'stem', 'write_label',
+  'write_volume',
+)  # fmt: skip
+
 # No scanner measures more; beyond it are overflows, which ruin every mean.
 _LARGEST = 1e30
 # Labels saved with a scale of 255 levels come back as 1.004, say.
 _WHOLE = 0.01
-_DEFLATE_MOST = 1032  # times that deflate can shrink anything
 _LEVEL = 4  # of compression; more takes long and saves little
 
 
@@ -46,13 +51,23 @@ class Volume(NamedTuple):
 
   Attributes:
     array: image `[z, y, x, C]` or label `[z, y, x]`.
-    spacing: size of a voxel along z, y, x in mm.
-    affine: `[4, 4]` float64, voxel index (z, y, x) to world in mm.
+    grid: its geometry.
+    oddities: a line for each thing in the header that is at odds.
   """
 
   array: np.ndarray
-  spacing: tuple[float, float, float]
-  affine: np.ndarray
+  grid: Grid
+  oddities: tuple[str, ...] = ()
+
+  @property
+  def spacing(self) -> tuple[float, float, float]:
+    """The size of a voxel along z, y, x in mm."""
+    return self.grid.spacing
+
+  @property
+  def affine(self) -> np.ndarray:
+    """`[4, 4]` float64, voxel index (z, y, x) to world in mm."""
+    return self.grid.affine
 
 
 def read_image(path: str | os.PathLike) -> Volume:
@@ -79,31 +94,45 @@ def read_image(path: str | os.PathLike) -> Volume:
     array = _read_voxels(path, stream, file, dtype, convert)
   if dtype.kind == 'f':
     _check_finite(path, array)
-  return Volume(array, file.grid.spacing, file.grid.affine)
+  return Volume(array, file.grid, file.grid.oddities)
 
 
-def read_channels(paths: Sequence[str | os.PathLike]) -> Volume:
+def read_channels(
+  paths: Sequence[str | os.PathLike], *, tolerance: float = TOLERANCE
+) -> Volume:
   """Returns the image whose channels are files of their own, in this order.
 
   The grid is that of the first file; the others must lie in the same space.
+
+  Args:
+    paths: the files.
+    tolerance: how far the voxels of the others may lie off, in voxels.
 
   Raises:
     InputError: as `read_image` and `align`; several channels in one of several
       files; nothing to see, one intensity in all channels.
   """
   first = read_image(paths[0])
-  image = first if len(paths) == 1 else _stack(paths, first)
+  image = first if len(paths) == 1 else _stack(paths, first, tolerance)
   flat = np.ravel(image.array[:1, :1, :1])
   if all((plane == flat).all() for plane in image.array):
     raise InputError(
       f'{paths[0]}: a constant image, {flat[0]:g} everywhere; allowed are '
       'images with at least two intensities'
     )
+  if not image.grid.placed:
+    line = (
+      f'{paths[0]}: its header says no position or orientation (sform and '
+      'qform codes 0); the axes are taken to run to Left, Anterior, Superior'
+    )
+    image = image._replace(oddities=(line, *image.oddities))
   return image
 
 
-def _stack(paths: Sequence[str | os.PathLike], first: Volume) -> Volume:
-  arrays = []
+def _stack(
+  paths: Sequence[str | os.PathLike], first: Volume, tolerance: float
+) -> Volume:
+  arrays, oddities = [], []
   for path in paths:
     volume = read_image(path) if arrays else first
     if volume.array.shape[-1] > 1:
@@ -111,15 +140,22 @@ def _stack(paths: Sequence[str | os.PathLike], first: Volume) -> Volume:
         f'{path}: {volume.array.shape[-1]} channels; allowed is one channel in '
         f'each of the {len(paths)} files of a case'
       )
-    arrays.append(
-      align(
-        volume.array, volume.affine, first.array.shape[:3], first.affine,
-        what=str(path), where=str(paths[0]),
-      )
-    )  # fmt: skip
+    aligned = align(
+      volume.array,
+      volume.grid,
+      first.grid,
+      what=str(path),
+      where=str(paths[0]),
+      tolerance=tolerance,
+    )
+    arrays.append(aligned.array)
+    oddities += [*volume.oddities, aligned.oddity]
   dtypes = {array.dtype for array in arrays}
   dtype = dtypes.pop() if len(dtypes) == 1 else np.float32
-  return first._replace(array=np.concatenate(arrays, axis=-1, dtype=dtype))
+  return first._replace(
+    array=np.concatenate(arrays, axis=-1, dtype=dtype),
+    oddities=tuple(filter(None, oddities)),
+  )
 
 
 def read_label(path: str | os.PathLike) -> Volume:
@@ -135,17 +171,24 @@ def read_label(path: str | os.PathLike) -> Volume:
     if file.grid.channels > 1:
       raise InputError(
         f'{path}: a label with {file.grid.channels} channels, shape '
-        f'{times(file_dims(file.header))} in the file; allowed are 3 axes, one '
-        'id for each voxel'
+        f'{times(file_dims(file.header))} in the file, as of one mask for each '
+        'class; allowed are 3 axes, one id for each voxel'
       )
     whole = file.dtype.kind in 'iu' and file.scale is None
     small = whole and file.dtype.itemsize < 4
     dtype = file.dtype.newbyteorder('=') if small else np.dtype(np.int32)
 
+    wrong = _NoIds()
+
     def convert(plane):
-      return plane if small else _to_ids(path, _scaled(plane, file))
+      return plane if small else _to_ids(_scaled(plane, file), wrong)
 
     array = _read_voxels(path, stream, file, dtype, convert)[..., 0]
+  if wrong.count:
+    raise InputError(
+      f'{path}: the label holds {", ".join(wrong.some)} in {wrong.count} of '
+      f'{array.size} voxels; allowed are ids, whole numbers of at most 31 bits'
+    )
   low, high = array.min(), array.max()
   smallest = next(
     dtype
@@ -153,7 +196,7 @@ def read_label(path: str | os.PathLike) -> Volume:
     if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max
   )
   array = array.astype(smallest, copy=False)
-  return Volume(array, file.grid.spacing, file.grid.affine)
+  return Volume(array, file.grid, file.grid.oddities)
 
 
 def read_header(path: str | os.PathLike) -> Grid:
@@ -165,53 +208,6 @@ def read_header(path: str | os.PathLike) -> Grid:
   path = pathlib.Path(path)
   with open_file(path) as stream:
     return parse(path, stream).grid
-
-
-def align(
-  array: np.ndarray,
-  affine: np.ndarray,
-  to_shape: Sequence[int],
-  to_affine: np.ndarray,
-  *,
-  what: str,
-  where: str,
-) -> np.ndarray:
-  """Returns `array` flipped and permuted onto another grid of the same space.
-
-  Args:
-    array: `[z, y, x]` or `[z, y, x, C]`.
-    affine: of `array`.
-    to_shape: `z, y, x` of the grid wanted.
-    to_affine: of the grid wanted.
-    what: the file of `array`, for the message.
-    where: the file with the grid wanted, for the message.
-
-  Raises:
-    InputError: a corner voxel lies more than 0.001 voxels off.
-  """
-  between = np.linalg.inv(to_affine) @ affine
-  orientation = nib.io_orientation(between)
-  if np.isnan(orientation).any():
-    raise ValueError('affines must not be singular')
-  order = np.argsort(orientation[:, 0])
-  steps = orientation[order, 1].astype(int)
-  # Corners of the two grids that belong together: index 0 or the last one.
-  ends = np.array(list(itertools.product((0, 1), repeat=3)))
-  corners = ends * (np.array(array.shape[:3]) - 1)
-  to_ends = np.where(steps > 0, ends[:, order], 1 - ends[:, order])
-  to_corners = to_ends * (np.array(to_shape) - 1)
-  voxels = np.abs(_apply(between, corners) - to_corners).max()
-  shape = tuple(array.shape[i] for i in order)
-  if shape != tuple(to_shape) or not voxels <= TOLERANCE:
-    gap = _apply(affine, corners) - _apply(to_affine, to_corners)
-    raise InputError(
-      f'{what}: its grid ({_describe(array.shape[:3], affine)}) is not the '
-      f'grid of {where} ({_describe(to_shape, to_affine)}): they differ by up '
-      f'to {np.linalg.norm(gap, axis=-1).max():.4g} mm, {voxels:.4g} voxels; '
-      f'allowed is {TOLERANCE:g} voxels, flipped or permuted axes included'
-    )
-  array = array.transpose(*order, *range(3, array.ndim))
-  return np.ascontiguousarray(array[tuple(slice(None, None, s) for s in steps)])
 
 
 def write_label(
@@ -267,14 +263,10 @@ def _read_voxels(
 ) -> np.ndarray:
   """Returns `[z, y, x, C]`, read plane by plane: nothing is held twice."""
   shape = (*file.grid.shape, file.grid.channels)
-  wanted = file.offset + file.dtype.itemsize * int(np.prod(shape, dtype=object))
-  there = path.stat().st_size
-  if isinstance(stream, gzip.GzipFile):
-    there *= _DEFLATE_MOST
-  if there < wanted:  # before memory is taken for what a bad header claims
-    raise truncated(path, there, wanted)
+  wanted = file.offset + file.dtype.itemsize * math.prod(shape)
+  check_room(path, stream, wanted)
   array = np.empty(shape, dtype)
-  view = file_view(array, file)
+  view = to_file_order(array, file.grid)
   plane_bytes = view[:, :, 0, 0].size * file.dtype.itemsize
   stream.seek(file.offset)
   for channel in range(view.shape[3]):
@@ -284,8 +276,7 @@ def _read_voxels(
         raise truncated(path, stream.tell(), wanted)
       plane = np.frombuffer(block, file.dtype).reshape(view.shape[1::-1]).T
       view[:, :, k, channel] = convert(plane)
-  while stream.read(2**20):  # only at its end gzip compares its checksum
-    pass
+  read_end(stream)
   return array
 
 
@@ -296,17 +287,26 @@ def _scaled(plane: np.ndarray, file: File) -> np.ndarray:
   return plane.astype(np.float64) * slope + inter
 
 
-def _to_ids(path: pathlib.Path, plane: np.ndarray) -> np.ndarray:
-  """Returns the label ids as int32."""
+@dataclasses.dataclass
+class _NoIds:
+  """Values of a label that are no ids: how many, and a few of them."""
+
+  count: int = 0
+  some: tuple[str, ...] = ()
+
+
+def _to_ids(plane: np.ndarray, wrong: _NoIds) -> np.ndarray:
+  """Returns the label ids as int32; what is none is added to `wrong`."""
   ids = np.rint(plane)
   with np.errstate(invalid='ignore'):  # inf - inf
     good = np.abs(plane - ids) <= _WHOLE  # False for NaN
   good &= (ids >= -(2**31)) & (ids < 2**31)
   if not good.all():
-    raise InputError(
-      f'{path}: the label holds {plane[~good][0]:g}; allowed are whole numbers '
-      'of at most 31 bits'
-    )
+    bad = plane[~good]
+    wrong.count += bad.size
+    found = [f'{value:g}' for value in np.unique(bad[:100])]
+    wrong.some = tuple(dict.fromkeys([*wrong.some, *found]))[:3]
+    ids = np.where(good, ids, 0)
   return ids.astype(np.int32)
 
 
@@ -337,7 +337,7 @@ def _write(
       f'need a .nii or .nii.gz file and an array on the grid {file.grid.shape} '
       f'of {like}, got {path.name} and {array.shape[:3]}'
     )
-  view = file_view(array, file)
+  view = to_file_order(array, file.grid)
   dtype = dtype.newbyteorder('<')
   header = new_header(file.header, view.shape[:rank], dtype)
   with replacing(path) as temporary, contextlib.ExitStack() as stack:
@@ -350,18 +350,3 @@ def _write(
     for channel in range(view.shape[3]):
       for k in range(view.shape[2]):
         stream.write(view[:, :, k, channel].astype(dtype).tobytes('F'))
-
-
-def _apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-  return points @ affine[:3, :3].T + affine[:3, 3]
-
-
-def _describe(shape: Sequence[int], affine: np.ndarray) -> str:
-  """Returns shape, spacing, origin and direction in one line."""
-  spacing = np.linalg.norm(affine[:3, :3], axis=0)
-  origin = ' '.join(f'{value:.6g}' for value in affine[:3, 3])
-  return (
-    f'shape {times(shape)}, spacing '
-    f'{"x".join(f"{value:.6g}" for value in spacing)} mm, z y x, origin '
-    f'{origin}, direction {rows(affine[:3, :3] / spacing + 0.0)}'
-  )

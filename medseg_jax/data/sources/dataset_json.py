@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 
 from medseg_jax.data.formats import images
 from medseg_jax.data.formats.nifti_header import SUFFIXES
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, quote, shorten
 from medseg_jax.runtime.files import read_json
 
 # Ids up to here fit the small integers that masks are stored in.
 MAX_VALUE = 32767
+_LONGEST_NAME = 200
 
 _LABELS = (
   '{"0": "background", "1": "organ", ...} or {"background": 0, "organ": 1, ...}'
@@ -86,8 +87,8 @@ def read_dataset_json(path: str | os.PathLike) -> DatasetJson:
   ending = content.get('file_ending', SUFFIXES[0])
   if ending not in SUFFIXES:
     raise InputError(
-      f'{path}: "file_ending" {ending!r}; allowed are {" ".join(SUFFIXES)} '
-      '(convert the files to NIfTI)'
+      f'{path}: "file_ending" {quote(ending)}; allowed are '
+      f'{" ".join(SUFFIXES)} (convert the files to NIfTI)'
     )
   values = _values_by_name(content['labels'], path)
   classes, label_values = _name_values(values, path)
@@ -117,22 +118,20 @@ def _values_by_name(
   values = {}
   for key, value in entries.items():
     name, ids = (value, key) if by_id else (key, value)
-    try:
-      of_name = tuple(map(int, ids if isinstance(ids, list) else [ids]))
-    except (TypeError, ValueError):
-      of_name = ()
+    of_name = tuple(map(_to_id, ids if isinstance(ids, list) else [ids]))
     if (
-      not isinstance(name, str)
+      not _is_name(name)
       or not of_name
       or not 0 <= min(of_name) <= max(of_name) <= MAX_VALUE
     ):
       raise InputError(
-        f'{path}: "labels" has {json.dumps({key: value})}; allowed is {_LABELS}'
-        f' with ids from 0 to {MAX_VALUE}'
+        f'{path}: "labels" has {_json({key: value})}; allowed is {_LABELS}'
+        f' with ids from 0 to {MAX_VALUE} and names of one line'
       )
     if name in values:
       raise InputError(
-        f'{path}: "labels" has two ids of the name {name!r}; allowed is one'
+        f'{path}: "labels" has two ids of the name {quote(name)}; allowed is '
+        'one'
       )
     values[name] = of_name
   if len(values.get('ignore', (0,))) > 1:
@@ -152,8 +151,8 @@ def _name_values(
     if len(of_name) == 1:
       if of_name[0] in names:
         raise InputError(
-          f'{path}: "labels" gives {names[of_name[0]]!r} and {name!r} the id '
-          f'{of_name[0]}; allowed is one name for each id'
+          f'{path}: "labels" gives {quote(names[of_name[0]])} and '
+          f'{quote(name)} the id {of_name[0]}; allowed is one name for each id'
         )
       names[of_name[0]] = name
   own = {v for k, of_name in values.items() if k != 'ignore' for v in of_name}
@@ -185,17 +184,14 @@ def _region_order(
   if not regions:
     return ()
   order = content.get('regions_class_order')
-  if (
-    not isinstance(order, list)
-    or len(order) != len(regions)
-    or any(value not in label_values for value in order)
-  ):
+  ids = tuple(map(_to_id, order)) if isinstance(order, list) else ()
+  if len(ids) != len(regions) or not set(ids) <= set(label_values):
     raise InputError(
-      f'{path}: "regions_class_order" is {order}; allowed is a list of the '
-      f'{len(regions)} ids to write for the regions '
+      f'{path}: "regions_class_order" is {quote(order)}; allowed is a list of '
+      f'the {len(regions)} ids to write for the regions '
       f'{images.name_some(name for name, _ in regions)}'
     )
-  return tuple(order)
+  return ids
 
 
 def _channel_names(
@@ -204,13 +200,16 @@ def _channel_names(
   """Returns the names in the order of their numbers."""
   key = 'channel_names' if 'channel_names' in content else 'modality'
   names = content.get(key, {})
-  try:
-    by_number = {int(number): str(name) for number, name in names.items()}
-  except (AttributeError, ValueError):
-    by_number = {-1: ''}
-  if sorted(by_number) != list(range(len(by_number))):
+  by_number = {}
+  if isinstance(names, dict):
+    by_number = {_to_id(number): name for number, name in names.items()}
+  if (
+    not isinstance(names, dict)
+    or sorted(by_number) != list(range(len(names)))
+    or not all(_is_name(name) for name in names.values())
+  ):
     raise InputError(
-      f'{path}: "{key}" is {json.dumps(names)[:200]}; allowed is '
+      f'{path}: "{key}" is {_json(names)}; allowed is '
       '{"0": "T1", "1": "T2", ...}, a name for each channel from 0'
     )
   return tuple(by_number[number] for number in range(len(by_number)))
@@ -229,8 +228,8 @@ def _training(
     label = entry.get('label') if isinstance(entry, dict) else None
     if not isinstance(image, str) or not isinstance(label, str):
       raise InputError(
-        f'{path}: "training" has {json.dumps(entry)[:200]}; allowed is a list '
-        'of {"image": file, "label": file}'
+        f'{path}: "training" has {_json(entry)}; allowed is a list of '
+        '{"image": file, "label": file}'
       )
     pairs.append(Entry(image, label))
   if not pairs:
@@ -239,3 +238,30 @@ def _training(
       '"label": file}, or none: then all files of imagesTr count'
     )
   return tuple(pairs)
+
+
+def _to_id(value: Any) -> int:
+  """Returns the number that a value or its text stands for, -1 for none."""
+  if isinstance(value, str) and value.strip().isdecimal() and len(value) < 10:
+    return int(value)
+  if isinstance(value, float) and value.is_integer() and value <= MAX_VALUE:
+    return int(value)
+  is_number = isinstance(value, int) and not isinstance(value, bool)
+  return value if is_number else -1
+
+
+def _is_name(value: Any) -> bool:
+  """Returns whether a value can name something in one line of a table."""
+  return (
+    isinstance(value, str)
+    and value.isprintable()
+    and 0 < len(value) <= _LONGEST_NAME
+  )
+
+
+def _json(value: Any) -> str:
+  """Returns a value as the file has it, for a message."""
+  try:
+    return shorten(json.dumps(value), 120)
+  except RecursionError:
+    return quote(value)

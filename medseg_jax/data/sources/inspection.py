@@ -13,7 +13,8 @@ import numpy as np
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.identity import digest
-from medseg_jax.data.sources.volumes import VolumeSource, count_ids
+from medseg_jax.data.sources.volume_labels import count_ids
+from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.runtime.errors import InputError
 
 # A case is odd where its spacing or shape is so many times off the median ...
@@ -34,6 +35,7 @@ class Inspection(NamedTuple):
     digest: hash of the image's voxels; empty where it cannot be read.
     shape: of the image, (z, y, x); empty where it cannot be read.
     spacing: of the image in mm; empty where it cannot be read.
+    counts: voxels of each id of the label; empty where it cannot be read.
   """
 
   case: Case | None
@@ -42,6 +44,7 @@ class Inspection(NamedTuple):
   digest: str
   shape: tuple[int, ...]
   spacing: tuple[float, ...]
+  counts: dict[int, int]
 
 
 def inspect_case(source: VolumeSource, index: int) -> Inspection:
@@ -51,6 +54,7 @@ def inspect_case(source: VolumeSource, index: int) -> Inspection:
   image = ids = label = None
   try:
     image = source.read_image(index)
+    warnings += image.oddities
     warnings += _constant_channels(source, index, image.array)
   except InputError as error:
     errors.append(str(error))
@@ -59,16 +63,20 @@ def inspect_case(source: VolumeSource, index: int) -> Inspection:
       ids = nifti.read_label(files.label)
     except InputError as error:
       errors.append(str(error))
+  counts = {}
   if ids is not None:
+    warnings += ids.oddities
     counts = count_ids(ids.array)
-    problem = source.id_problem(index, counts)
+    problem, strays = source.judge_ids(index, counts)
+    warnings += [strays] * bool(strays)
     if problem:
       errors.append(problem)
     elif not set(counts) & set(source.label_values[1:]):
       warnings.append(f'{files.label}: the label is empty, no voxel of a class')
     if image is not None:
       try:
-        aligned = source.align_label(index, ids, image)
+        aligned, oddity = source.align_label(index, ids, image)
+        warnings += [oddity] * bool(oddity)
         label = None if problem else source.to_classes(aligned)
       except InputError as error:
         errors.append(str(error))
@@ -82,6 +90,7 @@ def inspect_case(source: VolumeSource, index: int) -> Inspection:
     digest='' if image is None else digest(image.array),
     shape=() if image is None else image.array.shape[:3],
     spacing=() if image is None else image.spacing,
+    counts=counts,
   )
 
 
@@ -107,6 +116,34 @@ def inspect_set(
     values = [getattr(inspection, name) for inspection in inspections]
     warnings += _odd_ones(source, values, name, unit)
   return list(source.problems), warnings
+
+
+def describe_classes(
+  source: VolumeSource, inspections: Sequence[Inspection]
+) -> list[str]:
+  """Returns a line for each class: in how many voxels and cases it is.
+
+  Args:
+    source: the set.
+    inspections: one for each of its cases.
+  """
+  found = [inspection.counts for inspection in inspections if inspection.counts]
+  lines = []
+  for name, value in zip(source.classes, source.label_values, strict=True):
+    each = [_of_class(source, counts, value) for counts in found]
+    each = [count for count in each if count]
+    lines.append(
+      f'{name} ({value}): {sum(each):,} voxels in {len(each)} of {len(found)} '
+      'labels'
+    )
+  return lines
+
+
+def _of_class(source: VolumeSource, counts: dict[int, int], value: int) -> int:
+  """Returns how many voxels of a label are of the class with this value."""
+  if not source.one_foreground or value == 0:
+    return counts.get(value, 0)
+  return sum(n for v, n in counts.items() if v > 0 and v != source.ignore_value)
 
 
 def _constant_channels(

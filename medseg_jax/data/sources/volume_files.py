@@ -13,20 +13,15 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import list_folder, name_some
 from medseg_jax.data.formats.nifti_header import SUFFIXES
-from medseg_jax.data.sources.dataset_json import Entry
-from medseg_jax.data.sources.folder import MASK_FOLDERS, MASK_SUFFIXES
+from medseg_jax.data.sources.folder import MASK_SUFFIXES
 from medseg_jax.runtime.errors import InputError
 
-_LAYOUTS = (
-  'imagesTr with labelsTr, images with labels or masks, or the latter in train '
-  'and test'
-)
 _CHANNEL = re.compile(r'(.+)_([0-9]{4})')
 
 
@@ -52,25 +47,6 @@ class Layout(NamedTuple):
   oddities: tuple[str, ...] = ()
 
 
-def find_layouts(
-  root: pathlib.Path, training: Sequence[Entry] | None
-) -> dict[str, Layout]:
-  """Returns the layout of `train` and, where it has labels, of `test`.
-
-  Args:
-    root: the data set's folder.
-    training: the training files that its `dataset.json` lists, or None.
-
-  Raises:
-    InputError: no such folder, none of the layouts, or no files.
-  """
-  folders = _find_folders(root, training is not None)
-  layouts = {split: match_folder(*pair) for split, pair in folders.items()}
-  if training is not None:
-    layouts['train'] = _match_listed(root, training)
-  return layouts
-
-
 def match_folder(
   image_folder: pathlib.Path, label_folder: pathlib.Path
 ) -> Layout:
@@ -80,10 +56,10 @@ def match_folder(
     InputError: no such folder, or no NIfTI file in one of them.
   """
   problems = []
-  images = _by_stem(image_folder, problems)
-  groups = _group(images)
+  images = by_stem(image_folder, problems)
+  groups = group_channels(images)
   files, used = {}, set()
-  for label_stem, label in _by_stem(label_folder, problems).items():
+  for label_stem, label in by_stem(label_folder, problems).items():
     names = [label_stem] + [
       label_stem[: -len(suffix)]
       for suffix in MASK_SUFFIXES
@@ -109,19 +85,27 @@ def match_folder(
       paths = tuple(images[stem] for stem in stems)
       files[name] = VolumeFiles(name, paths, label)
   rest = {stem: path for stem, path in images.items() if stem not in used}
-  rest_groups = _group(rest)
+  rest_groups = group_channels(rest)
   for name, group in rest_groups.items():
     if name in files:
-      problems += [_same_name(rest.pop(s), files[name]) for s in group.values()]
+      problems += [same_name(rest.pop(s), files[name]) for s in group.values()]
     elif 0 in group:  # one line for all its channels
       for stem in list(group.values())[1:]:
         del rest[stem]
-  problems += [
-    f'{path}: no label in {label_folder}; allowed is one with the name of the '
-    f'case, or that and one of {", ".join(MASK_SUFFIXES)}'
-    for path in rest.values()
-  ]
-  return Layout(tuple(files[name] for name in sorted(files)), tuple(problems))
+  oddities = []
+  if rest:
+    count = len(rest)
+    oddities.append(
+      f'{image_folder}: {count} image{"s" * (count > 1)} without a label in '
+      f'{label_folder} {"are" if count > 1 else "is"} left out '
+      f'({name_some(path.name for path in rest.values())}); a label has the '
+      f'name of the case, or that and one of {", ".join(MASK_SUFFIXES)}'
+    )
+  return Layout(
+    tuple(files[name] for name in sorted(files)),
+    tuple(problems),
+    tuple(oddities),
+  )
 
 
 def list_cases(
@@ -141,19 +125,21 @@ def list_cases(
       cases with one name.
   """
   path = pathlib.Path(path)
-  folder = path.parent if path.is_file() else path
-  if path.is_file():
+  folder = path.parent if os.path.isfile(path) else path
+  if os.path.isfile(path):
     stems = _files_beside(path)
     # A file that is complete is a case of its own, whatever lies beside it.
     if nifti.read_header(path).channels == channels:
-      stems = {_name(path): path}
+      stems = {case_name(path): path}
   else:
     problems = []
-    stems = _by_stem(folder, problems)
+    stems = by_stem(folder, problems)
     if problems:
       raise InputError(problems[0])
   cases = {}
-  groups = {k: group for k, group in _group(stems).items() if 0 in group}
+  groups = {
+    k: group for k, group in group_channels(stems).items() if 0 in group
+  }
   for name, group in groups.items():
     problem = _missing_channel(folder, name, group, channels)
     if problem:
@@ -168,7 +154,7 @@ def list_cases(
   grouped = {stem for group in groups.values() for stem in group.values()}
   for stem, file in stems.items():
     if stem in cases:
-      raise InputError(_same_name(file, cases[stem]))
+      raise InputError(same_name(file, cases[stem]))
     if stem not in grouped:
       cases[stem] = VolumeFiles(stem, (file,))
   for case in cases.values():
@@ -187,122 +173,29 @@ def list_cases(
 
 def is_group(case: VolumeFiles) -> bool:
   """Returns whether the case has a file for each channel."""
-  return _name(case.images[0]) != case.name
+  return case_name(case.images[0]) != case.name
 
 
-def _find_folders(
-  root: pathlib.Path, listed: bool
-) -> dict[str, tuple[pathlib.Path, pathlib.Path]]:
-  """Returns the folders of images and labels, of `train` unless `listed`."""
-  there = {path.name for path in list_folder(root) if path.is_dir()}
-  folders = {} if listed else {'train': _train_folders(root, there)}
-  test = root / 'imagesTs', root / 'labelsTs'
-  if 'test' in there and _label_folder(root / 'test', required=False):
-    test = root / 'test/images', root / 'test' / _label_folder(root / 'test')
-  # Without labels they are for prediction.
-  if all(folder.is_dir() and list_folder(folder) for folder in test):
-    folders['test'] = test
-  return folders
-
-
-def _train_folders(
-  root: pathlib.Path, there: set[str]
-) -> tuple[pathlib.Path, pathlib.Path]:
-  if 'imagesTr' in there:
-    if 'labelsTr' not in there:
-      raise InputError(
-        f'{root}: imagesTr without labelsTr; found {name_some(sorted(there))}'
-      )
-    return root / 'imagesTr', root / 'labelsTr'
-  if 'images' in there and 'train' in there:
-    raise InputError(f'{root}: both images and train; allowed is one of them')
-  if 'val' in there:
-    raise InputError(
-      f'{root}: a folder val; allowed are train and test: of volumes the folds '
-      'of train are held out (for a split of your own put all cases into train '
-      'and name those of val in splits.json)'
-    )
-  if not there & {'images', 'train'}:
-    names = [path.name for path in list_folder(root)]
-    raise InputError(
-      f'{root}: no folder of volumes; found {name_some(names)}; allowed is '
-      f'{_LAYOUTS}'
-    )
-  folder = root if 'images' in there else root / 'train'
-  return folder / 'images', folder / _label_folder(folder)
-
-
-def _label_folder(folder: pathlib.Path, required: bool = True) -> str:
-  inside = [path.name for path in list_folder(folder)]
-  found = [name for name in MASK_FOLDERS if name in inside]
-  if len(found) == 2:
-    raise InputError(f'{folder}: both labels and masks; allowed is one of them')
-  if not found and required:
-    raise InputError(
-      f'{folder}: no labels; found {name_some(inside)}; allowed is a folder '
-      'labels or masks beside images'
-    )
-  return found[0] if found else ''
-
-
-def _match_listed(root: pathlib.Path, training: Sequence[Entry]) -> Layout:
-  """Returns the cases that `dataset.json` lists."""
-  where = root / 'dataset.json'
-  problems, oddities = [], []
-  files, listed = {}, set()
-  folders = {(root / entry.image).parent for entry in training}
-  stems = {
-    folder: _by_stem(folder, problems) if folder.is_dir() else {}
-    for folder in sorted(folders)
-  }
-  groups = {folder: _group(found) for folder, found in stems.items()}
-  for entry in training:
-    image, label = root / entry.image, root / entry.label
-    name = _name(image)
-    paths = (image,)
-    if not image.is_file():  # nnU-Net lists CASE.nii.gz for CASE_0000.nii.gz
-      group = groups[image.parent].get(name, {})
-      paths = tuple(stems[image.parent][stem] for stem in group.values())
-    missing = [entry.image] * (not paths) + [entry.label] * (
-      not label.is_file()
-    )
-    problems += [
-      f'{where}: lists {file}, which is not there; allowed are files below '
-      f'{root}'
-      for file in missing
-    ]
-    listed.update(paths)
-    if name in files:
-      problems.append(_same_name(image, files[name]))
-    elif not missing:
-      files[name] = VolumeFiles(name, paths, label)
-  for folder, found in stems.items():
-    extra = [path.name for path in found.values() if path not in listed]
-    if extra:
-      oddities.append(
-        f'{folder}: {len(extra)} files that {where} does not list are left '
-        f'out ({name_some(extra)})'
-      )
-  cases = tuple(files[name] for name in sorted(files))
-  return Layout(cases, tuple(problems), tuple(oddities))
-
-
-def _by_stem(
-  folder: pathlib.Path, problems: list[str]
+def by_stem(
+  folder: pathlib.Path, problems: list[str], *, required: bool = True
 ) -> dict[str, pathlib.Path]:
-  """Returns the NIfTI files of a folder by stem; repeats add to `problems`."""
+  """Returns the NIfTI files of a folder by stem; repeats add to `problems`.
+
+  Raises:
+    InputError: none, where they are `required`.
+  """
   entries = list_folder(folder)
-  paths = [p for p in entries if nifti.stem(p) != p.name and p.is_file()]
-  if not paths:
+  paths = [p for p in entries if nifti.stem(p) != p.name and os.path.isfile(p)]
+  if required and not paths:
     raise InputError(
       f'{folder}: no NIfTI files; found {name_some(p.name for p in entries)}; '
       f'allowed are {" ".join(SUFFIXES)}'
     )
   stems = {}
   for path in paths:
-    name = _name(path)
+    name = case_name(path)
     if name in stems:
-      problems.append(_same_name(path, VolumeFiles(name, (stems[name],))))
+      problems.append(same_name(path, VolumeFiles(name, (stems[name],))))
     else:
       stems[name] = path
   return stems
@@ -310,12 +203,12 @@ def _by_stem(
 
 def _files_beside(path: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns the file and the other channels of its case, by stem."""
-  match = _CHANNEL.fullmatch(_name(path))
-  stems = {_name(path): path}
+  match = _CHANNEL.fullmatch(case_name(path))
+  stems = {case_name(path): path}
   for other in list_folder(path.parent) if match else []:
-    parts = _CHANNEL.fullmatch(_name(other))
+    parts = _CHANNEL.fullmatch(case_name(other))
     if parts and parts[1] == match[1] and nifti.stem(other) != other.name:
-      stems[_name(other)] = other
+      stems[case_name(other)] = other
   return stems
 
 
@@ -332,7 +225,7 @@ def _missing_channel(
   return ''
 
 
-def _group(stems: Iterable[str]) -> dict[str, dict[int, str]]:
+def group_channels(stems: Iterable[str]) -> dict[str, dict[int, str]]:
   """Returns the stems `NAME_0000`, ... by NAME and number, in order."""
   groups = collections.defaultdict(dict)
   for stem in sorted(stems):
@@ -342,12 +235,12 @@ def _group(stems: Iterable[str]) -> dict[str, dict[int, str]]:
   return groups
 
 
-def _name(path: pathlib.Path) -> str:
+def case_name(path: pathlib.Path) -> str:
   # macOS writes accents as separate characters; the same name must match.
   return unicodedata.normalize('NFC', nifti.stem(path))
 
 
-def _same_name(path: pathlib.Path, other: VolumeFiles) -> str:
+def same_name(path: pathlib.Path, other: VolumeFiles) -> str:
   return (
     f'{path}: the name of the case, {other.name}, is also that of '
     f'{other.images[0]}; allowed is one case of each name'

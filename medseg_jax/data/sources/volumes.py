@@ -2,37 +2,36 @@
 
 The Medical Segmentation Decathlon (`dataset.json`, `imagesTr`, `labelsTr`),
 nnU-Net's raw folders of version 1 and 2, or plain `images` and `labels`; see
-`dataset_json` and `volume_files`.
+`dataset_json`, `volume_layouts` and `volume_files`.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from medseg_jax.data import labels
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.sources import volume_files
 from medseg_jax.data.sources.already_read import AlreadyRead
-from medseg_jax.data.sources.dataset_json import (
-  MAX_VALUE,
-  DatasetJson,
-  read_dataset_json,
-)
+from medseg_jax.data.sources.dataset_json import read_dataset_json
 from medseg_jax.data.sources.volume_files import VolumeFiles
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.data.sources.volume_labels import (
+  FEW,
+  count_ids,
+  find_meaning,
+  name_counts,
+  to_indices,
+)
+from medseg_jax.data.sources.volume_layouts import find_layouts
+from medseg_jax.runtime.errors import InputError, InputErrors
 from medseg_jax.runtime.files import stat_key
-
-# Labels are read in threads, each in memory as a whole.
-_THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +51,10 @@ class VolumeSource:
     region_order: the class index to write for each region, later regions over
       earlier ones.
     ignore_value: the value of voxels without a label, or None.
+    one_foreground: whether every value above 0 is of class 1.
+    strays_ignored: whether values of no class in a few voxels of a label are
+      ignored; otherwise they are errors.
+    grid_tolerance: how far a label may lie off its image, in voxels.
     problems: a line for each error among the files of the split.
     oddities: a line for each thing there that is only strange.
     already_read: cases in memory that the next reading hands out.
@@ -66,6 +69,9 @@ class VolumeSource:
   regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
   region_order: tuple[int, ...] = ()
   ignore_value: int | None = None
+  one_foreground: bool = False
+  strays_ignored: bool = False
+  grid_tolerance: float = nifti.TOLERANCE
   problems: tuple[str, ...] = ()
   oddities: tuple[str, ...] = ()
   already_read: AlreadyRead = dataclasses.field(
@@ -97,10 +103,10 @@ class VolumeSource:
     label = None
     if files.label is not None:
       ids = nifti.read_label(files.label)
-      problem = self.id_problem(index, count_ids(ids.array))
+      problem, _ = self.judge_ids(index, count_ids(ids.array))
       if problem:
         raise InputError(problem)
-      label = self.to_classes(self.align_label(index, ids, image))
+      label = self.to_classes(self.align_label(index, ids, image).array)
     return Case(
       name=files.name,
       image=image.array,
@@ -116,7 +122,7 @@ class VolumeSource:
       InputError: see `__getitem__`.
     """
     paths = self.files[index].images
-    image = nifti.read_channels(paths)
+    image = nifti.read_channels(paths, tolerance=self.grid_tolerance)
     found = image.array.shape[-1]
     if found != self.channels:
       raise InputError(
@@ -128,7 +134,7 @@ class VolumeSource:
 
   def align_label(
     self, index: int, ids: nifti.Volume, image: nifti.Volume
-  ) -> np.ndarray:
+  ) -> nifti.Aligned:
     """Returns the ids `[z, y, x]` of case `index` on the grid of its image.
 
     Raises:
@@ -136,44 +142,50 @@ class VolumeSource:
     """
     return nifti.align(
       ids.array,
-      ids.affine,
-      image.array.shape[:3],
-      image.affine,
+      ids.grid,
+      image.grid,
       what=str(self.files[index].label),
       where=str(self.files[index].images[0]),
+      tolerance=self.grid_tolerance,
     )
 
-  def id_problem(self, index: int, counts: dict[int, int]) -> str:
-    """Returns a line that names the ids of no class, or '' if there are none.
+  def judge_ids(self, index: int, counts: dict[int, int]) -> tuple[str, str]:
+    """Returns a line that names ids of no class, and one that names strays.
+
+    Either is '' where there is nothing to say.
 
     Args:
       index: the case.
       counts: what `count_ids` says of its label.
     """
     allowed = {*self.label_values, self.ignore_value}
-    found = [
-      f'{value} ({n} voxel{"s" * (n != 1)})'
-      for value, n in counts.items()
-      if value not in allowed
-    ]
+    found = {value: n for value, n in counts.items() if value not in allowed}
+    if self.one_foreground:
+      found = {value: n for value, n in found.items() if value < 0}
     if not found:
-      return ''
+      return '', ''
+    label, ids = self.files[index].label, name_counts(found)
+    if self.strays_ignored and sum(found.values()) < FEW:
+      return '', (
+        f'{label}: label ids {ids} are of no class by data.label_values; these '
+        'voxels are ignored, in training and in scores'
+      )
     ignored = ''
     if self.ignore_value is not None:
       ignored = f', ignore {self.ignore_value}'
     return (
-      f'{self.files[index].label}: label ids {name_some(found, 8)} are of no '
-      f'class; allowed are {name_some(self.label_values, 20)}{ignored} (see '
-      'dataset.json or data.label_values)'
-    )
+      f'{label}: label ids {ids} are of no class; allowed are '
+      f'{name_some(self.label_values, 20)}{ignored} (see dataset.json or '
+      'data.label_values)'
+    ), ''
 
   def to_classes(self, ids: np.ndarray) -> np.ndarray:
-    """Returns class indices, int16, for ids without an `id_problem`."""
-    table = np.full(MAX_VALUE + 1, -1, np.int16)
-    table[list(self.label_values)] = np.arange(len(self.label_values))
-    label = np.empty(ids.shape, np.int16)
-    for plane, of_plane in zip(label, ids, strict=True):
-      plane[:] = table[of_plane]  # at once it would take 8 bytes a voxel
+    """Returns class indices, int16, and -1 for what is to be ignored."""
+    label = to_indices(
+      ids, self.label_values, one_foreground=self.one_foreground
+    )
+    if self.one_foreground and self.ignore_value is not None:
+      label[ids == self.ignore_value] = -1
     return label
 
   def case_key(self, index: int) -> str:
@@ -184,10 +196,11 @@ class VolumeSource:
     """
     files = self.files[index]
     meaning = self.label_values, self.regions, self.ignore_value, self.channels
+    merged = ('one foreground',) * self.one_foreground
     return stat_key(
       filter(None, (*files.images, files.label)),
       self.root,
-      (files.name, *meaning),
+      (files.name, *meaning, *merged),
     )
 
   def subset(self, names: Sequence[str]) -> 'VolumeSource':
@@ -203,21 +216,13 @@ class VolumeSource:
     return dataclasses.replace(self, files=tuple(by_name[n] for n in names))
 
 
-class _Labels(NamedTuple):
-  """The part of a source that says what the labels mean."""
-
-  classes: tuple[str, ...]
-  label_values: tuple[int, ...]
-  regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
-  region_order: tuple[int, ...] = ()
-  ignore_value: int | None = None
-
-
 def open_volumes(
   path: str | os.PathLike,
   *,
   classes: Sequence[str] = (),
   label_values: Sequence[int] = (),
+  one_foreground: bool = False,
+  grid_tolerance: float = nifti.TOLERANCE,
   strict: bool = True,
 ) -> dict[str, VolumeSource]:
   """Returns the sources `train` and, where there are labels of it, `test`.
@@ -231,24 +236,29 @@ def open_volumes(
       `background`, `foreground`, or `background`, `label_1`, ...
     label_values: value of each class in the label files; default those of
       `dataset.json`, or all that occur, ascending.
-    strict: whether problems of the layout (such as an image without a label)
+    one_foreground: whether all values above 0 are one class, as of labels that
+      number single objects.
+    grid_tolerance: how far a label may lie off its image, in voxels.
+    strict: whether problems of the layout (such as a label without an image)
       are errors. Otherwise they are `problems` of the sources, to be listed.
 
   Raises:
     InputError: the layout, a file or a label value is not allowed.
   """
+  if not 0 <= grid_tolerance < math.inf:
+    raise InputError(
+      f'data.grid_tolerance: {grid_tolerance}; allowed are voxels from 0 on'
+    )
   root = pathlib.Path(path)
   described = root / 'dataset.json'
-  info = read_dataset_json(described) if described.is_file() else None
-  layouts = volume_files.find_layouts(root, info.training if info else None)
-  for layout in layouts.values():
-    if layout.problems and (strict or not layout.files):
-      more = len(layout.problems) - 1
-      raise InputError(
-        layout.problems[0]
-        + f' ({more} more problems; --mode=plan lists all)' * (more > 0)
-      )
+  info = None
+  if os.path.lexists(described):  # also what is no file is looked at, and told
+    info = read_dataset_json(described)
+  layouts = find_layouts(root, info.training if info else None)
   files = {split: layout.files for split, layout in layouts.items()}
+  problems = [line for layout in layouts.values() for line in layout.problems]
+  if problems and (strict or not all(files.values())):
+    raise InputErrors(problems)
   names = info.channel_names if info else ()
   if not names:
     count = _count_channels(files['train'])
@@ -256,96 +266,46 @@ def open_volumes(
   if strict:  # otherwise found again, and reported, when the case is read
     for cases in files.values():
       _check_channel_files(cases, names)
-  if label_values:
-    values = tuple(int(value) for value in label_values)
-  elif info:
-    values = info.label_values
-  else:
-    values = _scan(root, [c.label for f in files.values() for c in f], strict)
-  meaning = _name_labels(root, info, tuple(classes), values)
+  meaning = find_meaning(
+    root,
+    info,
+    [case.label for cases in files.values() for case in cases],
+    classes=tuple(classes),
+    label_values=tuple(int(value) for value in label_values),
+    one_foreground=one_foreground,
+    strict=strict,
+  )
+  fields = meaning._asdict()
+  odd = fields.pop('oddities')
   return {
     split: VolumeSource(
       root=root,
       files=files[split],
       channels=len(names),
       channel_names=names,
+      grid_tolerance=grid_tolerance,
       problems=layout.problems,
-      oddities=layout.oddities,
-      **meaning._asdict(),
+      oddities=(*layout.oddities, *odd),
+      **fields,
     )
     for split, layout in layouts.items()
   }
 
 
-def count_ids(ids: np.ndarray) -> dict[int, int]:
-  """Returns how many voxels each id of a label `[z, y, x]` has, by id."""
-  counts = collections.Counter()
-  for plane in ids:  # a copy of the whole would not be small
-    if plane.min() >= 0 and plane.max() <= MAX_VALUE:  # faster than sorting
-      numbers = np.bincount(plane.ravel())
-      values = np.flatnonzero(numbers)
-      numbers = numbers[values]
-    else:
-      values, numbers = np.unique(plane, return_counts=True)
-    counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
-  return dict(sorted(counts.items()))
-
-
-def _name_labels(
-  root: pathlib.Path,
-  info: DatasetJson | None,
-  classes: tuple[str, ...],
-  values: tuple[int, ...],
-) -> _Labels:
-  """Returns what the labels mean by `dataset.json` and by the user."""
-  outside = [value for value in values if not 0 <= value <= MAX_VALUE]
-  if outside:
-    raise InputError(
-      f'data.label_values: {outside[0]}; allowed are 0 to {MAX_VALUE}'
-    )
-  default = labels.name_classes(classes, values, str(root))
-  if not classes:
-    known = {}
-    if info:
-      known = dict(zip(info.label_values, info.classes, strict=True))
-    if known or len(values) > 2:
-      default = tuple(
-        known.get(v, f'label_{v}' if i else 'background')
-        for i, v in enumerate(values)
-      )
-  if info is None:
-    return _Labels(default, values)
-  index = {value: i for i, value in enumerate(values)}
-  ids = {value for _, of_region in info.regions for value in of_region}
-  lost = sorted(ids - set(index))
-  if lost:
-    raise InputError(
-      f'data.label_values: {values} lack {name_some(lost)}, which regions of '
-      f'{root / "dataset.json"} have; allowed are all their ids'
-    )
-  return _Labels(
-    classes=default,
-    label_values=values,
-    regions=tuple(
-      (name, tuple(index[value] for value in of_region))
-      for name, of_region in info.regions
-    ),
-    region_order=tuple(index[value] for value in info.region_order),
-    ignore_value=info.ignore_value,
-  )
-
-
 def _count_channels(cases: Sequence[VolumeFiles]) -> int:
-  """Returns the number of channels of the first case whose header is read."""
+  """Returns the number of channels that most cases have, by their headers."""
+  found, problems = collections.Counter(), []
   for case in cases:
-    if volume_files.is_group(case):
-      return len(case.images)
     try:
-      return nifti.read_header(case.images[0]).channels
-    except InputError:
-      if case is cases[-1]:
-        raise
-  raise ValueError('no cases')
+      if volume_files.is_group(case):
+        found[len(case.images)] += 1
+      else:
+        found[nifti.read_header(case.images[0]).channels] += 1
+    except InputError as error:  # told again when the case is read
+      problems.append(str(error))
+  if not found:
+    raise InputErrors(problems)
+  return found.most_common(1)[0][0]
 
 
 def _check_channel_files(
@@ -358,38 +318,3 @@ def _check_channel_files(
         f'case {case.name}; allowed are {len(names)}, one for each channel '
         f'({name_some(names)})'
       )
-
-
-def _scan(
-  root: pathlib.Path, paths: Sequence[pathlib.Path], strict: bool
-) -> tuple[int, ...]:
-  """Returns the ids that occur in the label files, ascending."""
-
-  def read(path):
-    try:
-      return count_ids(nifti.read_label(path).array)
-    except InputError:
-      if strict:
-        raise
-      return {}  # is found again, and reported, when the case is read
-
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    counts = list(pool.map(read, paths))
-  values = sorted(set().union(*counts))
-  if values in ([], [0]):
-    raise InputError(
-      f'{root}: every one of the {len(paths)} labels is empty (all 0); allowed '
-      'are at least two ids, 0 for the background'
-    )
-  for path, found in zip(paths, counts, strict=True):
-    if found and not 0 <= min(found) <= max(found) <= MAX_VALUE:
-      raise InputError(
-        f'{path}: label ids from {min(found)} to {max(found)}; allowed are 0 '
-        f'to {MAX_VALUE}'
-      )
-  if len(values) > labels.MAX_CLASSES:
-    raise InputError(
-      f'{root}: {len(values)} ids in the labels, as of single objects; allowed '
-      f'is one for each class, {labels.MAX_CLASSES} at most'
-    )
-  return tuple(values)

@@ -1,0 +1,77 @@
+"""The bytes of a NIfTI file, inflated, and no more of them than it can hold."""
+
+import contextlib
+import gzip
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from medseg_jax.runtime.errors import InputError
+
+_DEFLATE_MOST = 1032  # times that deflate can shrink anything
+# More than this behind the voxels is not read to its end for a checksum.
+_MOST_BEHIND = 2**20
+
+
+@contextlib.contextmanager
+def open_file(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """Yields the file's bytes, inflated; what fails inside is an InputError."""
+  try:
+    with open(path, 'rb') as raw:
+      begin = raw.read(64)
+      raw.seek(0)
+      if not begin:
+        raise InputError(f'{path}: an empty file; a NIfTI file is needed')
+      if begin.startswith(b'version https://git-lfs'):
+        raise InputError(
+          f'{path}: a Git LFS pointer in place of the file; `git lfs pull` '
+          'fetches the file itself'
+        )
+      if begin.startswith(b'\x1f\x8b'):  # whatever the name says
+        with gzip.GzipFile(fileobj=raw) as stream:
+          yield stream
+      else:
+        yield raw
+  except FileNotFoundError as error:
+    raise InputError(f'{path}: no such file; a NIfTI file is needed') from error
+  except EOFError as error:
+    raise InputError(
+      f'{path}: truncated (its gzip stream has no end); allowed are complete '
+      'files'
+    ) from error
+  except (OSError, zlib.error) as error:
+    reason = getattr(error, 'strerror', None) or str(error)
+    raise InputError(
+      f'{path}: cannot be read ({reason}); allowed are complete NIfTI files'
+    ) from error
+
+
+def check_room(path: pathlib.Path, stream: BinaryIO, wanted: int) -> None:
+  """Checks that a file can hold `wanted` bytes, before memory is taken for it.
+
+  Raises:
+    InputError: it cannot.
+  """
+  there = path.stat().st_size
+  if isinstance(stream, gzip.GzipFile):
+    there *= _DEFLATE_MOST
+  if there < wanted:
+    raise truncated(path, there, wanted)
+
+
+def read_end(stream: BinaryIO) -> None:
+  """Reads what little is behind the voxels.
+
+  Only at its end gzip compares its checksum.
+  """
+  left = _MOST_BEHIND
+  while left > 0 and (block := stream.read(left)):
+    left -= len(block)
+
+
+def truncated(path: pathlib.Path, there: int, wanted: int) -> InputError:
+  """Returns the error of a file with `there` bytes of `wanted`."""
+  return InputError(
+    f'{path}: truncated, {there} bytes of {wanted}; allowed are complete files'
+  )

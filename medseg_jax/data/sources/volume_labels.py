@@ -1,0 +1,294 @@
+"""What the label files of a data set of volumes mean: which value is what.
+
+By the user's word, else by `dataset.json`, else by what occurs in the files.
+"""
+
+import collections
+import concurrent.futures
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from medseg_jax.data import labels, numbered_objects
+from medseg_jax.data.formats import nifti
+from medseg_jax.data.formats.images import name_some
+from medseg_jax.data.sources.dataset_json import MAX_VALUE, DatasetJson
+from medseg_jax.runtime.errors import InputError, InputErrors
+
+# A value of fewer voxels than a cube of 3 looks like a slip of the hand.
+FEW = 27
+# Labels are read in threads, each in memory as a whole.
+_THREADS = 4
+_LOOKED_AT = 3  # labels, for whether each value is one blob
+_ONE_FOREGROUND = 'data.one_foreground=True makes them one class'
+
+
+class Meaning(NamedTuple):
+  """What the labels mean; the attributes are those of `VolumeSource`.
+
+  `oddities` has a line for each thing that looks like a mistake.
+  """
+
+  classes: tuple[str, ...]
+  label_values: tuple[int, ...]
+  regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
+  region_order: tuple[int, ...] = ()
+  ignore_value: int | None = None
+  one_foreground: bool = False
+  strays_ignored: bool = False
+  oddities: tuple[str, ...] = ()
+
+
+def find_meaning(
+  root: pathlib.Path,
+  info: DatasetJson | None,
+  paths: Sequence[pathlib.Path],
+  *,
+  classes: tuple[str, ...],
+  label_values: tuple[int, ...],
+  one_foreground: bool,
+  strict: bool,
+) -> Meaning:
+  """Returns what the labels of a data set mean.
+
+  Args:
+    root: the data set's folder.
+    info: what its `dataset.json` says, or None.
+    paths: the label files; read where nobody says their values.
+    classes: given by the user, or ().
+    label_values: given by the user, or ().
+    one_foreground: whether all values above 0 are one class.
+    strict: whether a label that cannot be read is an error, or left to the
+      reading of its case.
+
+  Raises:
+    InputError: values or names that contradict each other, or no two values.
+  """
+  if one_foreground:
+    return _one_foreground(root, info, classes, label_values)
+  oddities = ()
+  if label_values:
+    values = label_values
+  elif info:
+    values = info.label_values
+  else:
+    values, oddities = _infer(root, paths, strict)
+  given = bool(label_values)
+  if info and set(values) == set(info.label_values):
+    given = False  # as a finished training keeps them in its config
+  meaning = _name_values(root, info, classes, values)
+  return meaning._replace(strays_ignored=given, oddities=oddities)
+
+
+def count_ids(ids: np.ndarray) -> dict[int, int]:
+  """Returns how many voxels each id of a label `[z, y, x]` has, by id."""
+  counts = collections.Counter()
+  for plane in ids:  # a copy of the whole would not be small
+    if plane.min() >= 0 and plane.max() <= MAX_VALUE:  # faster than sorting
+      numbers = np.bincount(plane.ravel())
+      values = np.flatnonzero(numbers)
+      numbers = numbers[values]
+    else:
+      values, numbers = np.unique(plane, return_counts=True)
+    counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+  return dict(sorted(counts.items()))
+
+
+def name_counts(counts: dict[int, int]) -> str:
+  """Returns, say, `5 (40 voxels), 9 (1 voxel)`."""
+  return name_some(
+    (f'{value} ({n} voxel{"s" * (n != 1)})' for value, n in counts.items()), 8
+  )
+
+
+def to_indices(
+  ids: np.ndarray, label_values: Sequence[int], *, one_foreground: bool = False
+) -> np.ndarray:
+  """Returns class indices, int16, and -1 for values of no class.
+
+  Args:
+    ids: `[z, y, x]` integers.
+    label_values: the value of each class.
+    one_foreground: whether all values above 0 are class 1.
+  """
+  table = np.full(MAX_VALUE + 2, -1, np.int16)
+  table[list(label_values)] = np.arange(len(label_values))
+  if one_foreground:
+    table[1:-1] = 1
+  label = np.empty(ids.shape, np.int16)
+  for plane, of_plane in zip(label, ids, strict=True):
+    if of_plane.min() < 0 or of_plane.max() > MAX_VALUE:
+      outside = (of_plane < 0) | (of_plane > MAX_VALUE)
+      of_plane = np.where(outside, np.int64(MAX_VALUE + 1), of_plane)
+    plane[:] = table[of_plane]  # at once it would take 8 bytes a voxel
+  return label
+
+
+def _one_foreground(
+  root: pathlib.Path,
+  info: DatasetJson | None,
+  classes: tuple[str, ...],
+  label_values: tuple[int, ...],
+) -> Meaning:
+  values = label_values or (0, 1)
+  if len(values) != 2 or values[0] != 0 or not 0 < values[1] <= MAX_VALUE:
+    raise InputError(
+      f'data.label_values: {values} beside data.one_foreground; allowed are '
+      'two, 0 and the value to write for all others, or none'
+    )
+  return Meaning(
+    classes=labels.name_classes(classes, values, str(root)),
+    label_values=values,
+    ignore_value=info.ignore_value if info else None,
+    one_foreground=True,
+  )
+
+
+def _name_values(
+  root: pathlib.Path,
+  info: DatasetJson | None,
+  classes: tuple[str, ...],
+  values: tuple[int, ...],
+) -> Meaning:
+  """Returns what the labels mean by `dataset.json` and by the user."""
+  outside = [value for value in values if not 0 <= value <= MAX_VALUE]
+  if outside:
+    raise InputError(
+      f'data.label_values: {outside[0]}; allowed are 0 to {MAX_VALUE}'
+    )
+  default = labels.name_classes(classes, values, str(root))
+  if not classes:
+    known = {}
+    if info:
+      known = dict(zip(info.label_values, info.classes, strict=True))
+    if known or len(values) > 2:
+      default = tuple(
+        known.get(v, f'label_{v}' if i else 'background')
+        for i, v in enumerate(values)
+      )
+  if info is None:
+    return Meaning(default, values)
+  index = {value: i for i, value in enumerate(values)}
+  ids = {value for _, of_region in info.regions for value in of_region}
+  lost = sorted(ids - set(index))
+  if lost:
+    raise InputError(
+      f'data.label_values: {values} lack {name_some(lost)}, which regions of '
+      f'{root / "dataset.json"} have; allowed are all their ids'
+    )
+  return Meaning(
+    classes=default,
+    label_values=values,
+    regions=tuple(
+      (name, tuple(index[value] for value in of_region))
+      for name, of_region in info.regions
+    ),
+    region_order=tuple(index[value] for value in info.region_order),
+    ignore_value=info.ignore_value,
+  )
+
+
+def _infer(
+  root: pathlib.Path, paths: Sequence[pathlib.Path], strict: bool
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+  """Returns the ids that occur in the label files, ascending, and oddities."""
+  counts, problems = _read_all(paths)
+  if problems and strict:
+    raise InputErrors(problems)
+  found = {path: ids for path, ids in counts.items() if ids}
+  values = sorted(set().union(*found.values()))
+  if values in ([], [0]):
+    # Not that they are empty is told then, but why nobody can tell.
+    raise InputErrors(
+      problems
+      or [
+        f'{root}: every one of the {len(paths)} labels is empty (all 0); '
+        'allowed are at least two ids, 0 for the background'
+      ]
+    )
+  if values[0] < 0 or values[-1] > MAX_VALUE:
+    raise InputErrors(
+      [
+        f'{path}: label ids from {min(ids)} to {max(ids)}; allowed are 0 to '
+        f'{MAX_VALUE} (or give data.label_values: what is of no class, in few '
+        'voxels, is ignored then)'
+        for path, ids in found.items()
+        if min(ids) < 0 or max(ids) > MAX_VALUE
+      ]
+    )
+  objects = _objects(root, found)
+  if len(values) > labels.MAX_CLASSES:
+    raise InputError(
+      objects
+      or f'{root}: {len(values)} ids in the labels, as of single objects; '
+      f'allowed is one for each class, {labels.MAX_CLASSES} at most '
+      f'({_ONE_FOREGROUND})'
+    )
+  if objects and numbered_objects.counts_vary(list(found.values())):
+    raise InputError(objects)
+  oddities = [objects] if objects else _rare_values(root, found)
+  return tuple(values), tuple(oddities)
+
+
+def _read_all(
+  paths: Sequence[pathlib.Path],
+) -> tuple[dict[pathlib.Path, dict[int, int]], list[str]]:
+  """Returns the counts of each label that can be read, and what cannot."""
+  problems = {}
+
+  def read(path):
+    try:
+      return count_ids(nifti.read_label(path).array)
+    except InputError as error:
+      problems[path] = str(error)
+      return {}
+
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    counts = dict(zip(paths, pool.map(read, paths), strict=True))
+  return counts, [problems[path] for path in paths if path in problems]
+
+
+def _objects(
+  root: pathlib.Path, found: dict[pathlib.Path, dict[int, int]]
+) -> str:
+  """Returns a line that says that the labels number objects, or ''."""
+  if not numbered_objects.are_numbered(list(found.values())):
+    return ''
+  most = sorted(found, key=lambda path: -len(found[path]))[:_LOOKED_AT]
+  for path in most:
+    try:
+      if not numbered_objects.are_blobs(nifti.read_label(path).array):
+        return ''
+    except InputError:  # gone since; it is told when the case is read
+      return ''
+  top = max(found[most[0]])
+  return (
+    f'{root}: the labels look like numbered objects, not classes: 1 to {top} '
+    f'without gaps in {most[0].name}, each one blob; {_ONE_FOREGROUND}, '
+    'data.label_values keeps them apart'
+  )
+
+
+def _rare_values(
+  root: pathlib.Path, found: dict[pathlib.Path, dict[int, int]]
+) -> list[str]:
+  """Returns a line for each value in so few voxels that it looks a mistake."""
+  total = collections.Counter()
+  for ids in found.values():
+    total.update(ids)
+  rare = [v for v, n in sorted(total.items()) if v != 0 and n < FEW]
+  rest = tuple(v for v in sorted(total) if v not in rare)
+  if len(rest) < 2:  # they are all that there is
+    return []
+  lines = []
+  for value in rare:
+    where = [path for path, ids in found.items() if value in ids]
+    n = total[value]
+    lines.append(
+      f'{where[0]}: the value {value} is in {n} voxel{"s" * (n != 1)} of '
+      f'{len(where)} of the {len(found)} labels, which looks like a mistake; '
+      f'it is a class unless data.label_values is set, to {name_some(rest, 8)}'
+    )
+  return lines

@@ -1,0 +1,208 @@
+"""Label values without a dataset.json: stray ones, and numbered objects."""
+
+import numpy as np
+import pytest
+from data_cases import assert_all_in, assert_one_line
+from volume_cases import (
+  SHAPE,
+  error_of,
+  image_array,
+  label_array,
+  save,
+  write_decathlon,
+  write_pairs,
+)
+
+from medseg_jax.data import numbered_objects
+from medseg_jax.data.sources.inspection import describe_classes, inspect_case
+from medseg_jax.data.sources.volumes import open_volumes
+
+
+def write_labels(root, labels):
+  for seed, (name, array) in enumerate(labels.items()):
+    save(root / 'images' / f'{name}.nii.gz', image_array(seed, array.shape))
+    save(root / 'labels' / f'{name}.nii.gz', array)
+
+
+def one_voxel_of(value):
+  ids = label_array()
+  ids[0, 0, 0] = value
+  return ids
+
+
+def test_a_value_in_one_voxel_is_told_and_given_values_win(tmp_path):
+  write_labels(
+    tmp_path, {'a': label_array(), 'b': one_voxel_of(9), 'c': label_array()}
+  )
+  source = open_volumes(tmp_path)['train']
+  assert source.label_values == (0, 1, 2, 9)
+  (line,) = source.oddities
+  assert_all_in(
+    line, 'labels/b.nii.gz: the value 9 is in 1 voxel of 1 of the 3 labels',
+    'mistake', 'data.label_values', '0, 1, 2',
+  )  # fmt: skip
+  source = open_volumes(tmp_path, label_values=(0, 1, 2))['train']
+  assert source.oddities == ()
+  assert source[1].label[0, -1, -1] == -1 and (source[1].label == -1).sum() == 1
+  found = inspect_case(source, 1)
+  assert found.errors == () and found.case is not None
+  (line,) = found.warnings
+  assert_all_in(line, 'labels/b.nii.gz: label ids 9 (1 voxel)', 'ignored')
+
+
+@pytest.mark.parametrize('value', [-1, 40000])
+def test_strays_that_no_class_can_have(tmp_path, value):
+  ids = label_array().astype(np.int32)
+  ids[0, 0, 0] = value
+  write_labels(tmp_path, {'a': label_array(), 'b': ids})
+  line = error_of(tmp_path, strict=False)
+  assert_one_line(line, 'labels/b.nii.gz: label ids', 'data.label_values')
+  source = open_volumes(tmp_path, label_values=(0, 1, 2))['train']
+  assert (source[1].label == -1).sum() == 1
+
+
+def test_many_voxels_of_no_class_are_no_strays(tmp_path):
+  write_labels(tmp_path, {'a': label_array((0, 1, 2, 7))})
+  source = open_volumes(tmp_path, label_values=(0, 1, 2))['train']
+  (line,) = inspect_case(source, 0).errors
+  assert_all_in(line, 'a.nii.gz: label ids 7 (30 voxels) are of no class')
+  # Nor is anything a stray that dataset.json says nothing about.
+  write_decathlon(tmp_path / 'set')
+  save(tmp_path / 'set' / 'labelsTr' / 'a.nii.gz', one_voxel_of(9))
+  for values in ((), (0, 2, 1)):
+    source = open_volumes(tmp_path / 'set', label_values=values)['train']
+    assert inspect_case(source, 0).errors
+
+
+def test_a_set_of_small_classes_has_nothing_odd(tmp_path):
+  ids = np.zeros(SHAPE, np.uint8)
+  ids[1, 1, 1:3] = 1
+  write_labels(tmp_path, {'a': ids, 'b': ids})
+  assert open_volumes(tmp_path)['train'].oddities == ()
+
+
+def test_classes_are_counted(tmp_path):
+  write_labels(tmp_path, {'a': label_array(), 'b': label_array((0, 2))})
+  source = open_volumes(tmp_path)['train']
+  inspections = [inspect_case(source, i) for i in range(2)]
+  assert describe_classes(source, inspections) == [
+    'background (0): 100 voxels in 2 of 2 labels',
+    'label_1 (1): 40 voxels in 1 of 2 labels',
+    'label_2 (2): 100 voxels in 2 of 2 labels',
+  ]
+
+
+# Labels that are no ids.
+
+
+def test_labels_that_are_no_ids_are_named_with_their_values(tmp_path):
+  parts = label_array().astype(np.float32) * 0.37
+  write_labels(tmp_path, {name: parts for name in 'abcde'})
+  for strict in (True, False):
+    line = error_of(tmp_path, strict=strict)
+    assert_one_line(
+      line, 'labels/a.nii.gz: the label holds 0.37, 0.74 in 80 of 120 voxels',
+      'whole numbers', '4 more problems',
+    )  # fmt: skip
+    assert len(line.value.problems) == 5
+  for name in 'abcde':
+    one_hot = np.stack([label_array() == k for k in range(3)], -1)
+    save(tmp_path / 'labels' / f'{name}.nii.gz', one_hot.astype(np.uint8))
+  line = error_of(tmp_path, strict=False)
+  assert_one_line(
+    line, 'labels/a.nii.gz: a label with 3 channels, shape 6x5x4x3',
+    'one mask for each class', '4 more problems',
+  )  # fmt: skip
+
+
+def test_empty_labels_do_not_hide_unreadable_ones(tmp_path):
+  write_labels(tmp_path, {name: label_array((0,)) for name in 'abc'})
+  assert_one_line(error_of(tmp_path), 'every one of the 3 labels is empty')
+  save(tmp_path / 'labels' / 'b.nii.gz', np.full(SHAPE, 0.5, np.float32))
+  line = error_of(tmp_path, strict=False)
+  assert_one_line(line, 'labels/b.nii.gz: the label holds 0.5 in 120')
+
+
+# Numbered objects.
+
+
+def cells(count, shape=(24, 24, 6)):
+  """Returns a map of `count` blobs, numbered from 1."""
+  ids = np.zeros(shape, np.uint16)
+  for i in range(count):
+    x, y = 4 * (i // 5), 4 * (i % 5)
+    ids[x : x + 3, y : y + 3, 1:5] = i + 1
+  return ids
+
+
+def test_numbered_objects_are_recognised_and_can_be_one_class(tmp_path):
+  counts = {'a': 9, 'b': 21, 'c': 14, 'd': 30}
+  write_labels(tmp_path, {name: cells(n) for name, n in counts.items()})
+  line = error_of(tmp_path)
+  assert_one_line(
+    line, tmp_path, 'numbered objects, not classes', '1 to 30 without gaps',
+    'd.nii.gz', 'data.one_foreground=True', 'data.label_values keeps them',
+  )  # fmt: skip
+  source = open_volumes(tmp_path, one_foreground=True)['train']
+  assert source.classes == ('background', 'foreground')
+  assert source.label_values == (0, 1)
+  case = source[0]
+  assert case.label.max() == 1 and case.label.sum() == 9 * 36
+  found = [inspect_case(source, i) for i in range(4)]
+  assert not any(f.errors or f.warnings for f in found)
+  assert describe_classes(source, found)[1] == (
+    'foreground (1): 2,664 voxels in 4 of 4 labels'
+  )
+  named = open_volumes(
+    tmp_path, one_foreground=True, classes=('other', 'cell'),
+    label_values=(0, 255),
+  )['train']  # fmt: skip
+  assert named.classes == ('other', 'cell')
+  assert named.label_values == (0, 255)
+  assert_one_line(
+    error_of(tmp_path, one_foreground=True, label_values=(0, 1, 2)),
+    'data.label_values: (0, 1, 2) beside data.one_foreground',
+  )
+  # Explicit values win.
+  values = tuple(range(31))
+  source = open_volumes(tmp_path, label_values=values)['train']
+  assert source.label_values == values and source.oddities == ()
+
+
+def test_more_objects_than_classes_can_be(tmp_path):
+  ids = np.arange(300).reshape(10, 6, 5).astype(np.int16)
+  write_labels(tmp_path, {'a': ids})
+  assert_one_line(
+    error_of(tmp_path), '1 to 299 without gaps', 'data.one_foreground=True'
+  )
+
+
+def test_organs_are_no_objects_but_told_where_they_may_be(tmp_path):
+  # The same number in every case, as organs have it: only a warning.
+  write_labels(tmp_path, {name: cells(9) for name in 'abcd'})
+  source = open_volumes(tmp_path)['train']
+  assert source.label_values == tuple(range(10))
+  (line,) = source.oddities
+  assert 'numbered objects' in line
+
+
+def test_what_counts_as_numbered():
+  handful, gaps = [{0, 1, 2, 3, 4, 5}] * 4, [{0, 1, 2, 3, 20, 21, 22, 40}]
+  assert not numbered_objects.are_numbered(handful)
+  assert not numbered_objects.are_numbered(gaps)
+  assert not numbered_objects.are_numbered([{-1, 1, 2, 3, 4, 5, 6, 7}])
+  assert numbered_objects.are_numbered([set(range(12)), {0}, {0, 1, 2}])
+  assert numbered_objects.counts_vary([range(12), range(6), range(30)])
+  # Organs, of which some cases lack one.
+  organs = [range(14)] * 6 + [range(13)] * 2
+  assert not numbered_objects.counts_vary(organs)
+  blobs = cells(7)
+  assert numbered_objects.are_blobs(blobs)
+  assert numbered_objects.are_blobs(blobs[:, :, 2])
+  assert not numbered_objects.are_blobs(blobs % 3)
+
+
+def test_pairs_with_few_values_are_as_before(tmp_path):
+  write_pairs(tmp_path, 'ab')
+  source = open_volumes(tmp_path)['train']
+  assert source.oddities == () and source.label_values == (0, 1, 2)
