@@ -282,39 +282,6 @@ def test_one_broken_scan_does_not_cost_the_others(trained, tmp_path):
   assert masks == ['case_00.nii.gz', 'case_02.nii.gz']
 
 
-def test_plan_lists_every_problem_in_one_go(tmp_path, capsys):
-  data = write_volumes(tmp_path / 'data', 8)
-  (data / 'labelsTr' / 'case_01.nii.gz').unlink()
-  path = data / 'imagesTr' / 'case_02.nii.gz'
-  path.write_bytes(path.read_bytes()[:400])
-  path = data / 'labelsTr' / 'case_03.nii.gz'
-  label = nibabel.load(path)
-  array = np.asarray(label.dataobj).copy()
-  array[0, 0, 0] = 7
-  nibabel.Nifti1Image(array, label.affine).to_filename(path)
-  empty = np.zeros_like(nibabel.load(data / 'labelsTr/case_04.nii.gz').dataobj)
-  nibabel.Nifti1Image(empty, label.affine).to_filename(
-    data / 'labelsTr' / 'case_04.nii.gz'
-  )
-  with pytest.raises(InputError) as error:
-    plan.run(config_for(data), tmp_path / 'run')
-  assert_one_line(error, '3 errors')
-  lines = capsys.readouterr().out.splitlines()
-  errors = [line for line in lines if line.startswith('error')]
-  assert len(errors) == 3
-  for name in ('case_01', 'case_02', 'case_03'):
-    assert sum(name in line for line in errors) == 1
-  warnings = [line for line in lines if line.startswith('warning')]
-  assert len(warnings) == 1 and 'case_04' in warnings[0]
-  assert not (tmp_path / 'run' / 'plan.json').exists()
-  for path in (data / 'labelsTr').iterdir():  # nothing left to learn from
-    nibabel.Nifti1Image(empty, label.affine).to_filename(path)
-  with pytest.raises(InputError) as error:
-    plan.run(config_for(data), tmp_path / 'run')
-  assert_one_line(error, 'errors in the data', data)
-  assert 'case_02' in capsys.readouterr().out
-
-
 def test_a_killed_preparation_goes_on_where_it_was(tmp_path, monkeypatch):
   data = write_volumes(tmp_path / 'data', 6)
   config = config_for(data, data__num_folds=3)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, quote
 from medseg_jax.runtime.files import read_json, write_atomically
 
 # The seed that published folds of the Medical Segmentation Decathlon use.
@@ -159,13 +159,13 @@ def read_splits(path: str | os.PathLike, names: Sequence[str]) -> list[Fold]:
       if unknown:
         raise InputError(
           f'{where}: {len(unknown)} names under {part!r} are of no case, the '
-          f'first is {unknown[0]!r}; allowed are the names of the '
-          f'{len(known)} cases, such as {min(known, default="none")!r}'
+          f'first is {quote(unknown[0])}; allowed are the names of the '
+          f'{len(known)} cases, such as {quote(min(known, default="none"))}'
         )
       for name in cases:
         if name in seen:
           raise InputError(
-            f'{where}: case {name!r} occurs twice; allowed is once, in either '
+            f'{where}: case {quote(name)} occurs twice; allowed is once, in either '
             "'train' or 'val'"
           )
         seen.add(name)
@@ -181,7 +181,7 @@ def fold_index(fold: int | str, num_folds: int) -> int:
   text = str(fold).strip()
   if not text.isdecimal() or int(text) >= num_folds:
     last = f' to {num_folds - 1}' * (num_folds > 1)  # a file may hold one
-    raise InputError(f"data.fold: {fold!r}; allowed are 0{last} and 'all'")
+    raise InputError(f"data.fold: {quote(fold)}; allowed are 0{last} and 'all'")
   return int(text)
 
 

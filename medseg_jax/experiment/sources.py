@@ -1,9 +1,12 @@
 """The data of a run, opened as its config says."""
 
+import os
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, InputErrors
 
 SOURCES = ('phantom', 'folder', 'volumes', 'tfds')
 
@@ -37,7 +40,18 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
   if data.source == 'volumes':
     from medseg_jax.data.sources.volumes import open_volumes
 
-    return open_volumes(data.path, strict=strict, **naming)
+    try:
+      return open_volumes(
+        data.path,
+        one_foreground=data.one_foreground,
+        grid_tolerance=data.grid_tolerance,
+        strict=strict,
+        **naming,
+      )
+    except InputErrors as error:
+      if strict:
+        raise
+      raise listed(error.problems, data.path) from error
   if data.source == 'tfds':
     from medseg_jax.data.sources.tfds import open_tfds
 
@@ -51,6 +65,17 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
     )
   raise InputError(
     f'config.data.source is {data.source!r}; allowed are ' + ', '.join(SOURCES)
+  )
+
+
+def listed(problems: Sequence[str], where: str | os.PathLike) -> InputError:
+  """Returns the error for problems with the data; of several, prints each."""
+  if len(problems) == 1:
+    return InputError(problems[0])
+  for line in problems:
+    print(f'error     {line}', flush=True)
+  return InputError(
+    f'{where}: {len(problems)} errors in the data, listed above'
   )
 
 

@@ -12,7 +12,11 @@ from medseg_jax.data.fingerprint import (
   merge,
   samples_per_case,
 )
-from medseg_jax.data.sources.inspection import inspect_case, inspect_set
+from medseg_jax.data.sources.inspection import (
+  describe_classes,
+  inspect_case,
+  inspect_set,
+)
 from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment.case_digests import remember
 from medseg_jax.runtime import stop_signal
@@ -29,11 +33,13 @@ class Survey(NamedTuple):
     fingerprint: None where no case could be read.
     errors: what has to be mended, one line each.
     warnings: what looks odd, one line each.
+    classes: how much there is of each class of the training, one line each.
   """
 
   fingerprint: Fingerprint | None
   errors: list[str]
   warnings: list[str]
+  classes: list[str]
 
 
 def survey(
@@ -49,7 +55,7 @@ def survey(
     opened: the cases by split.
     root: folder of all caches; '' is the user's cache folder.
   """
-  fingerprints, errors, warnings = [], [], []
+  fingerprints, errors, warnings, classes = [], [], [], []
   for split, source in opened.items():
     inspections, found = _read_all(source, split, root)
     for lines, more in zip(
@@ -63,6 +69,7 @@ def survey(
       warnings += inspection.warnings
     if split == 'train':
       fingerprints = found
+      classes = describe_classes(source, inspections)
   fingerprint = None
   try:
     fingerprint = merge(fingerprints) if fingerprints else None
@@ -70,7 +77,10 @@ def survey(
     errors.append(f'{opened["train"].root}: {error}')
   # What concerns all splits is found with each.
   return Survey(
-    fingerprint, list(dict.fromkeys(errors)), list(dict.fromkeys(warnings))
+    fingerprint,
+    list(dict.fromkeys(errors)),
+    list(dict.fromkeys(warnings)),
+    classes,
   )
 
 

@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 from medseg_jax import planner
 from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment.config_files import to_tuples
+from medseg_jax.experiment.sources import listed
 from medseg_jax.experiment.survey import survey
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, quote
 from medseg_jax.runtime.files import read_json, write_atomically
 
 
@@ -37,7 +38,9 @@ def obtain(
 
 
 def make(config: ConfigDict, opened: dict[str, VolumeSource]) -> dict[str, Any]:
-  """Returns the plan for the data, after a survey; prints what is odd.
+  """Returns the plan for the data, after a survey.
+
+  Prints what is odd, and how much there is of each class.
 
   Raises:
     InputError: the one error in the data; of several, each is printed.
@@ -46,14 +49,10 @@ def make(config: ConfigDict, opened: dict[str, VolumeSource]) -> dict[str, Any]:
   source = opened['train']
   for line in found.warnings:
     print(f'warning   {line}', flush=True)
-  if len(found.errors) == 1:
-    raise InputError(found.errors[0])
-  for line in found.errors:
-    print(f'error     {line}', flush=True)
+  for line in found.classes:
+    print(f'class     {line}', flush=True)
   if found.errors:
-    raise InputError(
-      f'{source.root}: {len(found.errors)} errors in the data, listed above'
-    )
+    raise listed(found.errors, source.root)
   try:
     return planner.make_plan(
       found.fingerprint,
@@ -89,8 +88,9 @@ def read(
   for key, value in facts.items():
     if plan[key] != value:
       raise InputError(
-        f'{path} has the {key} {plan[key]!r}, but {source.root} has {value!r}; '
-        'use another --workdir, or move the plan away to plan anew'
+        f'{path} has the {key} {quote(plan[key])}, but {source.root} has '
+        f'{quote(value)}; use another --workdir, or move the plan away to plan '
+        'anew'
       )
   asked = {'preset': config.plan.preset}
   if config.plan.memory_gb:

@@ -4,6 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from medseg_jax.runtime.errors import quote
+
+# Beyond these are overflows, of no use as sizes or intensities.
+_LARGEST, _LARGEST_INT = 1e30, 2**31 - 1
 KEYS = (
   'dataset',
   'preset',
@@ -192,7 +196,7 @@ def _check(
   key: str, value: Any, is_valid: Callable[[Any], Any], allowed: str
 ) -> None:
   if not is_valid(value):
-    raise ValueError(f'{key} is {value!r}; allowed: {allowed}')
+    raise ValueError(f'{key} is {quote(value)}; allowed: {allowed}')
 
 
 def _check_keys(
@@ -200,7 +204,7 @@ def _check_keys(
 ) -> None:
   if not isinstance(found, dict):
     where = where or 'the plan'
-    raise ValueError(f'{where} is {found!r}; allowed: an object')
+    raise ValueError(f'{where} is {quote(found)}; allowed: an object')
   prefix = where and f'{where}.'
   for key in keys:
     if key not in found:
@@ -208,7 +212,9 @@ def _check_keys(
   for key in found:
     if key not in keys + optional:
       # Ignored, it would seem to have been obeyed.
-      raise ValueError(f'{prefix}{key} is unknown; allowed: ' + ', '.join(keys))
+      raise ValueError(
+        f'{quote(prefix + key, 100)} is unknown; allowed: ' + ', '.join(keys)
+      )
 
 
 def _is_list(value: Any) -> bool:
@@ -217,7 +223,7 @@ def _is_list(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
   is_real = isinstance(value, int | float) and not isinstance(value, bool)
-  return is_real and math.isfinite(value)
+  return is_real and -_LARGEST <= value <= _LARGEST
 
 
 def _is_positive(value: Any) -> bool:
@@ -225,7 +231,9 @@ def _is_positive(value: Any) -> bool:
 
 
 def _is_int(low: int) -> Callable[[Any], bool]:
-  return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
+  return lambda v: (
+    isinstance(v, int) and not isinstance(v, bool) and low <= v <= _LARGEST_INT
+  )
 
 
 def _is_list_of(

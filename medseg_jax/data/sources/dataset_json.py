@@ -226,7 +226,7 @@ def _training(
   for entry in entries if isinstance(entries, list) else [entries]:
     image = entry.get('image') if isinstance(entry, dict) else None
     label = entry.get('label') if isinstance(entry, dict) else None
-    if not isinstance(image, str) or not isinstance(label, str):
+    if not all(isinstance(f, str) and f.isprintable() for f in (image, label)):
       raise InputError(
         f'{path}: "training" has {_json(entry)}; allowed is a list of '
         '{"image": file, "label": file}'
@@ -261,7 +261,4 @@ def _is_name(value: Any) -> bool:
 
 def _json(value: Any) -> str:
   """Returns a value as the file has it, for a message."""
-  try:
-    return shorten(json.dumps(value), 120)
-  except RecursionError:
-    return quote(value)
+  return shorten(json.dumps(value), 120)

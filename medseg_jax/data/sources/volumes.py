@@ -55,7 +55,7 @@ class VolumeSource:
     strays_ignored: whether values of no class in a few voxels of a label are
       ignored; otherwise they are errors.
     grid_tolerance: how far a label may lie off its image, in voxels.
-    problems: a line for each error among the files of the split.
+    problems: a line for each error among the files of the data set.
     oddities: a line for each thing there that is only strange.
     already_read: cases in memory that the next reading hands out.
   """
@@ -255,10 +255,11 @@ def open_volumes(
   if os.path.lexists(described):  # also what is no file is looked at, and told
     info = read_dataset_json(described)
   layouts = find_layouts(root, info.training if info else None)
-  files = {split: layout.files for split, layout in layouts.items()}
   problems = [line for layout in layouts.values() for line in layout.problems]
-  if problems and (strict or not all(files.values())):
+  if problems and (strict or not layouts['train'].files):
     raise InputErrors(problems)
+  files = {split: layout.files for split, layout in layouts.items()}
+  files = {split: cases for split, cases in files.items() if cases}
   names = info.channel_names if info else ()
   if not names:
     count = _count_channels(files['train'])
@@ -276,19 +277,20 @@ def open_volumes(
     strict=strict,
   )
   fields = meaning._asdict()
-  odd = fields.pop('oddities')
+  odd = [line for layout in layouts.values() for line in layout.oddities]
+  odd += fields.pop('oddities')
   return {
     split: VolumeSource(
       root=root,
-      files=files[split],
+      files=cases,
       channels=len(names),
       channel_names=names,
       grid_tolerance=grid_tolerance,
-      problems=layout.problems,
-      oddities=(*layout.oddities, *odd),
+      problems=tuple(problems),
+      oddities=tuple(odd),
       **fields,
     )
-    for split, layout in layouts.items()
+    for split, cases in files.items()
   }
 
 
