@@ -165,8 +165,8 @@ def read_splits(path: str | os.PathLike, names: Sequence[str]) -> list[Fold]:
       for name in cases:
         if name in seen:
           raise InputError(
-            f'{where}: case {quote(name)} occurs twice; allowed is once, in either '
-            "'train' or 'val'"
+            f'{where}: case {quote(name)} occurs twice; allowed is once, in '
+            "either 'train' or 'val'"
           )
         seen.add(name)
   return [{part: fold[part] for part in ('train', 'val')} for fold in folds]

@@ -98,8 +98,9 @@ def read(
   for key, value in asked.items():
     if plan[key] != value:
       raise InputError(
-        f'config.plan.{key} is {value}, but {path} was made with {plan[key]}; '
-        'use another --workdir, or move the plan away to plan anew'
+        f'config.plan.{key} is {value}, but {path} was made with '
+        f'{quote(plan[key])}; use another --workdir, or move the plan away to '
+        'plan anew'
       )
   return plan
 

@@ -97,10 +97,8 @@ def list_folder(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def name_some(names, limit: int = 5) -> str:
   """Returns the first few names, and how many there are where that is more."""
-  names = list(names)
-  text = (
-    ', '.join(shorten(str(name), 60) for name in names[:limit]) or 'nothing'
-  )
+  names = [' '.join(str(name).split()) for name in names]
+  text = ', '.join(shorten(name, 60) for name in names[:limit]) or 'nothing'
   return text if len(names) <= limit else f'{text}, ... ({len(names)} in all)'
 
 
