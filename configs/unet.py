@@ -83,8 +83,8 @@ def get_config() -> ConfigDict:
   config.data.path = ''  # the folder, or the name of the TFDS data set
   config.data.classes = ()  # names, background first; () to infer
   config.data.label_values = ()  # value of each class on disk; () to infer
-  # All values above 0 are one class, as where masks number single objects.
-  config.data.one_foreground = False
+  # Where masks number single objects: 'foreground' makes them one class.
+  config.data.instances = ''
   # Of volumes: how far a label may lie off its image, in voxels.
   config.data.grid_tolerance = 0.1
   config.data.roi = ''  # folder beside images/ with regions to evaluate in

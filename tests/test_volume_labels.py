@@ -141,9 +141,9 @@ def test_numbered_objects_are_recognised_and_can_be_one_class(tmp_path):
   line = error_of(tmp_path)
   assert_one_line(
     line, tmp_path, 'numbered objects, not classes', '1 to 30 without gaps',
-    'd.nii.gz', 'data.one_foreground=True', 'data.label_values keeps them',
+    'd.nii.gz', "data.instances='foreground'", 'data.label_values keeps them',
   )  # fmt: skip
-  source = open_volumes(tmp_path, one_foreground=True)['train']
+  source = open_volumes(tmp_path, instances='foreground')['train']
   assert source.classes == ('background', 'foreground')
   assert source.label_values == (0, 1)
   case = source[0]
@@ -154,14 +154,17 @@ def test_numbered_objects_are_recognised_and_can_be_one_class(tmp_path):
     'foreground (1): 2,664 voxels in 4 of 4 labels'
   )
   named = open_volumes(
-    tmp_path, one_foreground=True, classes=('other', 'cell'),
+    tmp_path, instances='foreground', classes=('other', 'cell'),
     label_values=(0, 255),
   )['train']  # fmt: skip
   assert named.classes == ('other', 'cell')
   assert named.label_values == (0, 255)
   assert_one_line(
-    error_of(tmp_path, one_foreground=True, label_values=(0, 1, 2)),
-    'data.label_values: (0, 1, 2) beside data.one_foreground',
+    error_of(tmp_path, instances='foreground', label_values=(0, 1, 2)),
+    'data.label_values: (0, 1, 2) beside data.instances',
+  )
+  assert_one_line(
+    error_of(tmp_path, instances='cells'), "data.instances: 'cells'; allowed"
   )
   # Explicit values win.
   values = tuple(range(31))
@@ -173,7 +176,7 @@ def test_more_objects_than_classes_can_be(tmp_path):
   ids = np.arange(300).reshape(10, 6, 5).astype(np.int16)
   write_labels(tmp_path, {'a': ids})
   assert_one_line(
-    error_of(tmp_path), '1 to 299 without gaps', 'data.one_foreground=True'
+    error_of(tmp_path), '1 to 299 without gaps', "data.instances='foreground'"
   )
 
 

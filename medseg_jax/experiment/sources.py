@@ -43,7 +43,7 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
     try:
       return open_volumes(
         data.path,
-        one_foreground=data.one_foreground,
+        instances=data.instances,
         grid_tolerance=data.grid_tolerance,
         strict=strict,
         **naming,

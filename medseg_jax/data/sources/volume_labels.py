@@ -15,14 +15,14 @@ from medseg_jax.data import labels, numbered_objects
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.sources.dataset_json import MAX_VALUE, DatasetJson
-from medseg_jax.runtime.errors import InputError, InputErrors
+from medseg_jax.runtime.errors import InputError, InputErrors, quote
 
 # A value of fewer voxels than a cube of 3 looks like a slip of the hand.
 FEW = 27
 # Labels are read in threads, each in memory as a whole.
 _THREADS = 4
 _LOOKED_AT = 3  # labels, for whether each value is one blob
-_ONE_FOREGROUND = 'data.one_foreground=True makes them one class'
+_ONE_FOREGROUND = "data.instances='foreground' makes them one class"
 
 
 class Meaning(NamedTuple):
@@ -48,7 +48,7 @@ def find_meaning(
   *,
   classes: tuple[str, ...],
   label_values: tuple[int, ...],
-  one_foreground: bool,
+  instances: str,
   strict: bool,
 ) -> Meaning:
   """Returns what the labels of a data set mean.
@@ -59,14 +59,19 @@ def find_meaning(
     paths: the label files; read where nobody says their values.
     classes: given by the user, or ().
     label_values: given by the user, or ().
-    one_foreground: whether all values above 0 are one class.
+    instances: 'foreground' for one class of all values above 0, or ''.
     strict: whether a label that cannot be read is an error, or left to the
       reading of its case.
 
   Raises:
     InputError: values or names that contradict each other, or no two values.
   """
-  if one_foreground:
+  if instances not in ('', 'foreground'):
+    raise InputError(
+      f"data.instances: {quote(instances)}; allowed are 'foreground', where "
+      "labels number single objects, and ''"
+    )
+  if instances:
     return _one_foreground(root, info, classes, label_values)
   oddities = ()
   if label_values:
@@ -135,8 +140,8 @@ def _one_foreground(
   values = label_values or (0, 1)
   if len(values) != 2 or values[0] != 0 or not 0 < values[1] <= MAX_VALUE:
     raise InputError(
-      f'data.label_values: {values} beside data.one_foreground; allowed are '
-      'two, 0 and the value to write for all others, or none'
+      f"data.label_values: {values} beside data.instances='foreground'; "
+      'allowed are two, 0 and the value to write for all others, or none'
     )
   return Meaning(
     classes=labels.name_classes(classes, values, str(root)),

@@ -221,7 +221,7 @@ def open_volumes(
   *,
   classes: Sequence[str] = (),
   label_values: Sequence[int] = (),
-  one_foreground: bool = False,
+  instances: str = '',
   grid_tolerance: float = nifti.TOLERANCE,
   strict: bool = True,
 ) -> dict[str, VolumeSource]:
@@ -236,8 +236,8 @@ def open_volumes(
       `background`, `foreground`, or `background`, `label_1`, ...
     label_values: value of each class in the label files; default those of
       `dataset.json`, or all that occur, ascending.
-    one_foreground: whether all values above 0 are one class, as of labels that
-      number single objects.
+    instances: 'foreground' where labels number single objects: all values
+      above 0 are one class then; otherwise ''.
     grid_tolerance: how far a label may lie off its image, in voxels.
     strict: whether problems of the layout (such as a label without an image)
       are errors. Otherwise they are `problems` of the sources, to be listed.
@@ -273,7 +273,7 @@ def open_volumes(
     [case.label for cases in files.values() for case in cases],
     classes=tuple(classes),
     label_values=tuple(int(value) for value in label_values),
-    one_foreground=one_foreground,
+    instances=instances,
     strict=strict,
   )
   fields = meaning._asdict()
