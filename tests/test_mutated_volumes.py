@@ -23,6 +23,7 @@ from medseg_jax.data.formats import nifti
 from medseg_jax.data.sources.inspection import inspect_case, inspect_set
 from medseg_jax.data.sources.volumes import open_volumes
 from medseg_jax.experiment import volume_plan
+from medseg_jax.runtime.errors import InputError
 
 REGIONS = {
   'channel_names': {'0': 'T1'},
@@ -148,6 +149,28 @@ def test_damaged_splits_json(tmp_path):
     splits.read_splits(path, names)
 
   try_all(lambda rng: damage_json(folds, rng), read, tmp_path)
+
+
+def test_folders_in_place_of_files(tmp_path):
+  for name in ('plan.json', 'splits.json', 'a.nii.gz'):
+    (tmp_path / name).mkdir()
+  for read in (
+    lambda path: volume_plan.read(path / 'plan.json', load('auto'), None),
+    lambda path: splits.read_splits(path / 'splits.json', ['a']),
+    lambda path: nifti.read_image(path / 'a.nii.gz'),
+  ):
+    with pytest.raises(InputError, match='directory'):
+      read(tmp_path)
+
+
+def test_a_volume_that_does_not_fit_into_memory(tmp_path, monkeypatch):
+  path = tmp_path / 'a.nii'
+  nib.Nifti1Image(image_array(), np.eye(4)).to_filename(path)
+  monkeypatch.setattr('medseg_jax.runtime.host_memory.available', lambda: 100)
+  nifti.read_image(path)  # small ones are not looked at
+  monkeypatch.setattr('medseg_jax.data.formats.nifti_stream._SMALL', 50)
+  with pytest.raises(InputError, match='GB of memory, and .* are available'):
+    nifti.read_image(path)
 
 
 def test_files_that_claim_or_grow_to_gigabytes(tmp_path):

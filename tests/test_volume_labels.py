@@ -175,6 +175,12 @@ def test_numbered_objects_are_recognised_and_can_be_one_class(tmp_path):
 def test_more_objects_than_classes_can_be(tmp_path):
   ids = np.arange(300).reshape(10, 6, 5).astype(np.int16)
   write_labels(tmp_path, {'a': ids})
+  one = open_volumes(tmp_path, instances='foreground')['train']
+  assert one[0].label.sum() == 299
+  save(tmp_path / 'labels' / 'a.nii.gz', ids.astype(np.int32) * 300)
+  assert one[0].label.sum() == 299  # of ids that no class can have
+  assert inspect_case(one, 0).errors == ()
+  save(tmp_path / 'labels' / 'a.nii.gz', ids)
   assert_one_line(
     error_of(tmp_path), '1 to 299 without gaps', "data.instances='foreground'"
   )

@@ -25,6 +25,7 @@ from medseg_jax.data.formats.nifti_header import (
   parse,
 )
 from medseg_jax.data.formats.nifti_stream import (
+  check_memory,
   check_room,
   open_file,
   read_end,
@@ -265,6 +266,7 @@ def _read_voxels(
   shape = (*file.grid.shape, file.grid.channels)
   wanted = file.offset + file.dtype.itemsize * math.prod(shape)
   check_room(path, stream, wanted)
+  check_memory(path, dtype.itemsize * math.prod(shape))
   array = np.empty(shape, dtype)
   view = to_file_order(array, file.grid)
   plane_bytes = view[:, :, 0, 0].size * file.dtype.itemsize

@@ -7,9 +7,11 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from medseg_jax.runtime import host_memory
 from medseg_jax.runtime.errors import InputError
 
 _DEFLATE_MOST = 1032  # times that deflate can shrink anything
+_SMALL = 2**28  # bytes; less is not worth a look at the memory
 # More than this behind the voxels is not read to its end for a checksum.
 _MOST_BEHIND = 2**20
 
@@ -58,6 +60,22 @@ def check_room(path: pathlib.Path, stream: BinaryIO, wanted: int) -> None:
     there *= _DEFLATE_MOST
   if there < wanted:
     raise truncated(path, there, wanted)
+
+
+def check_memory(path: pathlib.Path, wanted: int) -> None:
+  """Checks that there is memory for a large volume.
+
+  Raises:
+    InputError: there is not; the system would end the program.
+  """
+  if wanted < _SMALL:
+    return
+  available = host_memory.available()
+  if wanted > available:
+    raise InputError(
+      f'{path}: takes {wanted / 1e9:.3g} GB of memory, and '
+      f'{available / 1e9:.3g} GB are available; allowed is what fits'
+    )
 
 
 def read_end(stream: BinaryIO) -> None:

@@ -132,9 +132,10 @@ def describe_classes(
   for name, value in zip(source.classes, source.label_values, strict=True):
     each = [_of_class(source, counts, value) for counts in found]
     each = [count for count in each if count]
+    count = sum(each)
     lines.append(
-      f'{name} ({value}): {sum(each):,} voxels in {len(each)} of {len(found)} '
-      'labels'
+      f'{name} ({value}): {count:,} voxel{"s" * (count != 1)} in {len(each)} '
+      f'of {len(found)} labels'
     )
   return lines
 

@@ -120,10 +120,11 @@ def to_indices(
   """
   table = np.full(MAX_VALUE + 2, -1, np.int16)
   table[list(label_values)] = np.arange(len(label_values))
-  if one_foreground:
-    table[1:-1] = 1
   label = np.empty(ids.shape, np.int16)
   for plane, of_plane in zip(label, ids, strict=True):
+    if one_foreground:
+      plane[:] = np.sign(of_plane.astype(np.int32))
+      continue
     if of_plane.min() < 0 or of_plane.max() > MAX_VALUE:
       outside = (of_plane < 0) | (of_plane > MAX_VALUE)
       of_plane = np.where(outside, np.int64(MAX_VALUE + 1), of_plane)
@@ -140,7 +141,7 @@ def _one_foreground(
   values = label_values or (0, 1)
   if len(values) != 2 or values[0] != 0 or not 0 < values[1] <= MAX_VALUE:
     raise InputError(
-      f"data.label_values: {values} beside data.instances='foreground'; "
+      f"data.label_values: {quote(values)} beside data.instances='foreground'; "
       'allowed are two, 0 and the value to write for all others, or none'
     )
   return Meaning(
@@ -180,7 +181,8 @@ def _name_values(
   lost = sorted(ids - set(index))
   if lost:
     raise InputError(
-      f'data.label_values: {values} lack {name_some(lost)}, which regions of '
+      f'data.label_values: {quote(values)} lack {name_some(lost)}, which '
+      f'regions of '
       f'{root / "dataset.json"} have; allowed are all their ids'
     )
   return Meaning(
@@ -294,6 +296,7 @@ def _rare_values(
     lines.append(
       f'{where[0]}: the value {value} is in {n} voxel{"s" * (n != 1)} of '
       f'{len(where)} of the {len(found)} labels, which looks like a mistake; '
-      f'it is a class unless data.label_values is set, to {name_some(rest, 8)}'
+      'it is a class of its own unless data.label_values says '
+      f'{name_some(rest, 8)}'
     )
   return lines
