@@ -187,6 +187,22 @@ def test_images_without_labels_are_left_out_and_counted(tmp_path, split):
   )  # fmt: skip
 
 
+def test_what_is_not_used_is_named(tmp_path):
+  write_pairs(tmp_path, 'ab', images='imagesTr', labels='labelsTr')
+  write_pairs(tmp_path, 'c', images='imagesTs', labels='later')
+  (tmp_path / 'imagesTr' / 'c.mha').write_bytes(b'')
+  (tmp_path / 'imagesTr' / 'more').mkdir()
+  (tmp_path / 'imagesTr' / '.DS_Store').write_bytes(b'')
+  (tmp_path / 'labelsTs').mkdir()
+  (tmp_path / 'labelsTs' / 'readme.txt').write_bytes(b'to come')
+  write_json(tmp_path, labels=LABELS, modality={'0': 'CT'})
+  sources = open_volumes(tmp_path)
+  assert list(sources) == ['train']
+  first, second = sources['train'].oddities
+  assert_all_in(first, 'imagesTr: not used: c.mha, more;', '.nii.gz .nii')
+  assert_all_in(second, 'labelsTs: no NIfTI files', 'no test split', 'readme')
+
+
 def test_a_list_stays_below_its_folder(tmp_path):
   root, other = tmp_path / 'set', tmp_path / 'other'
   write_pairs(other, 'xyz')

@@ -92,7 +92,7 @@ def match_folder(
     elif 0 in group:  # one line for all its channels
       for stem in list(group.values())[1:]:
         del rest[stem]
-  oddities = []
+  oddities = [*_unused(image_folder), *_unused(label_folder)]
   if rest:
     count = len(rest)
     oddities.append(
@@ -199,6 +199,21 @@ def by_stem(
     else:
       stems[name] = path
   return stems
+
+
+def _unused(folder: pathlib.Path) -> list[str]:
+  """Returns a line that names what is no NIfTI file in a folder of them."""
+  others = [
+    path.name
+    for path in list_folder(folder)
+    if nifti.stem(path) == path.name or not os.path.isfile(path)
+  ]
+  if not others:
+    return []
+  return [
+    f'{folder}: not used: {name_some(others)}; what is read are files '
+    f'{" ".join(SUFFIXES)} directly in it'
+  ]
 
 
 def _files_beside(path: pathlib.Path) -> dict[str, pathlib.Path]:

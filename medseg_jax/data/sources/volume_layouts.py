@@ -42,10 +42,22 @@ def find_layouts(
     InputError: no such folder, none of the layouts, or no files.
   """
   folders = _find_folders(root, training is not None)
+  unused = []
+  # Without labels they are for prediction.
+  for folder in folders.get('test', ()):
+    if not by_stem(folder, [], required=False):
+      folders.pop('test', None)
+      unused.append(
+        f'{folder}: no NIfTI files, so there is no test split; found '
+        f'{name_some(path.name for path in list_folder(folder))}'
+      )
   layouts = {split: match_folder(*pair) for split, pair in folders.items()}
   if training is not None:
     layouts['train'] = _match_listed(root, training)
-  return layouts
+  train = layouts['train']
+  return layouts | {
+    'train': train._replace(oddities=(*train.oddities, *unused))
+  }
 
 
 def _find_folders(
@@ -57,7 +69,6 @@ def _find_folders(
   test = root / 'imagesTs', root / 'labelsTs'
   if 'test' in there and _label_folder(root / 'test', required=False):
     test = root / 'test/images', root / 'test' / _label_folder(root / 'test')
-  # Without labels they are for prediction.
   if all(os.path.isdir(folder) and list_folder(folder) for folder in test):
     folders['test'] = test
   return folders
