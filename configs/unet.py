@@ -83,7 +83,8 @@ def get_config() -> ConfigDict:
   config.data.path = ''  # the folder, or the name of the TFDS data set
   config.data.classes = ()  # names, background first; () to infer
   config.data.label_values = ()  # value of each class on disk; () to infer
-  # Where masks number single objects: 'foreground' makes them one class.
+  # Of masks that number single objects: 'foreground', all are one class, or
+  # 'classes', each number is one; '' to look.
   config.data.instances = ''
   # Of volumes: how far a label may lie off its image, in voxels.
   config.data.grid_tolerance = 0.1

@@ -126,18 +126,19 @@ def test_empty_labels_do_not_hide_unreadable_ones(tmp_path):
 # Numbered objects.
 
 
-def cells(count, shape=(24, 24, 6)):
-  """Returns a map of `count` blobs, numbered from 1."""
+def cells(count, seed=0, shape=(24, 24, 6)):
+  """Returns a map of `count` blobs, numbered from 1, each anywhere."""
   ids = np.zeros(shape, np.uint16)
-  for i in range(count):
-    x, y = 4 * (i // 5), 4 * (i % 5)
-    ids[x : x + 3, y : y + 3, 1:5] = i + 1
+  places = np.random.default_rng(seed).permutation(36)
+  for i, place in enumerate(places[:count], 1):
+    x, y = 4 * (place // 6), 4 * (place % 6)
+    ids[x : x + 3, y : y + 3, 1:5] = i
   return ids
 
 
 def test_numbered_objects_are_recognised_and_can_be_one_class(tmp_path):
   counts = {'a': 9, 'b': 21, 'c': 14, 'd': 30}
-  write_labels(tmp_path, {name: cells(n) for name, n in counts.items()})
+  write_labels(tmp_path, {name: cells(n, seed=n) for name, n in counts.items()})
   line = error_of(tmp_path)
   assert_one_line(
     line, tmp_path, 'numbered objects, not classes', '1 to 30 without gaps',
@@ -166,6 +167,8 @@ def test_numbered_objects_are_recognised_and_can_be_one_class(tmp_path):
   assert_one_line(
     error_of(tmp_path, instances='cells'), "data.instances: 'cells'; allowed"
   )
+  source = open_volumes(tmp_path, instances='classes')['train']
+  assert source.label_values == tuple(range(31))
   # Explicit values win.
   values = tuple(range(31))
   source = open_volumes(tmp_path, label_values=values)['train']
@@ -186,13 +189,24 @@ def test_more_objects_than_classes_can_be(tmp_path):
   )
 
 
-def test_organs_are_no_objects_but_told_where_they_may_be(tmp_path):
-  # The same number in every case, as organs have it: only a warning.
-  write_labels(tmp_path, {name: cells(9) for name in 'abcd'})
+def test_organs_are_no_objects(tmp_path):
+  # Each lies in its place; some cases lack one, and none is exactly alike.
+  organs = {}
+  for i, name in enumerate('abcdef'):
+    ids = np.roll(cells(9, seed=1), (i % 2, i % 3 - 1), (0, 1))
+    organs[name] = np.where(ids > 9 - i % 2, 0, ids)
+  write_labels(tmp_path, organs)
   source = open_volumes(tmp_path)['train']
-  assert source.label_values == tuple(range(10))
+  assert source.label_values == tuple(range(10)) and source.oddities == ()
+
+
+def test_one_label_alone_may_be_either(tmp_path):
+  write_labels(tmp_path, {'a': cells(9)})
+  source = open_volumes(tmp_path)['train']
   (line,) = source.oddities
-  assert 'numbered objects' in line
+  assert_all_in(line, 'look like numbered objects', "instances='foreground'")
+  source = open_volumes(tmp_path, instances='classes')['train']
+  assert source.label_values == tuple(range(10)) and source.oddities == ()
 
 
 def test_what_counts_as_numbered():
@@ -201,14 +215,13 @@ def test_what_counts_as_numbered():
   assert not numbered_objects.are_numbered(gaps)
   assert not numbered_objects.are_numbered([{-1, 1, 2, 3, 4, 5, 6, 7}])
   assert numbered_objects.are_numbered([set(range(12)), {0}, {0, 1, 2}])
-  assert numbered_objects.counts_vary([range(12), range(6), range(30)])
-  # Organs, of which some cases lack one.
-  organs = [range(14)] * 6 + [range(13)] * 2
-  assert not numbered_objects.counts_vary(organs)
-  blobs = cells(7)
-  assert numbered_objects.are_blobs(blobs)
-  assert numbered_objects.are_blobs(blobs[:, :, 2])
-  assert not numbered_objects.are_blobs(blobs % 3)
+  for blobs in (cells(7), cells(7)[:, :, 2]):
+    found = numbered_objects.find_objects(blobs)
+    assert found.values.tolist() == list(range(1, 8))
+    assert numbered_objects.are_blobs([found])
+    assert not numbered_objects.are_at_home([found])
+  scattered = numbered_objects.find_objects(cells(7) % 3)
+  assert not numbered_objects.are_blobs([scattered])
 
 
 def test_pairs_with_few_values_are_as_before(tmp_path):

@@ -4,6 +4,7 @@ Of use for images and volumes alike.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -13,15 +14,29 @@ _HANDFUL = 5
 # Of the numbers from 1 to the largest so many occur, and so many of them are
 # one blob each: an object may be lost, and another cut in two.
 _SHARE = 0.9
-# Classes are the same in nearly every mask, while the number of objects varies.
-_VARIES = 1.5
+# Objects lie anywhere; organs are at home in a place: the positions of one
+# vary by less than this share of the variance of all positions.
+_AT_HOME = 0.5
+
+
+class Objects(NamedTuple):
+  """What the values of a mask mark.
+
+  Attributes:
+    values: `[n]`, those above 0.
+    centres: `[n, R]`, of their boxes, as shares of the size of the mask.
+    parts: `[n]`, connected parts of each, neighbours at corners included.
+  """
+
+  values: np.ndarray
+  centres: np.ndarray
+  parts: np.ndarray
 
 
 def are_numbered(found: Sequence[Iterable[int]]) -> bool:
   """Returns whether the values count something up in every mask.
 
-  From 1 without gaps, to more than a handful in one of them. Whether each is
-  one blob says `are_blobs`.
+  From 1 without gaps, to more than a handful in one of them.
 
   Args:
     found: the values of each mask; 0 is the background.
@@ -37,34 +52,42 @@ def are_numbered(found: Sequence[Iterable[int]]) -> bool:
   return max(tops, default=0) > _HANDFUL
 
 
-def counts_vary(found: Sequence[Iterable[int]]) -> bool:
-  """Returns whether masks differ in how many values they have, as objects do.
-
-  Of classes nearly every mask has the same number, and all masks agree.
-
-  Args:
-    found: the values of each mask; 0 is the background.
-  """
-  tops = [len(set(values) - {0}) for values in found]
-  tops = [top for top in tops if top]
-  if len(tops) < 3:
-    return False
-  _, times = np.unique(tops, return_counts=True)
-  return 2 * times.max() <= len(tops) and max(tops) >= _VARIES * min(tops)
-
-
-def are_blobs(mask: np.ndarray) -> bool:
-  """Returns whether nearly every value above 0 is one connected region.
-
-  Args:
-    mask: `[*S]` integers of at least 0, neighbours at corners included.
-  """
-  rank = mask.ndim
-  single = total = 0
+def find_objects(mask: np.ndarray) -> Objects:
+  """Returns what a mask `[*S]` of integers of at least 0 marks."""
+  values, centres, parts = [], [], []
   for value, box in enumerate(ndimage.find_objects(mask), 1):
     if box is None:
       continue
-    _, count = ndimage.label(mask[box] == value, np.ones((3,) * rank))
-    single += count == 1
-    total += 1
-  return total > 0 and single >= _SHARE * total
+    values.append(value)
+    centres.append([(side.start + side.stop) / 2 for side in box])
+    inside = mask[box] == value
+    parts.append(ndimage.label(inside, np.ones((3,) * mask.ndim))[1])
+  centres = np.reshape(centres, (len(values), mask.ndim)) / mask.shape
+  return Objects(np.array(values), centres, np.array(parts))
+
+
+def are_blobs(objects: Sequence[Objects]) -> bool:
+  """Returns whether nearly every value of the masks is one connected part."""
+  parts = np.concatenate([each.parts for each in objects])
+  return bool(np.mean(parts == 1) >= _SHARE)
+
+
+def are_at_home(objects: Sequence[Objects]) -> bool:
+  """Returns whether each value lies in much the same place in all masks.
+
+  Of fewer than two values in two masks nobody can say: False.
+  """
+  centres = np.concatenate([each.centres for each in objects])
+  _, numbers, counts = np.unique(
+    np.concatenate([each.values for each in objects]),
+    return_inverse=True,
+    return_counts=True,
+  )
+  freedom = len(numbers) - len(counts)
+  if freedom < 2 or len(counts) < 2:
+    return False
+  within = np.zeros(centres.shape[1])
+  for axis in range(len(within)):
+    means = np.bincount(numbers, centres[:, axis]) / counts
+    within[axis] = ((centres[:, axis] - means[numbers]) ** 2).sum() / freedom
+  return bool(within.sum() <= _AT_HOME * centres.var(axis=0, ddof=1).sum())

@@ -5,6 +5,7 @@ By the user's word, else by `dataset.json`, else by what occurs in the files.
 
 import collections
 import concurrent.futures
+import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,9 +20,10 @@ from medseg_jax.runtime.errors import InputError, InputErrors, quote
 
 # A value of fewer voxels than a cube of 3 looks like a slip of the hand.
 FEW = 27
+INSTANCES = ('', 'foreground', 'classes')  # what data.instances may be
 # Labels are read in threads, each in memory as a whole.
 _THREADS = 4
-_LOOKED_AT = 3  # labels, for whether each value is one blob
+_LOOKED_AT = 8  # labels, for where each value lies
 _ONE_FOREGROUND = "data.instances='foreground' makes them one class"
 
 
@@ -59,19 +61,20 @@ def find_meaning(
     paths: the label files; read where nobody says their values.
     classes: given by the user, or ().
     label_values: given by the user, or ().
-    instances: 'foreground' for one class of all values above 0, or ''.
+    instances: of labels that number objects: 'foreground' for one class of
+      all values above 0, 'classes' for one of each, '' for an error.
     strict: whether a label that cannot be read is an error, or left to the
       reading of its case.
 
   Raises:
     InputError: values or names that contradict each other, or no two values.
   """
-  if instances not in ('', 'foreground'):
+  if instances not in INSTANCES:
     raise InputError(
-      f"data.instances: {quote(instances)}; allowed are 'foreground', where "
-      "labels number single objects, and ''"
+      f'data.instances: {quote(instances)}; allowed are '
+      f'{", ".join(map(repr, INSTANCES))}'
     )
-  if instances:
+  if instances == 'foreground':
     return _one_foreground(root, info, classes, label_values)
   oddities = ()
   if label_values:
@@ -79,7 +82,7 @@ def find_meaning(
   elif info:
     values = info.label_values
   else:
-    values, oddities = _infer(root, paths, strict)
+    values, oddities = _infer(root, paths, instances, strict)
   given = bool(label_values)
   if info and set(values) == set(info.label_values):
     given = False  # as a finished training keeps them in its config
@@ -198,7 +201,10 @@ def _name_values(
 
 
 def _infer(
-  root: pathlib.Path, paths: Sequence[pathlib.Path], strict: bool
+  root: pathlib.Path,
+  paths: Sequence[pathlib.Path],
+  instances: str,
+  strict: bool,
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
   """Returns the ids that occur in the label files, ascending, and oddities."""
   counts, problems = _read_all(paths)
@@ -225,7 +231,7 @@ def _infer(
         if min(ids) < 0 or max(ids) > MAX_VALUE
       ]
     )
-  objects = _objects(root, found)
+  objects, sure = _objects(root, found)
   if len(values) > labels.MAX_CLASSES:
     raise InputError(
       objects
@@ -233,7 +239,9 @@ def _infer(
       f'allowed is one for each class, {labels.MAX_CLASSES} at most '
       f'({_ONE_FOREGROUND})'
     )
-  if objects and numbered_objects.counts_vary(list(found.values())):
+  if instances == 'classes':
+    return tuple(values), ()
+  if objects and sure:
     raise InputError(objects)
   oddities = [objects] if objects else _rare_values(root, found)
   return tuple(values), tuple(oddities)
@@ -259,23 +267,31 @@ def _read_all(
 
 def _objects(
   root: pathlib.Path, found: dict[pathlib.Path, dict[int, int]]
-) -> str:
-  """Returns a line that says that the labels number objects, or ''."""
+) -> tuple[str, bool]:
+  """Returns a line that the labels number objects, or '', and if that is sure.
+
+  One label alone cannot tell objects from organs.
+  """
   if not numbered_objects.are_numbered(list(found.values())):
-    return ''
+    return '', False
   most = sorted(found, key=lambda path: -len(found[path]))[:_LOOKED_AT]
+  objects = []
   for path in most:
-    try:
-      if not numbered_objects.are_blobs(nifti.read_label(path).array):
-        return ''
-    except InputError:  # gone since; it is told when the case is read
-      return ''
-  top = max(found[most[0]])
+    with contextlib.suppress(InputError):  # gone since; told with its case
+      ids = nifti.read_label(path).array
+      objects.append(numbered_objects.find_objects(ids))
+  if (
+    not objects
+    or not numbered_objects.are_blobs(objects)
+    or numbered_objects.are_at_home(objects)
+  ):
+    return '', False
   return (
-    f'{root}: the labels look like numbered objects, not classes: 1 to {top} '
-    f'without gaps in {most[0].name}, each one blob; {_ONE_FOREGROUND}, '
-    'data.label_values keeps them apart'
-  )
+    f'{root}: the labels look like numbered objects, not classes: 1 to '
+    f'{max(found[most[0]])} without gaps in {most[0].name}, each one blob; '
+    f"{_ONE_FOREGROUND}, data.instances='classes' or data.label_values keeps "
+    'them apart'
+  ), len(objects) > 1
 
 
 def _rare_values(

@@ -236,8 +236,8 @@ def open_volumes(
       `background`, `foreground`, or `background`, `label_1`, ...
     label_values: value of each class in the label files; default those of
       `dataset.json`, or all that occur, ascending.
-    instances: 'foreground' where labels number single objects: all values
-      above 0 are one class then; otherwise ''.
+    instances: of labels that number single objects: 'foreground', all are one
+      class, or 'classes', each is one; '' refuses them.
     grid_tolerance: how far a label may lie off its image, in voxels.
     strict: whether problems of the layout (such as a label without an image)
       are errors. Otherwise they are `problems` of the sources, to be listed.
