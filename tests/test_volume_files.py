@@ -290,6 +290,15 @@ def test_channels_are_those_of_most_cases(tmp_path):
   with pytest.raises(InputError) as error:
     source[0]
   assert_one_line(error, 'images/a.nii.gz: 2 channels; allowed is', '1')
+  # Or dataset.json is the odd one.
+  write_json(tmp_path / 'set', modality={'0': 'T1'}, labels=LABELS)
+  for name in 'abc':
+    save(tmp_path / 'set' / 'imagesTr' / f'{name}.nii.gz', both)
+    save(tmp_path / 'set' / 'labelsTr' / f'{name}.nii.gz', label_array())
+  assert_one_line(
+    error_of(tmp_path / 'set', strict=False), 'dataset.json: names 1 channel',
+    '(T1), but 3 of 3 cases have 2',
+  )  # fmt: skip
   for path in (tmp_path / 'images').iterdir():
     path.write_bytes(b'')
   line = error_of(tmp_path, strict=False)

@@ -262,8 +262,10 @@ def open_volumes(
   files = {split: cases for split, cases in files.items() if cases}
   names = info.channel_names if info else ()
   if not names:
-    count = _count_channels(files['train'])
+    count, _ = _count_channels(files['train'])
     names = tuple(f'channel_{i}' for i in range(count))
+  elif not strict:  # who reads all files anyway can tell who is wrong
+    _check_names(described, names, files['train'])
   if strict:  # otherwise found again, and reported, when the case is read
     for cases in files.values():
       _check_channel_files(cases, names)
@@ -294,8 +296,12 @@ def open_volumes(
   }
 
 
-def _count_channels(cases: Sequence[VolumeFiles]) -> int:
-  """Returns the number of channels that most cases have, by their headers."""
+def _count_channels(cases: Sequence[VolumeFiles]) -> tuple[int, int]:
+  """Returns the number of channels that most cases have, and how many these.
+
+  Raises:
+    InputErrors: no header can be read.
+  """
   found, problems = collections.Counter(), []
   for case in cases:
     try:
@@ -307,7 +313,23 @@ def _count_channels(cases: Sequence[VolumeFiles]) -> int:
       problems.append(str(error))
   if not found:
     raise InputErrors(problems)
-  return found.most_common(1)[0][0]
+  return found.most_common(1)[0]
+
+
+def _check_names(
+  described: pathlib.Path, names: tuple[str, ...], cases: Sequence[VolumeFiles]
+) -> None:
+  """Blames `dataset.json` where most cases have another number of channels."""
+  try:
+    count, agree = _count_channels(cases)
+  except InputErrors:
+    return  # each is told when it is read
+  if count != len(names) and 2 * agree > len(cases) > 1:
+    raise InputError(
+      f'{described}: names {len(names)} channel{"s" * (len(names) != 1)} '
+      f'({name_some(names)}), but {agree} of {len(cases)} cases have {count}; '
+      'allowed is a name for each channel'
+    )
 
 
 def _check_channel_files(
