@@ -7,7 +7,7 @@ from conftest import write_volumes
 from data_cases import assert_one_line
 from small import load, shrink
 
-from medseg_jax import plan, train
+from medseg_jax import plan, prepare, train
 from medseg_jax.runtime.errors import InputError
 
 
@@ -114,3 +114,19 @@ def test_plan_tells_of_classes_and_of_labels_off_their_image(tmp_path, capsys):
   classes = [line for line in lines if line.startswith('class ')]
   assert len(classes) == 3
   assert 'left (1)' in classes[1] and 'voxels in 5 of 5 labels' in classes[1]
+
+
+def test_strays_beside_given_values_are_told_and_ignored(tmp_path, capsys):
+  data = write_volumes(tmp_path / 'data', 5)
+  (data / 'dataset.json').unlink()
+  path = data / 'labelsTr' / 'case_03.nii.gz'
+  label = nibabel.load(path)
+  array = np.asarray(label.dataobj).copy()
+  array[0, 0, 0] = 9
+  nibabel.Nifti1Image(array, label.affine).to_filename(path)
+  config = config_for(data, label_values=(0, 1, 2))
+  config.data.foreground_share = 0.33
+  prepare.run(config, tmp_path / 'run')
+  out = capsys.readouterr().out
+  assert 'case_03.nii.gz: label ids 9 (1 voxel) are of no class' in out
+  assert 'class     label_2 (2)' in out and 'label_9' not in out
