@@ -1,0 +1,121 @@
+"""What lies in a folder: images, and what is none of them."""
+
+import itertools
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from medseg_jax.runtime.errors import InputError
+
+# By name, since Pillow's own list has PDF, video and other surprises.
+IMAGE_SUFFIXES = (
+  '.apng', '.bmp', '.dib', '.gif', '.j2c', '.j2k', '.jfif', '.jp2', '.jpc',
+  '.jpe', '.jpeg', '.jpf', '.jpg', '.jpx', '.pbm', '.pgm', '.png', '.pnm',
+  '.ppm', '.tga', '.tif', '.tiff', '.webp',
+)  # fmt: skip
+# What systems leave in folders, beside names that begin with a dot.
+_LEFTOVERS = ('desktop.ini', 'ehthumbs.db', 'thumbs.db', '__macosx')
+_LONGEST_NAME = 60
+
+
+class Listing(NamedTuple):
+  """What a folder holds, each sorted by name.
+
+  Attributes:
+    images: the image files.
+    unused: the other files, and the folders. Hidden ones and the leftovers of
+      operating systems are in neither.
+  """
+
+  images: list[pathlib.Path]
+  unused: list[pathlib.Path]
+
+
+def find_images(folder: str | os.PathLike) -> Listing:
+  """Returns the image files directly in `folder`, and what else is there.
+
+  Raises:
+    InputError: no such folder, no image in it, or two images with one stem.
+  """
+  folder = pathlib.Path(folder)
+  entries = list_folder(folder)
+  images = [
+    path
+    for path in entries
+    if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+  ]
+  used = set(images)
+  unused = [
+    path
+    for path in entries
+    if path not in used and path.name.lower() not in _LEFTOVERS
+  ]
+  if not images:
+    raise InputError(
+      f'{folder}: no image files; found {name_some(p.name for p in entries)}; '
+      f'allowed are {" ".join(IMAGE_SUFFIXES)}'
+    )
+  for before, path in itertools.pairwise(sorted(images, key=lambda p: p.stem)):
+    if before.stem == path.stem:
+      raise InputError(
+        f'{folder}: {before.name} and {path.name} have the same stem; allowed '
+        'is one file for each stem'
+      )
+  return Listing(images, unused)
+
+
+def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:
+  """Returns the images of `find_images`, and says nothing of the rest."""
+  return find_images(folder).images
+
+
+def list_folder(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns what is in `folder`, sorted by name, without hidden files.
+
+  Raises:
+    InputError: no such folder, or not readable; says what is there instead.
+  """
+  try:
+    if folder.is_dir():
+      entries = [p for p in folder.iterdir() if not p.name.startswith('.')]
+      return sorted(entries, key=lambda path: path.name)
+  except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    reason = getattr(error, 'strerror', None) or str(error)
+    raise InputError(
+      f'{shorten(folder)}: cannot be listed ({reason}); it must be a readable '
+      'folder'
+    ) from error
+  try:
+    if folder.exists():
+      raise InputError(f'{folder}: a file; allowed is a folder')
+    parent = folder.absolute()
+    while not parent.is_dir():
+      parent = parent.parent
+    there = sorted(p.name for p in parent.iterdir() if p.name[0] != '.')
+  except OSError as error:
+    raise InputError(
+      f'{shorten(folder)}: cannot be listed ({error.strerror}); it must be a '
+      'readable folder'
+    ) from error
+  raise InputError(
+    f'{folder}: no such folder; the nearest that exists is {parent}, which '
+    f'holds {name_some(there)}'
+  )
+
+
+def name_some(names: Iterable, limit: int = 5) -> str:
+  """Returns the first few names, and how many there are where that is more."""
+  names = [str(name) for name in names]
+  text = ', '.join(shorten(name, _LONGEST_NAME) for name in names[:limit])
+  text = text or 'nothing'
+  return text if len(names) <= limit else f'{text}, ... ({len(names)} in all)'
+
+
+def shorten(text: object, limit: int = 150) -> str:
+  """Returns a text on one line, the middle left out where it is long."""
+  line = ' '.join(str(text).split())
+  if len(line) <= limit:
+    return line
+  half = (limit - 5) // 2
+  return f'{line[:half]} ... {line[-half:]}'
