@@ -206,9 +206,7 @@ def test_five_channels_are_an_error(tmp_path):
   )
   with pytest.raises(InputError) as error:
     images.read_image(tmp_path / 'a.tif')
-  assert_one_line(
-    error, 'a.tif', '5 channels', 'allowed are 1 (grey)'
-  )
+  assert_one_line(error, 'a.tif', '5 channels', 'allowed are 1 (grey)')
 
 
 @pytest.mark.parametrize('share', [0, 0.02, 0.5, 0.97])

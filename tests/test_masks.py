@@ -8,6 +8,12 @@ from PIL import Image
 
 from medseg_jax.data import labels
 from medseg_jax.data.formats import images
+from medseg_jax.data.label_inference import (
+  check_label_values,
+  infer_label_values,
+  num_snapped,
+)
+from medseg_jax.data.mask_values import count_values
 from medseg_jax.runtime.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -140,7 +146,7 @@ def test_write_mask_rejects_misuse_and_leaves_the_old_file(tmp_path):
 
 def count(*masks, lossy=False):
   return [
-    labels.count_values(f'{i}.png', np.asarray(mask, np.int64), lossy=lossy)
+    count_values(f'{i}.png', np.asarray(mask, np.int64), lossy=lossy)
     for i, mask in enumerate(masks)
   ]
 
@@ -151,7 +157,7 @@ def count_jpeg(folder, *masks, quality=75):
     path = save(folder / f'{i}.jpg', mask, quality=quality)
     values, lossy = images.decode_mask(path)
     assert lossy and len(np.unique(values)) > 2
-    result.append(labels.count_values(path, values, lossy=lossy))
+    result.append(count_values(path, values, lossy=lossy))
   return result
 
 
@@ -174,16 +180,20 @@ def test_solid_counts_against_a_loop():
 
 
 def test_values_of_plain_masks():
-  assert labels.infer_label_values(count([[0, 1]], [[0, 0]])) == (0, 1)
-  assert labels.infer_label_values(count([[0, 0]], [[7, 255]])) == (0, 7, 255)
-  assert labels.infer_label_values(count([[0, 0]])) == (0, 255)
+  assert infer_label_values(count([[0, 1]], [[0, 0]])) == (0, 1)
+  assert infer_label_values(count([[0, 0]], [[7, 255]])) == (
+    0,
+    7,
+    255,
+  )
+  assert infer_label_values(count([[0, 0]])) == (0, 255)
   random = RNG.integers(0, 20, (64, 64))  # No area, and yet not smooth.
-  assert labels.infer_label_values(count(random)) == tuple(range(20))
+  assert infer_label_values(count(random)) == tuple(range(20))
 
 
 def test_many_organs_are_no_smooth_mask():
   organs = np.kron(np.arange(100).reshape(10, 10), np.ones((6, 6), int))
-  assert labels.infer_label_values(count(organs)) == tuple(range(100))
+  assert infer_label_values(count(organs)) == tuple(range(100))
 
 
 @pytest.mark.parametrize('scale', [2, 4, 5])
@@ -191,84 +201,84 @@ def test_masks_reduced_by_averaging_are_smooth(scale):
   large = Image.fromarray(disc(64 * scale, 20 * scale))
   masks = count(np.asarray(large.reduce(scale)))
   assert 5 <= len(masks[0].values) <= 27
-  assert labels.infer_label_values(masks) == (0, 255)
-  labels.check_label_values(masks, (0, 255))
+  assert infer_label_values(masks) == (0, 255)
+  check_label_values(masks, (0, 255))
 
 
 def test_small_and_thin_classes_are_no_strays():
   organs = np.kron(np.arange(100).reshape(10, 10), np.ones((6, 6), int))
   organs[30, 1::6] = 100 + np.arange(10)  # Single pixels.
   organs[5:9, 5:9] = 250
-  assert labels.infer_label_values(count(organs)) == (*range(110), 250)
+  assert infer_label_values(count(organs)) == (*range(110), 250)
   rim = np.asarray(disc(64, 20), int) - 127 * (disc(64, 20) > disc(64, 19))
-  assert labels.infer_label_values(count(rim)) == (0, 128, 255)
+  assert infer_label_values(count(rim)) == (0, 128, 255)
 
 
 def test_values_of_smooth_masks():
   masks = count(smooth_disc(), smooth_disc(radius=9), np.zeros((8, 8)))
   assert len(masks[0].values) > 10
-  assert labels.infer_label_values(masks) == (0, 255)
-  labels.check_label_values(masks, (0, 255))
+  assert infer_label_values(masks) == (0, 255)
+  check_label_values(masks, (0, 255))
 
 
 def test_values_of_smooth_masks_of_three_classes():
   large = np.maximum(disc(256, 100, 128), disc(256, 40, 255))
   small = Image.fromarray(large).resize((64, 64), Image.Resampling.BICUBIC)
   masks = count(np.asarray(small))
-  assert labels.infer_label_values(masks) == (0, 128, 255)
+  assert infer_label_values(masks) == (0, 128, 255)
   with pytest.raises(InputError) as error:
-    labels.check_label_values(masks, (0, 255))
-  assert_one_line(error, '0.png', 'label values 128 are', '(0, 255)')
+    check_label_values(masks, (0, 255))
+  assert_one_line(error, '0.png', 'label values 128 (', '(0, 255)')
 
 
 @pytest.mark.parametrize('quality', [30, 75, 95])
 def test_values_of_jpeg_masks(tmp_path, quality):
   masks = count_jpeg(tmp_path, disc(64, 20), disc(64, 5), quality=quality)
-  assert labels.infer_label_values(masks) == (0, 255)
-  labels.check_label_values(masks, (0, 255))
+  assert infer_label_values(masks) == (0, 255)
+  check_label_values(masks, (0, 255))
   with pytest.raises(InputError) as error:
-    labels.check_label_values(masks, (0, 128))
+    check_label_values(masks, (0, 128))
   assert_one_line(error, '0.jpg', '255', '(0, 128)')
 
 
 def test_values_of_jpeg_masks_of_three_classes(tmp_path):
   large = np.maximum(disc(128, 50, 128), disc(128, 20, 255))
   masks = count_jpeg(tmp_path, large, quality=90)
-  assert labels.infer_label_values(masks) == (0, 128, 255)
+  assert infer_label_values(masks) == (0, 128, 255)
 
 
 def test_plain_masks_decide_for_the_jpegs_among_them(tmp_path):
   masks = count_jpeg(tmp_path, disc(64, 20, 85)) + count([[0, 85, 170]])
-  assert labels.infer_label_values(masks) == (0, 85, 170)
+  assert infer_label_values(masks) == (0, 85, 170)
 
 
 def test_sets_without_classes_are_errors(tmp_path):
   with pytest.raises(InputError) as error:
-    labels.infer_label_values(
+    infer_label_values(
       [mask._replace(path=tmp_path / 'a.png') for mask in count([[3, 3]])]
     )
   assert_one_line(error, tmp_path, 'one label value, 3', 'two or more')
   picture = RNG.integers(0, 256, (64, 64))
   with pytest.raises(InputError) as error:
-    labels.infer_label_values(count(picture))
+    infer_label_values(count(picture))
   assert_one_line(error, '0.png', '256 values', 'picture')
 
 
-def test_values_that_no_class_has_are_errors():
-  dot = np.zeros((8, 8))
-  dot[3, 3] = 7
+def test_areas_that_no_class_has_are_errors():
+  area = np.zeros((32, 32))
+  area[3:7, 3:7] = 7
   with pytest.raises(InputError) as error:
-    labels.check_label_values(count(np.zeros((8, 8)), dot), (0, 255))
-  assert_one_line(error, '1.png', 'values 7 are of no class', '(0, 255)')
+    check_label_values(count(np.zeros((32, 32)), area), (0, 255))
+  assert_one_line(error, '1.png', 'values 7 (16 pixels) are of no', '(0, 255)')
   with pytest.raises(InputError) as error:  # Outside, however smooth.
-    labels.check_label_values(count(smooth_disc()), (0, 200))
+    check_label_values(count(smooth_disc()), (0, 200))
   assert_one_line(error, '0.png', '(0, 200)')
 
 
 def test_nearest_class_and_share_of_snapped_pixels():
   mask = np.array([[0, 60, 70, 200, 255, 128]])
   assert labels.to_classes(mask, (255, 0, 128)).tolist() == [[1, 1, 2, 0, 0, 2]]
-  assert labels.num_snapped(count(mask)[0], (255, 0, 128)) == 3
+  assert num_snapped(count(mask)[0], (255, 0, 128)) == 3
 
 
 def test_names_of_classes():
