@@ -4,6 +4,7 @@ Masks should hold one value for each class. Files saved as JPEG, or drawn or
 resized with smooth edges, hold more, and a slip of the hand leaves specks.
 """
 
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,7 +30,7 @@ BETWEEN_SHARE = 0.5
 # typical value so many times more.
 SPECK_PIXELS, SPECK_FILES, SPECK_RATIO = 8, 3, 100
 # Given label values, what fills no area is a class forgotten only if it takes
-# this share of some file.
+# this share of all pixels.
 THIN_SHARE = 0.001
 # A level has so many flat blocks, and so many times more than there are,
 # on the average, beside it and at the valley to any larger one.
@@ -40,16 +41,14 @@ LEVEL_WIDTH = 3  # values to either side that belong to a level
 def infer_label_values(masks: Sequence[MaskValues]) -> tuple[int, ...]:
   """Returns the label values of a set of masks, ascending, background first.
 
-  * Masks without JPEG: every value that occurs, but for specks, of 8 pixels at
-    most in 3 files at most where the typical value has a hundred times more.
-  * Unless they are smooth (anti-aliased). Strays are values with less than a
-    quarter of their pixels in 2x2 blocks of one value. In a smooth set they
-    are 3 or more, most of the values, lie between two others that are 64 or
-    more apart and each as frequent as any stray, and take less than half of
-    every file.
-  * For smooth sets and JPEG, also one saved as PNG later: the levels, which
-    are peaks in the histogram of flat 3x3 blocks, with empty valleys between
-    them; if there is one only, also the value that occurs farthest from it.
+  * Of masks without loss every value is a class, but specks: 8 pixels at most
+    in 3 files at most where the typical value has a hundred times more.
+  * JPEG masks, those that were JPEG once and those with smooth edges hold many
+    other values. Without JPEG it takes 3 or more, and most of the values, with
+    less than a quarter of their pixels in 2x2 blocks, most of them between
+    their neighbours, in less than half of every file, to say so. Then classes
+    are the peaks in the histogram of flat 3x3 blocks, with empty valleys on
+    both sides; if there is one only, also the value farthest from it.
   * Where JPEG and other masks mix, the others decide, if they show two values.
   * Masks that hold nothing but 0 count as empty masks of the values 0 and 255.
 
@@ -116,7 +115,7 @@ def check_label_values(
       continue
     pooled = pool(some)
     near = SPREAD if _is_spread(pooled, some) else 0
-    found = np.array(_levels(pooled) if near else _filled(pooled, some), int)
+    found = np.array(_levels(pooled) if near else _filled(pooled), int)
     distance = np.abs(found[:, None] - np.asarray(label_values))
     wrong = np.sort(found[(distance > near).all(axis=1)])
     if len(wrong):
@@ -148,11 +147,12 @@ def describe_snapped(
   strays = strays[np.argsort(-pooled.counts[strays], kind='stable')]
   texts = []
   for i in strays[:limit]:
-    value, count, files = pooled.values[i], pooled.counts[i], pooled.files[i]
+    value, count = pooled.values[i], int(pooled.counts[i])
     pixels = f'{count} pixel{"s" * (count != 1)}'
-    where = f'in {files} files'
-    if files == 1:
-      where = f'of {next(m.path.name for m in masks if value in m.values)}'
+    where = f'in {pooled.files[i]} files'
+    if pooled.files[i] == 1:
+      path = next(mask.path for mask in masks if value in mask.values)
+      where = f'of {pathlib.PurePath(path).name}'
     texts.append(f'{value} ({pixels} {where})')
   if len(strays) > limit:
     texts.append(f'... ({len(strays)} values in all)')
@@ -186,12 +186,9 @@ def _are_specks(pooled: Pool) -> np.ndarray:
   return few & (pooled.counts * SPECK_RATIO <= typical)
 
 
-def _filled(pooled: Pool, masks: Sequence[MaskValues]) -> np.ndarray:
-  """Returns the values that fill areas, or much of some file, or all."""
-  share = np.zeros(len(pooled.values))
-  for mask in masks:
-    at = np.searchsorted(pooled.values, mask.values)
-    share[at] = np.maximum(share[at], mask.counts / mask.counts.sum())
+def _filled(pooled: Pool) -> np.ndarray:
+  """Returns the values that fill areas, or much of the masks as thin lines."""
+  share = pooled.counts / pooled.counts.sum()
   filled = (pooled.solid > SPECK_PIXELS) | (share >= THIN_SHARE)
   return pooled.values[filled & ~_are_specks(pooled)]
 

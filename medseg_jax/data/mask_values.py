@@ -9,7 +9,8 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
+
+from medseg_jax.data.instances import Objects, find_objects
 
 # A JPEG moves the values of a flat neighbourhood by less than the first; near
 # the edges of small objects by less than the second.
@@ -33,6 +34,7 @@ class MaskValues(NamedTuple):
       3x3 blocks whose values differ by no more. Nothing for masks of two
       values without lossy compression.
     lossy: whether the file's compression changes values.
+    objects: what the numbers mark, where they may be those of single objects.
   """
 
   path: pathlib.Path
@@ -42,6 +44,7 @@ class MaskValues(NamedTuple):
   between: np.ndarray
   flat: tuple[np.ndarray, ...]
   lossy: bool
+  objects: Objects | None = None
 
 
 def count_values(
@@ -71,7 +74,8 @@ def count_values(
         inside, means = _neighbourhoods(band)
         between += np.bincount(codes[1:-1, 1:-1][inside], minlength=len(values))
         flat = tuple(map(_merge, flat, means))
-  return MaskValues(path, values, counts, solid, between, flat, lossy)
+  objects = None if lossy else find_objects(mask, values)
+  return MaskValues(path, values, counts, solid, between, flat, lossy, objects)
 
 
 def _bands(shape: tuple[int, int]):
@@ -178,20 +182,3 @@ def pool(masks) -> Pool:
       _merge(*(mask.flat[i] for mask in masks)) for i in range(len(SPREADS))
     ),
   )
-
-
-def num_blobs(mask: np.ndarray, values: np.ndarray) -> np.ndarray:
-  """Returns the number of connected parts that each value has, 8-connected.
-
-  Args:
-    mask: `[H, W]` integers.
-    values: `[K]`, positive.
-  """
-  low = int(values[0])
-  boxes = ndimage.find_objects(np.maximum(mask - (low - 1), 0))
-  parts = []
-  for value in values.tolist():
-    box = boxes[value - low]
-    inside = mask[box] == value
-    parts.append(ndimage.label(inside, np.ones((3, 3)))[1])
-  return np.array(parts)

@@ -80,6 +80,8 @@ def resolve(
   config.overlap.batch = bool(config.overlap.batch)
   config.data.classes = tuple(source.classes)
   config.data.label_values = tuple(int(v) for v in source.label_values)
+  if getattr(source, 'instances', ''):
+    config.data.instances = source.instances
   config.data.channels = int(source.channels)
   if not config.data.normalize:
     # Phantoms are in Hounsfield units: over a z-score, air and bone would

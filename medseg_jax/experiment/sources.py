@@ -36,7 +36,13 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
   if data.source == 'folder':
     from medseg_jax.data.sources.folder import open_folder
 
-    return open_folder(data.path, roi=data.roi, fold='all', **naming)
+    return open_folder(
+      data.path,
+      roi=data.roi,
+      instances=data.get('instances', ''),  # later than the first models
+      fold='all',
+      **naming,
+    )
   if data.source == 'volumes':
     from medseg_jax.data.sources.volumes import open_volumes
 

@@ -1,40 +1,27 @@
-"""A folder of 2-D images with masks as cases, by the layout that it has.
+"""A folder of 2-D images with masks as cases.
 
 `PATH/{images,labels|masks}`, or that in each of `PATH/{train,val,test}`.
 """
 
-import collections
 import concurrent.futures
 import dataclasses
 import functools
 import os
 import pathlib
-import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
-from medseg_jax.data import labels, splits
+from medseg_jax.data import instances as instances_lib
+from medseg_jax.data import label_inference, labels, mask_values, splits
 from medseg_jax.data.case import Case, colour_names
 from medseg_jax.data.formats import images
+from medseg_jax.data.sources.folder_files import Files, find_files
 from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import stat_key
-
-SPLITS = ('train', 'val', 'test')
-MASK_FOLDERS = ('labels', 'masks')
-MASK_SUFFIXES = ('_mask', '_segmentation', '_manual1', '_label', '_anno')
-
-
-class Files(NamedTuple):
-  """The files of one case."""
-
-  name: str
-  image: pathlib.Path
-  mask: pathlib.Path
-  roi: pathlib.Path | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +34,8 @@ class FolderSource:
     classes: names of the classes, background first.
     label_values: the value of each class in the mask files.
     channels: 1, or 3 where any image of the data set has colour.
+    instances: 'foreground' where the masks number single objects, which all
+      are of the second class; '' elsewhere.
     snapped: names of the cases with JPEG or anti-aliased masks.
     snapped_share: share of the split's mask pixels that had none of the label
       values and took the nearest, 0 to 1.
@@ -57,6 +46,7 @@ class FolderSource:
   classes: tuple[str, ...]
   label_values: tuple[int, ...]
   channels: int
+  instances: str = ''
   snapped: frozenset[str] = frozenset()
   snapped_share: float = 0.0
 
@@ -84,6 +74,8 @@ class FolderSource:
       image = np.repeat(image, self.channels, axis=-1)
     mask, lossy = images.decode_mask(case.mask)
     _check_size(case.image, image, case.mask, mask)
+    if self.instances:
+      mask = np.where(mask == self.label_values[0], *self.label_values)
     if not lossy and case.name not in self.snapped:
       strange = np.setdiff1d(mask, self.label_values)
       if strange.size:
@@ -108,10 +100,16 @@ class FolderSource:
       InputError: a file is no longer there.
     """
     case = self.files[index]
+    merged = (self.instances,) if self.instances else ()
     return stat_key(
       filter(None, (case.image, case.mask, case.roi)),
       self.root,
-      (case.name, self.label_values, self.channels),
+      (
+        case.name,
+        self.label_values,
+        self.channels,
+        *merged,
+      ),
     )
 
   def subset(self, names: Sequence[str]) -> 'FolderSource':
@@ -125,6 +123,7 @@ def open_folder(
   *,
   classes: Sequence[str] = (),
   label_values: Sequence[int] = (),
+  instances: str = '',
   roi: str = '',
   fold: int | str = 0,
   num_folds: int = 5,
@@ -132,16 +131,20 @@ def open_folder(
 ) -> dict[str, FolderSource]:
   """Returns the sources of a data set by split: of `train`, `val`, `test`.
 
-  Reads every mask once, to know their label values and to fail early. A split
-  without masks is left out: it is for prediction. Where there is no `val`, it
-  is a fold of `train`.
+  Reads every file once, to know the label values and to name all that are bad.
+  A split without masks is left out: it is for prediction. Where there is no
+  `val`, it is a fold of `train`; there may be `test` alone.
 
   Args:
     path: the data set's folder.
     classes: names, background first; default `background`, `foreground` or
       `background`, `class_1`, ...
     label_values: value of each class in the mask files; default what the masks
-      of all splits hold, ascending (see `labels.infer_label_values`).
+      of all splits hold, ascending (see `label_inference`).
+    instances: 'foreground' where the masks number single objects, which are
+      all of the second class; 'classes' where each number is a class; '' to
+      look at the masks (see `instances.are_instances`), unless `label_values`
+      or more than two `classes` are given.
     roi: name of a folder beside `images` whose masks (nonzero is inside) mark
       the region to evaluate; empty for none.
     fold: see `splits.split_names`.
@@ -152,10 +155,7 @@ def open_folder(
     InputError: the layout, a file, a label value or the fold is not allowed.
   """
   root = pathlib.Path(path)
-  cases = {
-    split: _match_files(folder, masks, roi)
-    for split, (folder, masks) in _find_splits(root).items()
-  }
+  cases = find_files(root, roi)
   if 'train' in cases and 'val' not in cases:
     by_name = {case.name: case for case in cases['train']}
     train, val = splits.split_names(
@@ -169,37 +169,42 @@ def open_folder(
     if val:
       cases['val'] = [by_name[name] for name in val]
 
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    values = {
-      split: list(pool.map(_count_values, [case.mask for case in cases[split]]))
-      for split in SPLITS
-      if split in cases
-    }
-    every_image = [case.image for files in cases.values() for case in files]
-    channels = max(pool.map(images.image_channels, every_image))
+  found = _look_at_all(root, cases)
+  channels = _agree_on_channels(root, found)
+  values = {
+    split: [look.mask for look in looks] for split, looks in found.items()
+  }
   every_mask = [mask for masks in values.values() for mask in masks]
+  instances = instances_lib.choose(
+    every_mask, instances, classes, label_values, str(root)
+  )
   if not label_values:
-    label_values = labels.infer_label_values(every_mask)
+    label_values = (0, 1)
+    if not instances:
+      label_values = label_inference.infer_label_values(every_mask)
     if not any(mask.values.any() for mask in every_mask):
       logging.warning('%s: every mask is empty (all 0)', root)
   label_values = tuple(int(value) for value in label_values)
   classes = labels.name_classes(classes, label_values, str(root))
-  labels.check_label_values(every_mask, label_values)
+  if not instances:
+    label_inference.check_label_values(every_mask, label_values)
 
   sources = {}
   for split, masks in values.items():
-    counts = [labels.num_snapped(mask, label_values) for mask in masks]
-    share = sum(counts) / sum(int(mask.counts.sum()) for mask in masks)
-    snapped = frozenset(
-      case.name
-      for case, count in zip(cases[split], counts, strict=True)
-      if count
-    )
+    snapped, share = frozenset(), 0.0
+    if not instances:
+      snapped = frozenset(
+        case.name
+        for case, mask in zip(cases[split], masks, strict=True)
+        if label_inference.num_snapped(mask, label_values)
+      )
+      share = label_inference.snapped_share(masks, label_values)
     if snapped:
       logging.warning(
-        '%s, %s: snapped %.2g %% of the mask pixels, in %d of %d files (JPEG '
-        'or anti-aliased), to the nearest of %s',
+        '%s, %s: snapped %.2g %% of the mask pixels, in %d of %d files, to the '
+        'nearest of %s: %s; data.label_values keeps a value as a class',
         root, split, 100 * share, len(snapped), len(masks), label_values,
+        label_inference.describe_snapped(masks, label_values),
       )  # fmt: skip
     sources[split] = FolderSource(
       root=root,
@@ -207,136 +212,75 @@ def open_folder(
       classes=classes,
       label_values=label_values,
       channels=channels,
+      instances=instances,
       snapped=snapped,
       snapped_share=share,
     )
   return sources
 
 
-def _count_values(path: pathlib.Path) -> labels.MaskValues:
+class _Look(NamedTuple):
+  """What the first reading of a case tells."""
+
+  image: pathlib.Path
+  channels: int
+  mask: mask_values.MaskValues
+
+
+def _look_at_all(
+  root: pathlib.Path, cases: dict[str, list[Files]]
+) -> dict[str, list[_Look]]:
+  """Returns the looks at all cases by split, or names all bad files."""
+
+  def look_at(case):
+    try:
+      return _look_at(case), ''
+    except InputError as error:
+      return None, str(error)
+
+  every_case = [case for files in cases.values() for case in files]
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    looks, errors = zip(*pool.map(look_at, every_case), strict=True)
+  errors = list(filter(None, errors))
+  if len(errors) == 1:
+    raise InputError(errors[0])
+  if errors:
+    first = '; '.join(images.shorten(error) for error in errors[:2])
+    raise InputError(
+      f'{root}: {len(errors)} of {len(every_case)} cases have files that '
+      f'cannot be used; the first: {first}'
+    )
+  looks = iter(looks)
+  return {split: [next(looks) for _ in files] for split, files in cases.items()}
+
+
+def _look_at(case: Files) -> _Look:
   stop_signal.check()
-  mask, lossy = images.decode_mask(path)
-  return labels.count_values(path, mask, lossy=lossy)
+  image = images.read_image(case.image)
+  mask, lossy = images.decode_mask(case.mask)
+  _check_size(case.image, image, case.mask, mask)
+  if case.roi is not None:
+    _check_size(case.image, image, case.roi, images.read_mask(case.roi))
+  values = mask_values.count_values(case.mask, mask, lossy=lossy)
+  return _Look(case.image, image.shape[-1], values)
 
 
-def _find_splits(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
-  """Returns each split's folder and the name of the mask folder in it."""
-  there = {path.name for path in images.list_folder(root) if path.is_dir()}
-  found = [split for split in SPLITS if split in there]
-  if 'images' in there and found:
-    raise InputError(
-      f'{root}: both images and {", ".join(found)}; allowed is either images '
-      'with labels or masks, or these in each of train, val, test'
-    )
-  misnamed = sorted(there & {'training', 'valid', 'validation', 'testing'})
-  if misnamed and 'images' not in there:
-    raise InputError(
-      f'{root}: found the folder {misnamed[0]}; allowed names of splits are '
-      'train, val and test'
-    )
-  if 'images' not in there and not found:
-    raise InputError(
-      f'{root}: no folder images; found {images.name_some(sorted(there))}; '
-      'allowed is images with labels or masks, or these in each of train, val, '
-      'test'
-    )
-  result = {}
-  for split in found or ['train']:
-    folder = root / split if found else root
-    inside = [path.name for path in images.list_folder(folder)]
-    if 'images' not in inside:
-      raise InputError(
-        f'{folder}: no folder images; found {images.name_some(inside)}; '
-        'allowed is images with labels or masks'
-      )
-    masks = [name for name in MASK_FOLDERS if name in inside]
-    if len(masks) == 2:
-      raise InputError(
-        f'{folder}: both labels and masks; allowed is one of them'
-      )
-    if masks:
-      result[split] = folder, masks[0]
-    elif split == 'train':
-      raise InputError(
-        f'{folder}: no masks; found {images.name_some(inside)}; allowed is a '
-        'folder labels or masks beside images'
-      )
-    else:
-      logging.info('%s: no labels or masks, left for prediction', folder)
-  if not result:
-    raise InputError(
-      f'{root}: no masks in {", ".join(found)}; allowed is a folder labels or '
-      'masks beside images in at least one of them'
-    )
-  return result
-
-
-def _match_files(
-  folder: pathlib.Path, mask_folder: str, roi_folder: str
-) -> list[Files]:
-  """Returns the files of the cases of one split, sorted by name."""
-  by_name = {}
-  for path in images.list_images(folder / 'images'):
-    by_name[_name(path)] = path
-  masks = _match_masks(by_name, folder / 'images', folder / mask_folder)
-  rois = {}
-  if roi_folder:
-    rois = _match_masks(by_name, folder / 'images', folder / roi_folder)
-  return [
-    Files(name, by_name[name], masks[name], rois.get(name))
-    for name in sorted(by_name)
-  ]
-
-
-def _match_masks(
-  names: dict[str, pathlib.Path],
-  image_folder: pathlib.Path,
-  mask_folder: pathlib.Path,
-) -> dict[str, pathlib.Path]:
-  """Returns the mask of each name; each must have exactly one."""
-  matches = collections.defaultdict(list)
-  extra = []
-  for path in images.list_images(mask_folder):
-    stem = _name(path)
-    candidates = [stem] + [
-      stem[: -len(suffix)]
-      for suffix in MASK_SUFFIXES
-      if stem.lower().endswith(suffix)
-    ]
-    match = next((name for name in candidates if name in names), None)
-    if match is None:
-      extra.append(path.name)
-    else:
-      matches[match].append(path.name)
-  for name, found in matches.items():
-    if len(found) > 1:
-      raise InputError(
-        f'{mask_folder}: {" and ".join(found)} are both masks of '
-        f'{names[name].name}; allowed is one'
-      )
-  missing = [path.name for name, path in names.items() if name not in matches]
-  if missing or extra:
-    problems = []
-    if missing:
-      problems.append(
-        f'{len(missing)} of {len(names)} images without a mask '
-        f'({images.name_some(missing, 3)})'
-      )
-    if extra:
-      problems.append(
-        f'{len(extra)} masks without an image ({images.name_some(extra, 3)})'
-      )
-    raise InputError(
-      f'{mask_folder}: {" and ".join(problems)} in {image_folder}; allowed is '
-      f'one mask for each image, with its stem or that and one of '
-      f'{", ".join(MASK_SUFFIXES)}'
-    )
-  return {name: mask_folder / found[0] for name, found in matches.items()}
-
-
-def _name(path: pathlib.Path) -> str:
-  # macOS writes accents as separate characters; the same name must match.
-  return unicodedata.normalize('NFC', path.stem)
+def _agree_on_channels(
+  root: pathlib.Path, found: dict[str, list[_Look]]
+) -> int:
+  """Returns the channels of all images: 3 where any has colour, and says so."""
+  looks = [look for split in found.values() for look in split]
+  colour = [look for look in looks if look.channels == 3]
+  if 0 < len(colour) < len(looks):
+    kinds = {3: colour, 1: [look for look in looks if look.channels == 1]}
+    few = min(kinds, key=lambda channels: len(kinds[channels]))
+    logging.warning(
+      '%s: %d of %d images are %s (%s), unlike the others; all are read with 3 '
+      'channels',
+      root, len(kinds[few]), len(looks), {3: 'in colour', 1: 'grey'}[few],
+      images.name_some(look.image.name for look in kinds[few]),
+    )  # fmt: skip
+  return 3 if colour else 1
 
 
 def _check_size(

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import list_folder, name_some
 from medseg_jax.data.formats.nifti_header import SUFFIXES
-from medseg_jax.data.sources.folder import MASK_SUFFIXES
+from medseg_jax.data.sources.folder_files import MASK_SUFFIXES
 from medseg_jax.runtime.errors import InputError
 
 _CHANNEL = re.compile(r'(.+)_([0-9]{4})')

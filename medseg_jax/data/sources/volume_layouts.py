@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from medseg_jax.data.formats.images import list_folder, name_some
 from medseg_jax.data.sources.dataset_json import Entry
-from medseg_jax.data.sources.folder import MASK_FOLDERS
+from medseg_jax.data.sources.folder_files import MASK_FOLDERS
 from medseg_jax.data.sources.volume_files import (
   Layout,
   VolumeFiles,

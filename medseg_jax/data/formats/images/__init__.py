@@ -12,7 +12,9 @@ from medseg_jax.data.formats.images.listing import (
   find_images,
   list_folder,
   list_images,
+  looks_like_scan,
   name_some,
+  shorten,
 )
 from medseg_jax.data.formats.images.masks import (
   decode_mask,
@@ -28,8 +30,10 @@ __all__ = [
   'find_images',
   'list_folder',
   'list_images',
+  'looks_like_scan',
   'name_some',
   'read_image',
   'read_mask',
+  'shorten',
   'write_mask',
 ]

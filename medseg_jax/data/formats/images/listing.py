@@ -14,6 +14,12 @@ IMAGE_SUFFIXES = (
   '.jpe', '.jpeg', '.jpf', '.jpg', '.jpx', '.pbm', '.pgm', '.png', '.pnm',
   '.ppm', '.tga', '.tif', '.tiff', '.webp',
 )  # fmt: skip
+# What people's scans and pictures are called that are none of these.
+_SCAN_SUFFIXES = (
+  '.avif', '.czi', '.dcm', '.dicom', '.gz', '.hdr', '.heic', '.ima', '.img',
+  '.lif', '.mha', '.mhd', '.mnc', '.nd2', '.ndpi', '.nhdr', '.nii', '.npy',
+  '.npz', '.nrrd', '.svg', '.svs', '.zip',
+)  # fmt: skip
 # What systems leave in folders, beside names that begin with a dot.
 _LEFTOVERS = ('desktop.ini', 'ehthumbs.db', 'thumbs.db', '__macosx')
 _LONGEST_NAME = 60
@@ -63,6 +69,11 @@ def find_images(folder: str | os.PathLike) -> Listing:
         'is one file for each stem'
       )
   return Listing(images, unused)
+
+
+def looks_like_scan(path: pathlib.Path) -> bool:
+  """Returns whether a file's name says that it is an image of some kind."""
+  return path.suffix.lower() in (*IMAGE_SUFFIXES, *_SCAN_SUFFIXES)
 
 
 def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:

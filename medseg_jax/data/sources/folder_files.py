@@ -1,0 +1,191 @@
+"""Which files of a folder make up the cases of a 2-D data set.
+
+`PATH/{images,labels|masks}`, or that in each of `PATH/{train,val,test}`.
+"""
+
+import collections
+import pathlib
+import unicodedata
+from typing import NamedTuple
+
+from absl import logging
+
+from medseg_jax.data.formats import images
+from medseg_jax.runtime.errors import InputError
+
+SPLITS = ('train', 'val', 'test')
+MASK_FOLDERS = ('labels', 'masks')
+MASK_SUFFIXES = ('_mask', '_segmentation', '_manual1', '_label', '_anno')
+
+
+class Files(NamedTuple):
+  """The files of one case."""
+
+  name: str
+  image: pathlib.Path
+  mask: pathlib.Path
+  roi: pathlib.Path | None
+
+
+def find_files(root: pathlib.Path, roi: str) -> dict[str, list[Files]]:
+  """Returns the files of each split's cases, and warns of what is not used.
+
+  A split without masks is left out: it is for prediction.
+
+  Args:
+    root: the data set's folder.
+    roi: name of the folder of regions beside `images`; empty for none.
+
+  Raises:
+    InputError: the layout or a file's name is not allowed.
+  """
+  folders = _find_splits(root)
+  unused = []
+  if root not in [folder for folder, _ in folders.values()]:
+    unused += _beside(root, SPLITS)
+  result = {}
+  for split, (folder, masks) in folders.items():
+    result[split], more = _match_files(folder, masks, roi)
+    unused += _beside(folder, ('images', masks, roi)) + more
+  if unused:
+    names = [str(path.relative_to(root)) for path in unused]
+    logging.warning(
+      '%s: %d files or folders are not used: %s; allowed are images directly '
+      'in images and in labels or masks (%s)',
+      root, len(unused), images.name_some(names),
+      ' '.join(images.IMAGE_SUFFIXES),
+    )  # fmt: skip
+  return result
+
+
+def _beside(folder: pathlib.Path, used: tuple[str, ...]) -> list[pathlib.Path]:
+  """Returns the other folders, and the files that look like scans."""
+  return [
+    path
+    for path in images.list_folder(folder)
+    if path.name not in used and (path.is_dir() or images.looks_like_scan(path))
+  ]
+
+
+def _find_splits(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
+  """Returns each split's folder and the name of the mask folder in it."""
+  there = {path.name for path in images.list_folder(root) if path.is_dir()}
+  found = [split for split in SPLITS if split in there]
+  if 'images' in there and found:
+    raise InputError(
+      f'{root}: both images and {", ".join(found)}; allowed is either images '
+      'with labels or masks, or these in each of train, val, test'
+    )
+  misnamed = sorted(there & {'training', 'valid', 'validation', 'testing'})
+  if misnamed and 'images' not in there:
+    raise InputError(
+      f'{root}: found the folder {misnamed[0]}; allowed names of splits are '
+      'train, val and test'
+    )
+  if 'images' not in there and not found:
+    raise InputError(
+      f'{root}: no folder images; found {images.name_some(sorted(there))}; '
+      'allowed is images with labels or masks, or these in each of train, val, '
+      'test'
+    )
+  result = {}
+  for split in found or ['train']:
+    folder = root / split if found else root
+    inside = [path.name for path in images.list_folder(folder)]
+    if 'images' not in inside:
+      raise InputError(
+        f'{folder}: no folder images; found {images.name_some(inside)}; '
+        'allowed is images with labels or masks'
+      )
+    masks = [name for name in MASK_FOLDERS if name in inside]
+    if len(masks) == 2:
+      raise InputError(
+        f'{folder}: both labels and masks; allowed is one of them'
+      )
+    if masks:
+      result[split] = folder, masks[0]
+    elif split == 'train':
+      raise InputError(
+        f'{folder}: no masks; found {images.name_some(inside)}; allowed is a '
+        'folder labels or masks beside images'
+      )
+    else:
+      logging.info('%s: no labels or masks, left for prediction', folder)
+  if not result:
+    raise InputError(
+      f'{root}: no masks in {", ".join(found)}; allowed is a folder labels or '
+      'masks beside images in at least one of them'
+    )
+  return result
+
+
+def _match_files(
+  folder: pathlib.Path, mask_folder: str, roi_folder: str
+) -> tuple[list[Files], list[pathlib.Path]]:
+  """Returns the files of the cases of one split by name, and the unused."""
+  found = images.find_images(folder / 'images')
+  unused = list(found.unused)
+  by_name = {_name(path): path for path in found.images}
+  partners = []
+  for name in filter(None, (mask_folder, roi_folder)):
+    found = images.find_images(folder / name)
+    unused += found.unused
+    partners.append(_match_masks(by_name, folder / 'images', found.images))
+  rois = partners[1] if roi_folder else {}
+  cases = [
+    Files(name, by_name[name], partners[0][name], rois.get(name))
+    for name in sorted(by_name)
+  ]
+  return cases, unused
+
+
+def _match_masks(
+  names: dict[str, pathlib.Path],
+  image_folder: pathlib.Path,
+  masks: list[pathlib.Path],
+) -> dict[str, pathlib.Path]:
+  """Returns the mask of each name; each must have exactly one."""
+  mask_folder = masks[0].parent
+  matches = collections.defaultdict(list)
+  extra = []
+  for path in masks:
+    stem = _name(path)
+    candidates = [stem] + [
+      stem[: -len(suffix)]
+      for suffix in MASK_SUFFIXES
+      if stem.lower().endswith(suffix)
+    ]
+    match = next((name for name in candidates if name in names), None)
+    if match is None:
+      extra.append(path.name)
+    else:
+      matches[match].append(path.name)
+  for name, found in matches.items():
+    if len(found) > 1:
+      raise InputError(
+        f'{mask_folder}: {" and ".join(found)} are both masks of '
+        f'{names[name].name}; allowed is one'
+      )
+  missing = [path.name for name, path in names.items() if name not in matches]
+  if missing or extra:
+    problems = []
+    if missing:
+      problems.append(
+        f'{len(missing)} of {len(names)} images without a mask '
+        f'({images.name_some(missing, 3)})'
+      )
+    if extra:
+      problems.append(
+        f'{len(extra)} masks without an image ({images.name_some(extra, 3)})'
+      )
+    raise InputError(
+      f'{mask_folder}: {" and ".join(problems)} in {image_folder}; allowed is '
+      f'one mask for each image, with its stem or that and one of '
+      f'{", ".join(MASK_SUFFIXES)}'
+    )
+  return {name: mask_folder / found[0] for name, found in matches.items()}
+
+
+def _name(path: pathlib.Path) -> str:
+  # macOS writes accents as separate characters; the same name must match.
+  return unicodedata.normalize('NFC', path.stem)
