@@ -21,7 +21,13 @@ class Pixels(NamedTuple):
 
 
 def make_pixels(samples, orientation, palette=None, lossy=False) -> Pixels:
-  """Returns decoded samples in the order, and with the parts, of `Pixels`."""
+  """Returns decoded samples in the order, and with the parts, of `Pixels`.
+
+  Raises:
+    ValueError: the decoder gave no pixels, or more axes than an image has.
+  """
+  if not samples.size or samples.ndim not in (2, 3):
+    raise ValueError(f'decoded to an array of the shape {samples.shape}')
   if samples.dtype == bool:
     samples = samples.astype(np.uint8) * np.uint8(255)
   samples = samples.astype(samples.dtype.newbyteorder('='), copy=False)
@@ -31,6 +37,8 @@ def make_pixels(samples, orientation, palette=None, lossy=False) -> Pixels:
     samples, alpha = samples[..., :-1], samples[..., -1]
   if samples.ndim == 3 and samples.shape[-1] == 1:
     samples = samples[..., 0]
+  if samples.ndim == 3 and samples.shape[-1] != 3:
+    raise ValueError(f'decoded to {samples.shape[-1]} channels')
   return Pixels(np.ascontiguousarray(samples), alpha, palette, lossy)
 
 
