@@ -245,7 +245,9 @@ def _look_at_all(
   if len(errors) == 1:
     raise InputError(errors[0])
   if errors:
-    first = '; '.join(images.shorten(error) for error in errors[:2])
+    first = '; '.join(
+      images.shorten(error.removeprefix(f'{root}/')) for error in errors[:2]
+    )
     raise InputError(
       f'{root}: {len(errors)} of {len(every_case)} cases have files that '
       f'cannot be used; the first: {first}'

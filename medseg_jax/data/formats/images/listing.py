@@ -110,7 +110,8 @@ def list_folder(folder: pathlib.Path) -> list[pathlib.Path]:
       'readable folder'
     ) from error
   raise InputError(
-    f'{folder}: no such folder; the nearest that exists is {parent}, which '
+    f'{shorten(folder, 250)}: no such folder; the nearest that exists is '
+    f'{shorten(parent, 250)}, which '
     f'holds {name_some(there)}'
   )
 
@@ -126,6 +127,7 @@ def name_some(names: Iterable, limit: int = 5) -> str:
 def shorten(text: object, limit: int = 150) -> str:
   """Returns a text on one line, the middle left out where it is long."""
   line = ' '.join(str(text).split())
+  line = ''.join(char if char.isprintable() else '?' for char in line)
   if len(line) <= limit:
     return line
   half = (limit - 5) // 2
