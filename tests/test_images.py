@@ -329,7 +329,7 @@ def test_an_image_that_does_not_fit_says_how_much_it_takes(
   with pytest.raises(InputError) as error:
     images.read_image(path)
   assert_one_line(
-    error, path, '4000 x 4500 pixels', 'need 0.2', '0.1 GB are available'
+    error, path, '4000 x 4500 pixels', 'need 0.18 GB', '0.1 GB are available'
   )
   monkeypatch.setattr(host_memory, 'available', lambda: 1e12)
   assert images.read_image(path).shape == (4000, 4500, 1)

@@ -322,3 +322,31 @@ def test_value_of_no_class_is_named_with_its_case(data_dir):
   )['train']
   with pytest.raises(InputError, match=f'{source.names[0]}: label values 3'):
     source[0]
+
+
+def test_a_stray_pixel_in_masks_is_no_class(tmp_path, monkeypatch, caplog):
+  def with_a_speck(index):
+    image = np.full((40, 40, 3), index, np.uint8)
+    mask = np.ones((40, 40), np.uint8)
+    mask[5:20, 5:20] = 3
+    mask[0, 0] = 9 if index == 4 else 1
+    return image, mask
+
+  monkeypatch.setitem(globals(), 'pet', with_a_speck)
+  prepare(Pets(data_dir=tmp_path))
+  for given in ((), (1, 3)):
+    source = tfds_source.open_tfds(
+      'pets', data_dir=tmp_path, label_values=given
+    )['train']
+    assert source.label_values == (1, 3)
+    with caplog.at_level('WARNING'):
+      cases = {case.image[0, 0, 0]: case for case in source}
+    assert cases[4].label[0, 0] == 1  # the nearest
+    assert 'pet_4: snapped to the nearest of (1, 3): 9 (1 pixel' in caplog.text
+
+
+def test_a_case_of_other_channels_is_the_odd_one(data_dir):
+  source = tfds_source.open_tfds('pets', data_dir=data_dir)['train']
+  source.channels = 1
+  with pytest.raises(InputError, match='3 channels; allowed are 1, as most'):
+    source[0]

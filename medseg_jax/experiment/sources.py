@@ -23,6 +23,7 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
   """
   data = config.data
   naming = dict(classes=_classes(data), label_values=tuple(data.label_values))
+  instances = data.get('instances', '')  # later than the first models
   if data.source == 'phantom':
     from medseg_jax.data.sources.phantom import open_phantom
 
@@ -39,7 +40,7 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
     return open_folder(
       data.path,
       roi=data.roi,
-      instances=data.get('instances', ''),  # later than the first models
+      instances=instances,
       fold='all',
       **naming,
     )
@@ -66,6 +67,7 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
       data_dir=data.tfds.data_dir,
       image_key=data.tfds.image_key,
       mask_key=data.tfds.mask_key,
+      instances=instances,
       fold='all',
       **naming,
     )

@@ -11,22 +11,30 @@ comes first, so
             label_values=(2, 1, 3))
 """
 
+import collections
 import contextlib
 import copy
 import hashlib
 import os
+import pathlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
-from medseg_jax.data import labels, splits
+from medseg_jax.data import instances as instances_lib
+from medseg_jax.data import label_inference, labels, mask_values, splits
 from medseg_jax.data.case import Case, colour_names
+from medseg_jax.data.sources.tfds_features import (
+  check_whole,
+  find_mask,
+  image_and_mask,
+)
 from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError
 
-MASK_KEYS = ('segmentation_mask', 'label', 'mask', 'segmentation')
 SPLITS = {'train': ('train',), 'val': ('validation', 'val'), 'test': ('test',)}
 
 # A gap of this many examples is read over; opening the split anew costs more.
@@ -51,12 +59,14 @@ class TfdsSource:
     classes: tuple[str, ...],
     label_values: tuple[int, ...],
     channels: int,
+    instances: str = '',
   ):
     """Holds the examples at `positions` of the TFDS split; see `open_tfds`."""
     self.names = tuple(names)
     self.classes = classes
     self.label_values = label_values
     self.channels = channels
+    self.instances = instances
     self.channel_names = colour_names(channels)
     self._builder = builder
     self._split = split
@@ -78,10 +88,21 @@ class TfdsSource:
     name = self.names[index]  # an IndexError ends iteration
     example = self._read(self._positions[index])
     where = f'{self._builder.info.full_name}, case {name}'
-    image, mask = _image_and_mask(example, self._keys, where)
-    strange = np.setdiff1d(mask, self.label_values)
-    if strange.size:
-      raise labels.unknown_values(where, strange, self.label_values)
+    image, mask = image_and_mask(example, self._keys, where)
+    if image.shape[-1] != self.channels:
+      raise InputError(
+        f'{where}: {image.shape[-1]} channels; allowed are {self.channels}, as '
+        'most cases have'
+      )
+    if self.instances:
+      mask = np.where(mask == self.label_values[0], *self.label_values)
+    if np.setdiff1d(mask, self.label_values).size:
+      found = [mask_values.count_values(where, mask, lossy=False)]
+      label_inference.check_label_values(found, self.label_values)
+      logging.warning(
+        '%s: snapped to the nearest of %s: %s', where, self.label_values,
+        label_inference.describe_snapped(found, self.label_values),
+      )  # fmt: skip
     return Case(
       name=name,
       image=image,
@@ -117,7 +138,7 @@ class TfdsSource:
     stat = path.stat()
     lines = [
       info.full_name, self._split, self._keys, position, self.label_values,
-      path.name, stat.length, stat.mtime,
+      path.name, stat.length, stat.mtime, *filter(None, [self.instances]),
     ]  # fmt: skip
     return hashlib.sha256(repr(lines).encode()).hexdigest()
 
@@ -143,6 +164,7 @@ def open_tfds(
   mask_key: str = '',
   classes: Sequence[str] = (),
   label_values: Sequence[int] = (),
+  instances: str = '',
   fold: int | str = 0,
   num_folds: int = 0,
   fold_order: str = 'shuffled',
@@ -163,8 +185,10 @@ def open_tfds(
       for the first of MASK_KEYS that is an image or a tensor of 2 axes or more.
     classes: names, background first; default 'classes' in the data set's
       metadata, or `background`, `foreground`, or `background`, `class_1`, ...
-    label_values: the value of each class in the masks; default the values that
-      occur in the masks of 'train', ascending, which reads them all once.
+    label_values: the value of each class in the masks; default what the masks
+      of 'train' hold, ascending (see `label_inference`), read once for that.
+    instances: 'foreground' where masks number single objects, all of which are
+      of the second class; 'classes' for a class each; '' to look at them.
     fold: see `splits.split_names`.
     num_folds: see `splits.split_names`; 0 for no folds.
     fold_order: see `splits.split_names`.
@@ -174,7 +198,7 @@ def open_tfds(
   """
   builder = _open_builder(name, os.path.expanduser(data_dir))
   info = builder.info
-  keys = (image_key, _find_mask(info, image_key, mask_key))
+  keys = (image_key, find_mask(info, image_key, mask_key))
   found = {
     split: there[0]
     for split, names in SPLITS.items()
@@ -186,10 +210,17 @@ def open_tfds(
       f'{", ".join(info.splits) or "none"}'
     )
 
-  example = next(_read_split(builder, 'train', keys))
-  image, _ = _image_and_mask(example, keys, f'{info.full_name}, first case')
+  channels = _most_channels(builder, keys)
+  found_masks = []
+  if not label_values or instances:
+    found_masks = _look_at_masks(builder, keys)
+  instances = instances_lib.choose(
+    found_masks, instances, classes, label_values, info.full_name
+  )
   if not label_values:
-    label_values = _infer_label_values(builder, keys)
+    label_values = (0, 1)
+    if not instances:
+      label_values = label_inference.infer_label_values(found_masks)
   label_values = tuple(int(value) for value in label_values)
   metadata = info.metadata or {}
   if not classes and len(metadata.get('classes', ())) == len(label_values):
@@ -213,7 +244,8 @@ def open_tfds(
       positions=positions,
       classes=classes,
       label_values=label_values,
-      channels=image.shape[-1],
+      channels=channels,
+      instances=instances,
     )
   return sources
 
@@ -281,31 +313,6 @@ def _open_builder(name: str, data_dir: str):
   return builder
 
 
-def _find_mask(info, image_key: str, mask_key: str) -> str:
-  """Returns the key of the mask, after a look at the features."""
-  features = info.features
-  found = ', '.join(f'{k} {features[k].__class__.__name__}' for k in features)
-
-  def is_array(key):
-    # The shape of nested features is a dict.
-    shape = features[key].shape if key in features else None
-    return isinstance(shape, tuple) and len(shape) >= 2
-
-  if not is_array(image_key):
-    raise InputError(
-      f'{info.full_name}: no image or tensor feature {image_key!r}; found '
-      f'{found}; name it in the image key'
-    )
-  candidates = [mask_key] if mask_key else MASK_KEYS
-  for key in candidates:
-    if key != image_key and is_array(key):
-      return key
-  raise InputError(
-    f'{info.full_name}: no mask feature {" or ".join(map(repr, candidates))} '
-    f'that is an image or a tensor; found {found}; name it in the mask key'
-  )
-
-
 def _read_split(
   builder, split: str, keys: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
@@ -350,42 +357,31 @@ def _case_names(builder, split: str) -> list[str]:
   return [f'{split}_{i:06d}' for i in range(num_examples)]
 
 
-def _image_and_mask(
-  example: dict[str, np.ndarray], keys: tuple[str, str], where: str
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns image `[*S, C]` and mask `[*S]` of integers."""
-  image, mask = (np.asarray(example[key]) for key in keys)
-  shapes = f'{keys[0]} {image.shape}, {keys[1]} {mask.shape}'
-  same_axes = image.shape[:-1] == mask.shape[:-1]
-  if mask.shape[-1] == 1 and (same_axes or mask.ndim == image.ndim + 1):
-    mask = mask[..., 0]
-  if image.shape == mask.shape:
-    image = image[..., None]
-  if image.shape[:-1] != mask.shape:
-    raise InputError(
-      f'{where}: shapes {shapes} do not fit; allowed is an image [*S, C] or '
-      '[*S] and a mask [*S] or [*S, 1]'
-    )
-  _check_whole(mask, f'{where}, {keys[1]}')
-  return image, mask.astype(np.int64)
+def _most_channels(builder, keys: tuple[str, str]) -> int:
+  """Returns the channels of the images, of most where not all are alike."""
+  found = collections.Counter()
+  for example in _read_split(builder, 'train', keys):
+    image, _ = image_and_mask(example, keys, f'{builder.info.full_name}, train')
+    found[image.shape[-1]] += 1
+    if builder.info.features[keys[0]].shape[-1] is not None:
+      break  # all are alike
+  return found.most_common(1)[0][0]
 
 
-def _check_whole(mask: np.ndarray, where: str) -> None:
-  if mask.dtype.kind == 'f' and (mask % 1 != 0).any():
-    broken = mask[mask % 1 != 0].flat[0]
-    raise InputError(f'{where}: label {broken}; allowed are whole numbers')
-
-
-def _infer_label_values(builder, keys: tuple[str, str]) -> tuple[int, ...]:
-  """Returns the values in the masks of 'train', ascending."""
-  values = set()
-  for example in _read_split(builder, 'train', keys[1:]):
-    found = np.unique(example[keys[1]])
-    _check_whole(found, f'{builder.info.full_name}, {keys[1]}')
-    values.update(found.tolist())
-    if len(values) > labels.MAX_CLASSES:
-      raise InputError(
-        f'{builder.info.full_name}: over {labels.MAX_CLASSES} values in '
-        f'{keys[1]}; allowed is one for each class, or data.label_values'
+def _look_at_masks(
+  builder, keys: tuple[str, str]
+) -> list[mask_values.MaskValues]:
+  """Returns what the masks of 'train' hold."""
+  where = pathlib.PurePath(builder.info.full_name)
+  found = []
+  for i, example in enumerate(_read_split(builder, 'train', keys[1:])):
+    mask = np.asarray(example[keys[1]])
+    check_whole(mask, f'{where}, {keys[1]}')
+    if mask.shape[-1] == 1 and mask.ndim > 2:
+      mask = mask[..., 0]
+    found.append(
+      mask_values.count_values(
+        where / f'train {i}', mask.astype(np.int64), lossy=False
       )
-  return tuple(sorted(values))
+    )
+  return found

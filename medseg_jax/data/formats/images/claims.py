@@ -97,9 +97,9 @@ def memory_for(
     InputError: there is not enough for this one; says how much it takes and
       how much there is.
   """
-  # The decoder's own copy (Pillow's of colour has four bytes a pixel), that
-  # of the samples, and that of the turned samples or of a mask's integers.
-  pixel = max(4 if channels > 1 else 1, itemsize) + 3 * channels * itemsize
+  # The decoder's own copy (Pillow's of colour has four bytes a pixel), that of
+  # the samples, that of the turned ones, and the integers of a mask.
+  pixel = max(4 if channels > 1 else 1, itemsize) + 2 * channels * itemsize
   needed = size[0] * size[1] * (pixel + 4)
   if needed < _SMALL:
     yield
