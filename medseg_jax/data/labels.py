@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medseg_jax.data.formats.images import shorten
 from medseg_jax.runtime.errors import InputError
 
 # More values than this are the numbers of single objects; and more than the
@@ -33,11 +34,9 @@ def unknown_values(
   if counts:
     texts = [f'{t} ({n} pixels)' for t, n in zip(texts, counts, strict=False)]
   more = f', ... ({len(values)} in all)' if len(values) > 8 else ''
-  known = ', '.join(str(int(value)) for value in label_values[:20])
-  known += f', ... ({len(label_values)})' * (len(label_values) > 20)
   return InputError(
     f'{where}: label values {", ".join(texts)}{more} are of no class{files}; '
-    f'allowed are data.label_values ({known})'
+    f'allowed are data.label_values {_few(label_values)}'
   )
 
 
@@ -60,7 +59,7 @@ def name_classes(
   """
   if len(label_values) < 2 or len(set(label_values)) < len(label_values):
     raise InputError(
-      f'data.label_values: {tuple(label_values)}; allowed are two or more '
+      f'data.label_values: {_few(label_values)}; allowed are two or more '
       'different integers, the background first'
     )
   if not classes:
@@ -70,8 +69,13 @@ def name_classes(
     return ('background', *numbered)
   if len(classes) != len(label_values):
     raise InputError(
-      f'{where}: {len(classes)} data.classes {tuple(classes)} for '
-      f'{len(label_values)} label values {tuple(label_values)}; allowed is one '
+      f'{where}: {len(classes)} data.classes {_few(classes)} for '
+      f'{len(label_values)} label values {_few(label_values)}; allowed is one '
       'class for each value (data.label_values may name values that are absent)'
     )
   return tuple(classes)
+
+
+def _few(items: Sequence) -> str:
+  """Returns a tuple as text, its middle left out where it is long."""
+  return shorten(tuple(items), 90)

@@ -50,10 +50,9 @@ def find_files(root: pathlib.Path, roi: str) -> dict[str, list[Files]]:
   if unused:
     names = [str(path.relative_to(root)) for path in unused]
     logging.warning(
-      '%s: %d files or folders are not used: %s; allowed are images directly '
-      'in images and in labels or masks (%s)',
-      root, len(unused), images.name_some(names),
-      ' '.join(images.IMAGE_SUFFIXES),
+      '%s: not used: %s; images are read that lie directly in the folders '
+      'images and labels or masks, as PNG, TIFF, JPEG or the like',
+      root, images.name_some(names),
     )  # fmt: skip
   return result
 
