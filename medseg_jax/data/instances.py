@@ -7,8 +7,7 @@ import numpy as np
 from absl import logging
 from scipy import ndimage
 
-from medseg_jax.data.formats.images import shorten
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, quote
 
 WISHES = ('', 'foreground', 'classes')  # what data.instances may be
 # Fewer numbers than this may just as well be classes ...
@@ -57,7 +56,7 @@ def choose(
   """
   if wish not in WISHES:
     raise InputError(
-      f'data.instances: {shorten(repr(wish))}; allowed are '
+      f'data.instances: {quote(wish)}; allowed are '
       f'{", ".join(map(repr, WISHES))}'
     )
   if wish == 'foreground':

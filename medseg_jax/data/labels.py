@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medseg_jax.data.formats.images import shorten
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, quote
 
 # More values than this are the numbers of single objects; and more than the
 # second with most of them loose are a picture.
@@ -78,4 +77,4 @@ def name_classes(
 
 def _few(items: Sequence) -> str:
   """Returns a tuple as text, its middle left out where it is long."""
-  return shorten(tuple(items), 90)
+  return quote(tuple(items), 90)

@@ -246,7 +246,7 @@ def _look_at_all(
     raise InputError(errors[0])
   if errors:
     first = '; '.join(
-      images.shorten(error.removeprefix(f'{root}/')) for error in errors[:2]
+      images.one_line(error.removeprefix(f'{root}/')) for error in errors[:2]
     )
     raise InputError(
       f'{root}: {len(errors)} of {len(every_case)} cases have files that '

@@ -14,7 +14,7 @@ from medseg_jax.data.formats.images.listing import (
   list_images,
   looks_like_scan,
   name_some,
-  shorten,
+  one_line,
 )
 from medseg_jax.data.formats.images.masks import (
   decode_mask,
@@ -34,6 +34,6 @@ __all__ = [
   'name_some',
   'read_image',
   'read_mask',
-  'shorten',
+  'one_line',
   'write_mask',
 ]

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, explain, shorten
 
 # By name, since Pillow's own list has PDF, video and other surprises.
 IMAGE_SUFFIXES = (
@@ -91,13 +91,6 @@ def list_folder(folder: pathlib.Path) -> list[pathlib.Path]:
     if folder.is_dir():
       entries = [p for p in folder.iterdir() if not p.name.startswith('.')]
       return sorted(entries, key=lambda path: path.name)
-  except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-    reason = getattr(error, 'strerror', None) or str(error)
-    raise InputError(
-      f'{shorten(folder)}: cannot be listed ({reason}); it must be a readable '
-      'folder'
-    ) from error
-  try:
     if folder.exists():
       raise InputError(f'{folder}: a file; allowed is a folder')
     parent = folder.absolute()
@@ -105,13 +98,10 @@ def list_folder(folder: pathlib.Path) -> list[pathlib.Path]:
       parent = parent.parent
     there = sorted(p.name for p in parent.iterdir() if p.name[0] != '.')
   except OSError as error:
-    raise InputError(
-      f'{shorten(folder)}: cannot be listed ({error.strerror}); it must be a '
-      'readable folder'
-    ) from error
+    raise InputError(explain(error, 'list the folder', folder)) from error
   raise InputError(
-    f'{shorten(folder, 250)}: no such folder; the nearest that exists is '
-    f'{shorten(parent, 250)}, which '
+    f'{one_line(folder, 250)}: no such folder; the nearest that exists is '
+    f'{one_line(parent, 250)}, which '
     f'holds {name_some(there)}'
   )
 
@@ -119,16 +109,13 @@ def list_folder(folder: pathlib.Path) -> list[pathlib.Path]:
 def name_some(names: Iterable, limit: int = 5) -> str:
   """Returns the first few names, and how many there are where that is more."""
   names = [str(name) for name in names]
-  text = ', '.join(shorten(name, _LONGEST_NAME) for name in names[:limit])
+  text = ', '.join(one_line(name, _LONGEST_NAME) for name in names[:limit])
   text = text or 'nothing'
   return text if len(names) <= limit else f'{text}, ... ({len(names)} in all)'
 
 
-def shorten(text: object, limit: int = 150) -> str:
-  """Returns a text on one line, the middle left out where it is long."""
+def one_line(text: object, longest: int = 150) -> str:
+  """Returns a text on one line of printable characters, shortened."""
   line = ' '.join(str(text).split())
   line = ''.join(char if char.isprintable() else '?' for char in line)
-  if len(line) <= limit:
-    return line
-  half = (limit - 5) // 2
-  return f'{line[:half]} ... {line[-half:]}'
+  return shorten(line, longest)

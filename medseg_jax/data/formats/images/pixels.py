@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medseg_jax.data.formats.images.listing import shorten
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.data.formats.images.listing import one_line
+from medseg_jax.runtime.errors import InputError, explain
 
 ORIENTATION_TAG = 0x0112
 
@@ -56,10 +56,12 @@ def unreadable(path: pathlib.Path, error: Exception) -> InputError:
     return InputError(
       f'{path}: there is not enough memory to read it; allowed is what fits'
     )
-  reason = getattr(error, 'strerror', None) or shorten(error)
+  if isinstance(error, OSError) and error.errno:
+    return InputError(explain(error, 'read the image', path))
   return InputError(
-    f'{shorten(path, 250)}: cannot be read '
-    f'({reason or type(error).__name__}); allowed are complete image files'
+    f'{one_line(path, 250)}: cannot be read '
+    f'({one_line(error) or type(error).__name__}); allowed are complete image '
+    'files'
   )
 
 
