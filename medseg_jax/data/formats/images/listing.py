@@ -88,13 +88,13 @@ def list_folder(folder: pathlib.Path) -> list[pathlib.Path]:
     InputError: no such folder, or not readable; says what is there instead.
   """
   try:
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False for names that no file can have, too
       entries = [p for p in folder.iterdir() if not p.name.startswith('.')]
       return sorted(entries, key=lambda path: path.name)
-    if folder.exists():
+    if os.path.exists(folder):
       raise InputError(f'{folder}: a file; allowed is a folder')
     parent = folder.absolute()
-    while not parent.is_dir():
+    while not os.path.isdir(parent):
       parent = parent.parent
     there = sorted(p.name for p in parent.iterdir() if p.name[0] != '.')
   except OSError as error:
