@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medseg_jax.data.instances import Objects, find_objects
+from medseg_jax.data.numbered_objects import Objects, are_numbered, find_objects
 
 # A JPEG moves the values of a flat neighbourhood by less than the first; near
 # the edges of small objects by less than the second.
@@ -74,7 +74,9 @@ def count_values(
         inside, means = _neighbourhoods(band)
         between += np.bincount(codes[1:-1, 1:-1][inside], minlength=len(values))
         flat = tuple(map(_merge, flat, means))
-  objects = None if lossy else find_objects(mask, values)
+  objects = None
+  if not lossy and are_numbered([values.tolist()]):
+    objects = find_objects(mask)
   return MaskValues(path, values, counts, solid, between, flat, lossy, objects)
 
 
