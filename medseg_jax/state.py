@@ -11,6 +11,9 @@ from jax.sharding import Mesh
 
 from medseg_jax.runtime.sharding import replicated
 
+# What one seed serves; each has keys that the others cannot meet.
+_WEIGHTS, _STEPS = 1, 2
+
 
 class TrainState(struct.PyTreeNode):
   """The state of a run, the whole of what a checkpoint holds.
@@ -37,6 +40,18 @@ class TrainState(struct.PyTreeNode):
     """Returns the variables to predict with: the average where it is kept."""
     params = self.params if self.ema_params is None else self.ema_params
     return {'params': params, 'batch_stats': self.batch_stats}
+
+
+def weights_key(seed: int) -> jax.Array:
+  """Returns the key that the weights of a run are drawn with."""
+  return jax.random.fold_in(jax.random.key(seed), _WEIGHTS)
+
+
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+  """Returns the key of a step of a run, scalar int32."""
+  return jax.random.fold_in(
+    jax.random.fold_in(jax.random.key(seed), _STEPS), step
+  )
 
 
 def create_state(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from medseg_jax.data import masking
 from medseg_jax.models import Model
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.state import TrainState
+from medseg_jax.state import TrainState, step_key
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -192,7 +192,7 @@ class TrainStep:
 
   def _keys(self, step):
     """Returns the step's keys, for the augmentation and for dropout."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(self.seed), step))
+    return jax.random.split(step_key(self.seed, step))
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:

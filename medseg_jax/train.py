@@ -34,7 +34,12 @@ from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.runtime.metric_writer import MetricWriter
 from medseg_jax.runtime.progress import Progress
 from medseg_jax.runtime.stop_signal import stop_on_signal
-from medseg_jax.state import TrainState, abstract_state, create_state
+from medseg_jax.state import (
+  TrainState,
+  abstract_state,
+  create_state,
+  weights_key,
+)
 from medseg_jax.step import TrainStep
 
 
@@ -81,7 +86,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     print(describe(config, sources), flush=True)
     cache = prepare(config, sources)
     if not resuming:
-      state = create_state(key=jax.random.key(config.seed), **arguments)
+      state = create_state(key=weights_key(config.seed), **arguments)
     else:
       state = checkpoints.restore(LATEST, abstract_state(**arguments))
       print(f'going on from step {int(state.step)} of {workdir}', flush=True)
