@@ -50,7 +50,8 @@ class TrainStep:
     augment_fn: `(key, batch) -> batch`.
     schedule: learning rate by step, for the metrics only; `tx` has its own.
     seed: with the step, the source of all randomness in the step.
-    ema_decay: of the weights' moving average.
+    ema_decay: of the moving average of the weights and of batch norm's
+      statistics.
     masked_channels: channels of the image that are set to 0 outside the mask
       again, after the augmentation.
     batch_splits: number of equal parts of the batch whose gradients are
@@ -141,17 +142,21 @@ class TrainStep:
       gradient.grads, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
-    if ema_params is not None:
+    average = state.ema_params, state.ema_batch_stats
+    if state.ema_params is not None:
       # The average starts quickly: early weights are of no use in it.
       decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))
-      ema_params = optax.incremental_update(params, ema_params, 1 - decay)
+      average = optax.incremental_update(
+        (params, gradient.batch_stats), average, 1 - decay
+      )
+    ema_params, ema_batch_stats = average
     new_state = TrainState(
       step=state.step + 1,
       params=params,
       batch_stats=gradient.batch_stats,
       opt_state=opt_state,
       ema_params=ema_params,
+      ema_batch_stats=ema_batch_stats,
       halted=state.halted,
     )
     finite = jnp.isfinite(gradient.loss) & jnp.isfinite(grad_norm)
