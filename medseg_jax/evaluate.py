@@ -88,7 +88,7 @@ def report_split(
   """Evaluates, writes summary, cases and panels, prints the table.
 
   Args:
-    predict_fn: see `evaluate_cases`.
+    predict_fn: see `score_cases`.
     source: the cases.
     config: resolved.
     workdir: for the results, in `evaluation/` and `panels/`.

@@ -91,6 +91,7 @@ class Validation:
         settings=settings,
         thorough=final,
         keep=len(self.source) if final else 1,
+        desc='evaluate val' if final else '',
       )
       [picture] = evaluate.panels(predict, self.source, [0], scored, **settings)
     if final:

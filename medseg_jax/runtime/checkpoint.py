@@ -16,7 +16,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from medseg_jax.runtime import checkpoint_files, orbax_messages
-from medseg_jax.runtime.checkpoint_files import DamageError, first_line
+from medseg_jax.runtime.checkpoint_files import DamageError, reason
 from medseg_jax.runtime.errors import InputError
 
 LATEST, BEST = 'latest', 'best'
@@ -239,7 +239,7 @@ class Checkpoints:
     older = 'there is no older one' if kept is None else f'step {kept} is kept'
     return InputError(
       f'cannot save the {which} checkpoint in {self._directory}: '
-      f'{first_line(error)}; {older}; the same command goes on from there '
+      f'{reason(error)}; {older}; the same command goes on from there '
       'once the folder can be written (is the disk full?)'
     )
 

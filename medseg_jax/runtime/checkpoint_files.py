@@ -7,7 +7,9 @@ is read.
 """
 
 import contextlib
+import errno
 import json
+import os
 import pathlib
 import re
 import zlib
@@ -157,13 +159,11 @@ def _damage(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-      chain.append(cause)
+    chain = _chain(error)
     text = ' '.join(f'{type(link).__name__}: {link}' for link in chain)
     if any(word in text for word in _NOT_THE_FILES):
       raise InputError(
-        f'cannot read the checkpoint {path}: {first_line(chain[-1])}'
+        f'cannot read the checkpoint {path}: {reason(error)}'
       ) from error
     raise DamageError(_named(path, text)) from error
 
@@ -269,6 +269,23 @@ def check_shapes(
       )
 
 
-def first_line(error: BaseException) -> str:
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  return lines[0][:300]
+def reason(error: BaseException) -> str:
+  """Returns in a few words why Orbax, or the system below it, has failed."""
+  chain = _chain(error)
+  for link in chain:
+    if isinstance(link, OSError) and link.strerror:
+      return link.strerror
+  for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+    if any(os.strerror(number) in str(link) for link in chain):
+      return os.strerror(number)
+  # The last one is what the others were made of.
+  lines = str(chain[-1]).strip().splitlines() or [type(chain[-1]).__name__]
+  return lines[0][:160]
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+  """Returns an error, and after it the one that it came from, and so on."""
+  chain = [error]
+  while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+    chain.append(cause)
+  return chain
