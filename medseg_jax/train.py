@@ -228,9 +228,9 @@ def train(
         writer.scalars(step, 'train', values)
         progress.stats(loss=values['loss'], images_per_s=values['images_per_s'])
         metrics, busy, waited = [], 0.0, 0.0
-      if stopping:  # first: who sent the signal may not wait for long
-        checkpoints.save(LATEST, step, state, {})
-      if evaluation:
+      # Who sent a signal may not wait for long, and the next run makes up for
+      # an evaluation that is due.
+      if evaluation and not stopping:
         validation.evaluate(state, step, say=progress.write)
       if last or save:
         checkpoints.save(LATEST, step, state, {})

@@ -58,9 +58,7 @@ class Validation:
   def is_lost(self, step: int) -> bool:
     """Returns whether a run was stopped at `step` before it was evaluated.
 
-    A run that is asked to stop saves its state first, and then evaluates it if
-    that is due. Whoever stops it for good in the meantime, the next run makes
-    up for it: the line of metrics is missing, or the best is.
+    Then the line of metrics is missing, or the best checkpoint is.
     """
     if not self.due(step):
       return False

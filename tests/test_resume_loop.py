@@ -15,8 +15,7 @@ from test_checkpoint import damage_newest, garbled
 
 from medseg_jax import evaluate, train
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
-from medseg_jax.runtime.errors import InputError
-from medseg_jax.validation import Validation
+from medseg_jax.runtime.errors import InputError, Stopped
 
 CLOCKS = ('images_per_s', 'data_wait_frac')
 
@@ -154,28 +153,22 @@ def test_a_validation_lost_at_the_last_step_is_made_up_for(
   assert_same(workdir, go_on(workdir, whole), whole)
 
 
-def test_a_validation_that_was_cut_off_is_made_up_for(
+def test_a_validation_that_a_signal_put_off_is_made_up_for(
   whole, tmp_path, monkeypatch
 ):
-  advance, evaluate_state = train.Progress.advance, Validation.evaluate
-  workdir = tmp_path / 'run'
+  advance, workdir = train.Progress.advance, tmp_path / 'run'
 
   def stop(self, n):
     advance(self, n)
     if self._count == 4:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  def evaluate_or_end(self, state, step, say):
-    if step == 4:
-      raise KeyboardInterrupt
-    evaluate_state(self, state, step, say)
-
   with monkeypatch.context() as patch:
     patch.setattr(train.Progress, 'advance', stop)
-    patch.setattr(Validation, 'evaluate', evaluate_or_end)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped, match='SIGTERM at step 4: saved'):
       go_on(workdir, whole)
-  assert Checkpoints(workdir / 'checkpoints').step(LATEST) == 4
+  assert lines(workdir)[-1] == lines(whole[0])[len(lines(workdir)) - 1]
+  assert lines(workdir)[-1]['split'] == 'train'  # it was not waited for
   assert_same(workdir, go_on(workdir, whole), whole)
 
 

@@ -8,6 +8,7 @@ coroutines that the collector of garbage finds, answers to a closed event loop.
 import logging
 import sys
 import types
+import warnings
 
 _LOGGERS = ('absl', 'asyncio', 'root')
 
@@ -18,6 +19,9 @@ def silence() -> None:
     logger = logging.getLogger(None if name == 'root' else name)
     if _not_orbax not in logger.filters:
       logger.addFilter(_not_orbax)
+  warnings.filterwarnings(
+    'ignore', 'coroutine .* was never awaited', RuntimeWarning
+  )
   if getattr(sys.unraisablehook, '__name__', '') != _unraisable.__name__:
     global _other_hook
     _other_hook, sys.unraisablehook = sys.unraisablehook, _unraisable
