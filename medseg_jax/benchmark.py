@@ -32,7 +32,7 @@ from medseg_jax.inference.cases import predict_cases
 from medseg_jax.prepare import prepare
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import write_atomically
-from medseg_jax.state import create_state
+from medseg_jax.state import create_state, weights_key
 from medseg_jax.training.device_cache import DeviceData
 
 MIN_SECONDS = 1.5  # of each measurement
@@ -57,7 +57,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   tx, schedule = build.optimizer_of(config)
   train_step = build.train_step_of(config, model, tx, schedule)
   state = create_state(
-    key=jax.random.key(config.seed),
+    key=weights_key(config.seed),
     **build.state_arguments(config, model, tx, mesh),
   )
   begin = time.perf_counter()

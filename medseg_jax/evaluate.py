@@ -1,9 +1,10 @@
 """Evaluates a trained model over whole images: `--mode=evaluate`."""
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,8 +15,23 @@ from medseg_jax.experiment import build, scored_cases, trained_model
 from medseg_jax.inference.cases import predict_cases
 from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report
+from medseg_jax.report.kept_masks import KeptMasks
 from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime.progress import Progress
+
+UNDEFINED = -1.0  # a mean Dice, worse than any
+
+
+class Scored(NamedTuple):
+  """What the cases of a split scored.
+
+  Attributes:
+    records: one a case, as `report.summarize` takes them.
+    masks: what was predicted, of some cases.
+  """
+
+  records: list[dict]
+  masks: KeptMasks
 
 
 def run(
@@ -67,11 +83,12 @@ def report_split(
   step: int,
   checkpoint: str,
   folder: str = '',
+  scored: Scored | None = None,
 ) -> dict:
   """Evaluates, writes summary, cases and panels, prints the table.
 
   Args:
-    predict_fn: see `evaluate_cases`.
+    predict_fn: see `score_cases`.
     source: the cases.
     config: resolved.
     workdir: for the results, in `evaluation/` and `panels/`.
@@ -79,17 +96,21 @@ def report_split(
     step: number of updates that made the weights.
     checkpoint: 'best' or 'latest', which weights.
     folder: names the results; '' for the split's name.
+    scored: of these cases, thoroughly, where that was done already.
   """
   folder = folder or split
   mesh = build.mesh_of(config)
   settings = trained_model.prediction_settings(config, mesh)
-  with Progress(len(source), unit='case', desc=f'evaluate {split}') as progress:
-    records = evaluate_cases(
+  if scored is None:
+    scored = score_cases(
       predict_fn,
-      read(source, range(len(source)), progress),
+      source,
       config=config,
       settings=settings,
+      keep=len(source),
+      desc=f'evaluate {split}',
     )
+  records = scored.records
   summary = summarize(records, config, split=split, step=step)
   summary['checkpoint'] = checkpoint
   summary['data'] = {'source': config.data.source, 'path': config.data.path}
@@ -97,7 +118,7 @@ def report_split(
   report.write_report(place, summary, records)
   chosen = report.rank_cases(records)
   names = ('best', 'median', 'worst') if len(chosen) == 3 else ('best', 'worst')
-  pictures = panels(predict_fn, source, chosen, records, **settings)
+  pictures = panels(predict_fn, source, chosen, scored, **settings)
   paths = [workdir / 'panels' / f'{folder}_{name}.png' for name in names]
   for path, picture in zip(paths, pictures, strict=False):
     save_png(path, picture)
@@ -130,70 +151,87 @@ def panels(
   predict_fn: Callable[[jax.Array], jax.Array],
   source: Source,
   indices: Sequence[int],
-  records: Sequence[dict],
+  scored: Scored,
   **settings: Any,
 ) -> Iterator[np.ndarray]:
   """Yields the panel of each case at `indices`, uint8 `[h, w, 3]`.
 
-  Predicts these few cases anew: keeping every prediction until the ranking is
-  known would not fit for a large split.
+  Predicts anew what of them was not kept.
   """
-  cases = read(source, indices)
-  predicted = predict_cases(predict_fn, cases, **settings)
-  for index, (case, pred, _) in zip(indices, predicted, strict=True):
-    scored = records[index]['classes']
+  gone = [index for index in indices if index not in scored.masks]
+  predicted = predict_cases(predict_fn, read(source, gone), **settings)
+  for index in indices:
+    if index in gone:
+      case, pred, _ = next(predicted)
+    else:
+      case, pred = source[index], scored.masks.get(index)
+    classes = scored.records[index]['classes']
     yield panel(
       case.image,
       case.label,
       pred,
       source.classes,
       title=case.name,
-      dice={name: values['dice'] for name, values in scored.items()},
+      dice={name: values['dice'] for name, values in classes.items()},
       spacing=case.spacing,
     )
 
 
-def evaluate_cases(
+def score_cases(
   predict_fn: Callable[[jax.Array], jax.Array],
-  cases: Iterable[Case],
+  source: Source,
   *,
   config: ConfigDict,
   settings: dict[str, Any],
   thorough: bool = True,
-) -> list[dict]:
-  """Returns one record a case, as `report.summarize` takes them.
+  keep: int = 0,
+  desc: str = '',
+) -> Scored:
+  """Returns what each case of `source` scored.
 
   Counts are taken case by case on the case's own grid, so that neither the
   number of devices nor a last partial batch can change a digit.
 
   Args:
     predict_fn: see `inference.cases.predict_cases`.
-    cases: with labels.
+    source: cases with labels.
     config: resolved.
     settings: see `predictor.prediction_settings`.
     thorough: of volumes also the distances between surfaces, and lesions
       where the config asks for them.
+    keep: of so many of the first cases, for `panels`, the masks.
+    desc: what the work is, for its progress; '' for none.
   """
   data = config.data
   scoring = dict(classes=tuple(data.classes), regions=tuple(data.regions))
   if thorough and data.source == 'volumes':
     scoring['surface_tolerance'] = config.evaluation.surface_tolerance
     scoring['lesions'] = config.evaluation.lesions
-  records = []
-  predicted = predict_cases(predict_fn, cases, **settings)
-  for case, pred, _ in predicted:
-    score = functools.partial(
-      case_scores.score_case, pred, case.label, spacing=case.spacing, **scoring
-    )
-    record = {'case': case.name, **score()}
-    if case.roi is not None:
-      record['roi'] = score(where=case.roi)
-    records.append(record)
-    del case, pred, score  # before the next one: they may be gigabytes
-  return records
+  records, masks = [], KeptMasks(keep)
+  progress = contextlib.nullcontext()
+  if desc:
+    progress = Progress(len(source), unit='case', desc=desc)
+  with progress as counted:
+    cases = read(source, range(len(source)), counted)
+    predicted = predict_cases(predict_fn, cases, **settings)
+    for index, (case, pred, _) in enumerate(predicted):
+      score = functools.partial(
+        case_scores.score_case,
+        pred,
+        case.label,
+        spacing=case.spacing,
+        **scoring,
+      )
+      record = {'case': case.name, **score()}
+      if case.roi is not None:
+        record['roi'] = score(where=case.roi)
+      records.append(record)
+      masks.keep(index, pred)
+      del case, pred, score  # before the next one: they may be gigabytes
+  return Scored(records, masks)
 
 
 def mean_dice(summary: dict) -> float:
-  """Returns the mean foreground Dice, -1 where no foreground was defined."""
+  """Returns the mean foreground Dice; UNDEFINED without any foreground."""
   value = summary['mean']['dice']
-  return -1.0 if value is None else value
+  return UNDEFINED if value is None else value

@@ -1,5 +1,6 @@
 """What a training run carries from step to step."""
 
+from collections.abc import Container
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,9 @@ from jax.sharding import Mesh
 
 from medseg_jax.runtime.sharding import replicated
 
+# What one seed serves; each has keys that the others cannot meet.
+_WEIGHTS, _STEPS = 1, 2
+
 
 class TrainState(struct.PyTreeNode):
   """The state of a run, the whole of what a checkpoint holds.
@@ -21,6 +25,8 @@ class TrainState(struct.PyTreeNode):
     batch_stats: running statistics of batch norm, {} for other norms.
     opt_state: the optimizer's.
     ema_params: moving average of `params`; None where it is not kept.
+    ema_batch_stats: likewise of `batch_stats`: those of the weights of one
+      step would not suit an average of weights.
     halted: set once a loss or gradient was not finite; from then on the step
       leaves everything as it was before that batch.
   """
@@ -30,13 +36,27 @@ class TrainState(struct.PyTreeNode):
   batch_stats: Any
   opt_state: Any
   ema_params: Any
+  ema_batch_stats: Any
   halted: jax.Array
 
   @property
   def eval_variables(self) -> dict[str, Any]:
     """Returns the variables to predict with: the average where it is kept."""
-    params = self.params if self.ema_params is None else self.ema_params
-    return {'params': params, 'batch_stats': self.batch_stats}
+    if self.ema_params is None:
+      return {'params': self.params, 'batch_stats': self.batch_stats}
+    return {'params': self.ema_params, 'batch_stats': self.ema_batch_stats}
+
+
+def weights_key(seed: int) -> jax.Array:
+  """Returns the key that the weights of a run are drawn with."""
+  return jax.random.fold_in(jax.random.key(seed), _WEIGHTS)
+
+
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+  """Returns the key of a step of a run, scalar int32."""
+  return jax.random.fold_in(
+    jax.random.fold_in(jax.random.key(seed), _STEPS), step
+  )
 
 
 def create_state(
@@ -84,6 +104,18 @@ def abstract_state(
   )
 
 
+def eval_part(name: str, saved: Container[str]) -> str:
+  """Returns which part of a state predicts, see `TrainState.eval_variables`.
+
+  Args:
+    name: 'params' or 'batch_stats'.
+    saved: names of the parts that hold arrays. A state that was saved before
+      the statistics were averaged has those of the last step alone.
+  """
+  average = f'ema_{name}'
+  return average if average in saved else name
+
+
 def abstract_variables(
   *, model: nn.Module, image_shape: tuple[int, ...], mesh: Mesh
 ) -> dict[str, Any]:
@@ -102,13 +134,15 @@ def _init_fn(*, model, tx, image_shape, ema):
   def init(key):
     variables = model.init(key, jnp.zeros(image_shape), train=False)
     params = variables['params']
+    batch_stats = variables.get('batch_stats', {})
+    # Copies: two names for one buffer could not both be donated.
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      batch_stats=variables.get('batch_stats', {}),
+      batch_stats=batch_stats,
       opt_state=tx.init(params),
-      # A copy: two names for one buffer could not both be donated.
       ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+      ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if ema else None,
       halted=jnp.zeros((), bool),
     )
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from medseg_jax.data import masking
 from medseg_jax.models import Model
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.state import TrainState
+from medseg_jax.state import TrainState, step_key
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -50,7 +50,8 @@ class TrainStep:
     augment_fn: `(key, batch) -> batch`.
     schedule: learning rate by step, for the metrics only; `tx` has its own.
     seed: with the step, the source of all randomness in the step.
-    ema_decay: of the weights' moving average.
+    ema_decay: of the moving average of the weights and of batch norm's
+      statistics.
     masked_channels: channels of the image that are set to 0 outside the mask
       again, after the augmentation.
     batch_splits: number of equal parts of the batch whose gradients are
@@ -141,17 +142,21 @@ class TrainStep:
       gradient.grads, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
-    if ema_params is not None:
+    average = state.ema_params, state.ema_batch_stats
+    if state.ema_params is not None:
       # The average starts quickly: early weights are of no use in it.
       decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))
-      ema_params = optax.incremental_update(params, ema_params, 1 - decay)
+      average = optax.incremental_update(
+        (params, gradient.batch_stats), average, 1 - decay
+      )
+    ema_params, ema_batch_stats = average
     new_state = TrainState(
       step=state.step + 1,
       params=params,
       batch_stats=gradient.batch_stats,
       opt_state=opt_state,
       ema_params=ema_params,
+      ema_batch_stats=ema_batch_stats,
       halted=state.halted,
     )
     finite = jnp.isfinite(gradient.loss) & jnp.isfinite(grad_norm)
@@ -192,7 +197,7 @@ class TrainStep:
 
   def _keys(self, step):
     """Returns the step's keys, for the augmentation and for dropout."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(self.seed), step))
+    return jax.random.split(step_key(self.seed, step))
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:

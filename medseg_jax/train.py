@@ -4,7 +4,6 @@ import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -13,7 +12,6 @@ from ml_collections import ConfigDict
 
 from medseg_jax import evaluate
 from medseg_jax.data.cache import Cache
-from medseg_jax.data.case import Source
 from medseg_jax.data.sampling import choose_patches
 from medseg_jax.experiment import (
   build,
@@ -27,6 +25,7 @@ from medseg_jax.experiment.compiled_steps import (
   CompiledSteps,
   compile_steps,
 )
+from medseg_jax.experiment.restored_state import restore_state
 from medseg_jax.prepare import describe, prepare
 from medseg_jax.runtime import sharding, workdir_lock
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
@@ -34,8 +33,14 @@ from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.runtime.metric_writer import MetricWriter
 from medseg_jax.runtime.progress import Progress
 from medseg_jax.runtime.stop_signal import stop_on_signal
-from medseg_jax.state import TrainState, abstract_state, create_state
+from medseg_jax.state import (
+  TrainState,
+  abstract_state,
+  create_state,
+  weights_key,
+)
 from medseg_jax.step import TrainStep
+from medseg_jax.validation import Validation
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
@@ -81,9 +86,12 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     print(describe(config, sources), flush=True)
     cache = prepare(config, sources)
     if not resuming:
-      state = create_state(key=jax.random.key(config.seed), **arguments)
+      state = create_state(key=weights_key(config.seed), **arguments)
     else:
-      state = checkpoints.restore(LATEST, abstract_state(**arguments))
+      state = restore_state(checkpoints, abstract_state(**arguments))
+      if checkpoints.step(BEST) is not None:
+        # Damage had better be told now than when it is to be evaluated.
+        trained_model.restore_variables(checkpoints, BEST, config)
       print(f'going on from step {int(state.step)} of {workdir}', flush=True)
     config_files.write_config(config, workdir)
     record = held_out.record_of(config, digests, seen)
@@ -93,12 +101,21 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       predict_fn = trained_model.compile_predict(
         config, model, mesh, state.eval_variables
       )
+    validation = None
     with MetricWriter(workdir, resume_step=int(state.step)) as writer:
-      validate_fn = None
       if 'val' in sources:
-        validate_fn = functools.partial(
-          validate, predict_fn, sources['val'], config, mesh, writer
+        validation = Validation(
+          predict_fn,
+          sources['val'],
+          config=config,
+          mesh=mesh,
+          workdir=workdir,
+          writer=writer,
+          checkpoints=checkpoints,
+          reported='test' not in sources,
         )
+        if validation.is_lost(int(state.step)):
+          validation.evaluate(state, int(state.step), say=print)
       if int(state.step) < config.num_steps:
         state = train(
           state,
@@ -108,8 +125,9 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
           mesh=mesh,
           checkpoints=checkpoints,
           writer=writer,
-          validate=validate_fn,
+          validation=validation,
         )
+      checkpoints.wait()
     variables, step, which = state.eval_variables, int(state.step), LATEST
     if 'test' in sources and checkpoints.step(BEST) is not None:
       # The validation split chose it. A checkpoint chosen on the very cases
@@ -131,6 +149,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       split=split,
       step=step,
       checkpoint=which,
+      scored=validation and validation.scored,
     )
   trained_model.write(
     workdir,
@@ -154,7 +173,7 @@ def train(
   mesh: Mesh,
   checkpoints: Checkpoints,
   writer: MetricWriter,
-  validate: Callable[[TrainState, int], float] | None,
+  validation: Validation | None,
 ) -> TrainState:
   """The loop: log the last steps, evaluate, save, next batch, step.
 
@@ -166,12 +185,9 @@ def train(
     mesh: of the state and the batches.
     checkpoints: where to save.
     writer: of metrics.
-    validate: `(state, step) -> mean Dice`; None where nothing is held out.
+    validation: None where nothing is held out for it.
   """
   first_step, num_steps = int(state.step), config.num_steps
-  best = -np.inf
-  if checkpoints.step(BEST) is not None:
-    best = checkpoints.metadata(BEST)['dice']
   step, limit = first_step, 1  # the most steps of the next call
   unread: list[tuple[int, dict]] = []  # (count, metrics) of calls not read yet
   metrics: list[dict[str, np.ndarray]] = []  # of steps since the last log line
@@ -183,14 +199,15 @@ def train(
     Progress(num_steps, first_step, desc='train') as progress,
   ):
     while True:
-      last = step == num_steps or bool(stop)
-      log, evaluation, save = (
+      # Read once: what follows must be of one mind.
+      stopping = bool(stop)
+      last = step == num_steps or stopping
+      log, save = (
         step > first_step and (step == num_steps or _due(step, every))
-        for every in (
-          config.log_every,
-          config.eval_every,
-          config.checkpoint_every,
-        )
+        for every in (config.log_every, config.checkpoint_every)
+      )
+      evaluation = (
+        validation is not None and step > first_step and validation.due(step)
       )
       if unread and (last or log or evaluation or save):
         # Read before anything is evaluated or saved: after a loss that was
@@ -199,7 +216,7 @@ def train(
         metrics += [row for call in unread for row in _rows(*call)]
         busy += time.perf_counter() - begin
         unread = []
-        _check_finite(metrics, step, state, config, cache, checkpoints, mesh)
+        _check_finite(state, config, cache, checkpoints, mesh)
       if log:
         values = {
           'loss': float(np.mean([m['loss'] for m in metrics])),
@@ -211,14 +228,10 @@ def train(
         writer.scalars(step, 'train', values)
         progress.stats(loss=values['loss'], images_per_s=values['images_per_s'])
         metrics, busy, waited = [], 0.0, 0.0
-      if stop:  # before all else: who sent the signal may not wait for long
-        checkpoints.save(LATEST, step, state, {})
-      if evaluation and validate is not None:
-        dice = validate(state, step)
-        progress.write(f'step {step}/{num_steps}  val Dice {dice:.4f}')
-        if dice > best:
-          best = dice
-          checkpoints.save(BEST, step, state, {'dice': dice})
+      # Who sent a signal may not wait for long, and the next run makes up for
+      # an evaluation that is due.
+      if evaluation and not stopping:
+        validation.evaluate(state, step, say=progress.write)
       if last or save:
         checkpoints.save(LATEST, step, state, {})
       if last:
@@ -268,19 +281,16 @@ def _rows(count: int, metrics: dict) -> list[dict[str, np.ndarray]]:
 
 
 def _check_finite(
-  metrics: list[dict[str, np.ndarray]],
-  step: int,
   state: TrainState,
   config: ConfigDict,
   cache: Cache,
   checkpoints: Checkpoints,
   mesh: Mesh,
 ) -> None:
-  """Saves and raises InputError where one of the last losses is not finite."""
-  finite = [np.isfinite(m['loss'] + m['grad_norm']) for m in metrics]
-  if all(finite):
+  """Saves and raises InputError where a loss or gradient was not finite."""
+  if not jax.device_get(state.halted):
     return
-  bad_step = step - len(metrics) + finite.index(False)
+  bad_step = int(jax.device_get(state.step))  # it has stood still since then
   chosen = choose_patches(
     seed=config.seed,
     step=bad_step,
@@ -291,7 +301,7 @@ def _check_finite(
     foreground_share=config.data.foreground_share,
   )
   names = sorted({cache.names[i] for i in chosen.cases})
-  # The state has stood still since that step; saved, it is free to go on.
+  # Saved, it is free to go on.
   go_on = jax.device_put(np.zeros((), bool), sharding.replicated(mesh))
   checkpoints.save(LATEST, bad_step, state.replace(halted=go_on), {})
   checkpoints.wait()
@@ -300,32 +310,3 @@ def _check_finite(
     f'{", ".join(names)}; the state before it is saved; look at these cases, '
     'or lower config.optimizer.learning_rate'
   )
-
-
-def validate(
-  predict_fn: Callable,
-  source: Source,
-  config: ConfigDict,
-  mesh: Mesh,
-  writer: MetricWriter,
-  state: TrainState,
-  step: int,
-) -> float:
-  """Returns the mean foreground Dice over `source`, and writes it down."""
-  predict = functools.partial(predict_fn, state.eval_variables)
-  settings = trained_model.prediction_settings(config, mesh)
-  with jax.transfer_guard('allow'):
-    cases = evaluate.read(source, range(len(source)))
-    records = evaluate.evaluate_cases(
-      predict, cases, config=config, settings=settings, thorough=False
-    )
-    [picture] = evaluate.panels(predict, source, [0], records, **settings)
-  summary = evaluate.summarize(records, config, split='val', step=step)
-  numbers = {
-    name: value
-    for name, value in summary['mean'].items()
-    if not isinstance(value, list)
-  }
-  writer.scalars(step, 'val', numbers)
-  writer.image(step, 'val', 'first_case', picture)
-  return evaluate.mean_dice(summary)

@@ -10,7 +10,13 @@ PACKAGE = ROOT / 'medseg_jax'
 # begins with; it imports from its own part and from the floors below.
 FLOORS = (
   ('runtime.errors',),
-  ('runtime.files', 'runtime.host_memory', 'runtime.stop_signal'),
+  (
+    'runtime.files',
+    'runtime.host_memory',
+    'runtime.orbax_messages',
+    'runtime.stop_signal',
+  ),
+  ('runtime.checkpoint_files',),
   (
     'runtime.checkpoint',
     'runtime.metric_writer',
@@ -26,6 +32,7 @@ FLOORS = (
   ('experiment',),
   ('benchmarking',),
   ('plan', 'prepare', 'evaluate', 'export', 'predict'),
+  ('validation',),
   ('train',),
   ('benchmark',),
   ('main', ''),  # '': the package itself, whose load_model imports late
@@ -120,7 +127,10 @@ def test_configs_stop_at_the_programs():
 
 
 def test_orbax_and_linen_stay_in_their_files():
-  assert {name for name, *_ in outside({'orbax'})} == {'runtime.checkpoint'}
+  assert {name for name, *_ in outside({'orbax'})} == {
+    'runtime.checkpoint',
+    'runtime.checkpoint_files',
+  }
   linen = {
     name.split('.')[0]
     for name, module, _ in outside({'flax'})

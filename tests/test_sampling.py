@@ -1,5 +1,8 @@
 """The order of the data is a pure function of (seed, step)."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,9 +12,11 @@ from medseg_jax.data.sampling import (
   NOWHERE,
   Patches,
   choose_patches,
+  purpose_key,
   read_batch,
   threefry2x32,
 )
+from medseg_jax.state import step_key, weights_key
 
 SHAPES = [(10, 12), (8, 8), (20, 9), (8, 30), (16, 16), (11, 11), (9, 9)]
 
@@ -168,3 +173,30 @@ def test_long_runs_do_not_overflow():
 def test_seeds_beyond_32_bits_differ():
   orders = [choose(0, seed=s).cases.tolist() for s in (1, 2**32 + 1, 2**40 + 1)]
   assert len({tuple(order) for order in orders}) == 3
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2**32 - 1])
+def test_no_two_purposes_draw_the_same_numbers(seed):
+  count = np.arange(400, dtype=np.uint32)
+  drawn = [
+    np.stack(threefry2x32(purpose_key(seed, purpose), step, count, np), -1)
+    for purpose in (1, 2)  # the order of the cases, and the patches
+    for step in range(3)
+  ]
+  # What jax.random keeps as a key is what it draws with: for the weights, and
+  # for each step.
+  keys = jax.vmap(functools.partial(step_key, seed))(count)
+  drawn += [jax.random.key_data(keys), jax.random.key_data(weights_key(seed))]
+  # A layer's weights and a part of a batch have keys made of these.
+  for key in (weights_key(seed), step_key(seed, 0)):
+    below = jax.vmap(functools.partial(jax.random.fold_in, key))(count)
+    drawn.append(jax.random.key_data(below))
+  # All of that is made of the seed's own key, which others may draw with.
+  own = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
+  drawn.append(jax.random.key_data(own(count[10:])))
+  pairs = np.concatenate([np.reshape(d, (-1, 2)) for d in drawn])
+  assert len(np.unique(pairs, axis=0)) == len(pairs)
+  # Nor by halves: among so many words chance makes two alike once in a hundred
+  # times.
+  words = np.concatenate([pairs[:, 0], pairs[:, 1]])
+  assert len(words) - len(np.unique(words)) < 5

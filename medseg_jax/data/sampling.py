@@ -3,9 +3,10 @@
 Nothing of the order needs to be saved: a resumed run asks for the batch of its
 next step and sees exactly what an uninterrupted one would have seen.
 
-The random numbers are those of a counter: `threefry2x32(seed, (step, i))`, in
+The random numbers are those of a counter: `threefry2x32(key, (step, i))`, in
 uint32 arithmetic on whole arrays. So NumPy on the host and jax.numpy inside the
-compiled step (`xp`) choose the same patches to the bit. A number below `n` is
+compiled step (`xp`) choose the same patches to the bit. Each purpose has a key
+of its own (`purpose_key`), so no number is drawn twice. A number below `n` is
 the remainder by `n`, whose bias is less than n / 2**32.
 """
 
@@ -25,6 +26,8 @@ MIN_VOXELS = 10_000
 SHARE_OF_VOXELS = 0.01
 # Key of voxels of any label but IGNORE; classes and regions have keys above.
 ANNOTATED = 0
+# What random numbers are drawn for, see `purpose_key`.
+_ORDER, _PATCHES = 1, 2
 
 Array = Any  # of NumPy or of jax.numpy
 
@@ -179,7 +182,10 @@ def _orders(seed, first_epoch, num_epochs, num_cases, xp) -> Array:
   first_epoch = xp.asarray(first_epoch).astype(xp.uint32)  # modulo 2**32
   epochs = first_epoch + np.arange(num_epochs, dtype=np.uint32)
   hashes, _ = threefry2x32(
-    _key(seed), epochs[:, None], np.arange(num_cases, dtype=np.int32), xp
+    purpose_key(seed, _ORDER),
+    epochs[:, None],
+    np.arange(num_cases, dtype=np.int32),
+    xp,
   )
   # Equal hashes, one pair in 2**32, keep the order of the cases.
   return xp.argsort(hashes, axis=-1, stable=True).astype(xp.int32)
@@ -191,14 +197,26 @@ _orders_on_host = functools.lru_cache(maxsize=4)(_orders)
 def _bits_of_patches(seed, step, batch_size, count, xp) -> Array:
   """Returns `[B, count]` random uint32 (or one more) for each patch."""
   pairs = np.arange(batch_size * -(-count // 2), dtype=np.uint32)
-  # The top bit keeps these draws apart from those of the order.
-  counters = pairs.reshape(batch_size, -1) | np.uint32(1 << 31)
-  words = threefry2x32(_key(seed), step, counters, xp)
+  counters = pairs.reshape(batch_size, -1)
+  words = threefry2x32(purpose_key(seed, _PATCHES), step, counters, xp)
   return xp.stack(words, -1).reshape(batch_size, -1)
 
 
-def _key(seed: int) -> tuple[int, int]:
-  return seed & 0xFFFFFFFF, seed >> 32
+@functools.cache
+def purpose_key(seed: int, purpose: int) -> tuple[int, int]:
+  """Returns the key of one purpose of the random numbers of a seed.
+
+  jax.random, which draws for the weights and within the step, encrypts
+  counters whose first word is 0 with keys made of the seed alone. A purpose is
+  the first word here and never 0, so their numbers are other ones.
+
+  Args:
+    seed: 0 or more, below 2**64.
+    purpose: above 0, below 2**32.
+  """
+  seed_words = seed & 0xFFFFFFFF, seed >> 32
+  words = threefry2x32(seed_words, np.uint32([purpose]), 0, np)
+  return int(words[0][0]), int(words[1][0])
 
 
 def threefry2x32(

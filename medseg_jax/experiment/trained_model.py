@@ -27,16 +27,11 @@ from medseg_jax.inference.network import create_predict
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model
 from medseg_jax.runtime import process, sharding, stop_signal
-from medseg_jax.runtime.checkpoint import (
-  BEST,
-  LATEST,
-  Checkpoints,
-  check_shapes,
-  shapes_of,
-)
+from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
+from medseg_jax.runtime.checkpoint_files import check_shapes, shapes_of
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import read_json
-from medseg_jax.state import abstract_variables
+from medseg_jax.state import abstract_variables, eval_part
 
 
 class Predictor(NamedTuple):
@@ -195,14 +190,18 @@ def restore_variables(
 
   The averaged weights where they were kept; nothing of the optimizer is read.
   """
-  averaged = 'ema_params' in checkpoints.parts(which)
-  params = 'ema_params' if averaged else 'params'
   abstract = _abstract_variables(config)
-  # A dict and not a state: only the names of its parts are looked up.
-  wanted = {params if k == 'params' else k: v for k, v in abstract.items()}
-  restored = checkpoints.restore(which, wanted, parts=wanted)
-  restored['params'] = restored.pop(params)
-  return restored, checkpoints.step(which)
+
+  def wanted(saved):
+    return {
+      eval_part(name, saved): variables for name, variables in abstract.items()
+    }
+
+  restored = checkpoints.restore(which, wanted, whole=False)
+  variables = {
+    name: restored.parts[eval_part(name, restored.parts)] for name in abstract
+  }
+  return variables, restored.step
 
 
 def _abstract_variables(config: ConfigDict) -> Any:

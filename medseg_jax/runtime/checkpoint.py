@@ -2,20 +2,39 @@
 
 Orbax writes a checkpoint beside its place and renames it when it is whole, so
 a run that is killed while saving, or a full disk, costs nothing older.
+
+What was damaged later is told by checksums (`checkpoint_files.py`), never used,
+and never deleted.
 """
 
 import contextlib
-import logging
 import pathlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from medseg_jax.runtime import checkpoint_files, orbax_messages
+from medseg_jax.runtime.checkpoint_files import DamageError, reason
 from medseg_jax.runtime.errors import InputError
 
 LATEST, BEST = 'latest', 'best'
+DAMAGED = 'damaged'  # the folder of what is set aside
+
+
+class Restored(NamedTuple):
+  """A checkpoint as it was saved.
+
+  Attributes:
+    parts: of the state, by name.
+    step: that it was saved for.
+    metadata: that was saved with it.
+  """
+
+  parts: dict[str, Any]
+  step: int
+  metadata: dict[str, Any]
 
 
 class Checkpoints:
@@ -25,7 +44,8 @@ class Checkpoints:
     directory: made when the first checkpoint is saved.
     keep: how many of the latest are kept.
     writes: whether this process trains. It clears what an earlier run was
-      killed over; one that only reads leaves a running training alone.
+      killed over, and sets aside what is damaged; one that only reads leaves
+      the folder of a running training alone.
   """
 
   def __init__(
@@ -40,17 +60,13 @@ class Checkpoints:
     self._keep = {LATEST: keep, BEST: 1}
     self._open: dict[str, ocp.training.Checkpointer] = {}
 
-  def step(self, which: str) -> int | None:
-    """Returns the step of the latest or the best checkpoint, None without."""
-    if not (self._directory / which).is_dir():
-      return None
-    newest = self._checkpointer(which).latest
-    return None if newest is None else newest.step
+  def steps(self, which: str) -> list[int]:
+    """Returns the steps of the checkpoints of a kind, whole or not."""
+    return sorted(self._saved(which))
 
-  def metadata(self, which: str) -> dict[str, Any]:
-    """Returns the `metadata` that was saved with the checkpoint."""
-    checkpointer = self._checkpointer(which)
-    return checkpointer.metadata(self.step(which)).custom_metadata or {}
+  def step(self, which: str) -> int | None:
+    """Returns the newest of `steps`, None without."""
+    return max(self._saved(which), default=None)
 
   def save(
     self, which: str, step: int, state: Any, metadata: dict[str, Any]
@@ -63,13 +79,14 @@ class Checkpoints:
       state: pytree of arrays.
       metadata: a small JSON-like dict to keep with it.
     """
+    self.wait()
     if self.step(which) == step:
       return
-    self.wait()
     try:
       with jax.transfer_guard('allow'):  # the copy to the host is on purpose
+        sealed = checkpoint_files.sealed(metadata, state)
         self._checkpointer(which).save_async(
-          step, state, force=True, custom_metadata=metadata
+          step, state, force=True, custom_metadata=sealed
         )
     except Exception as error:
       raise self._failed(which, error) from error
@@ -82,41 +99,80 @@ class Checkpoints:
       except Exception as error:
         raise self._failed(which, error) from error
 
-  def parts(self, which: str) -> frozenset[str]:
-    """Returns the names of the state's parts that hold arrays."""
-    saved = self._checkpointer(which).metadata(self._step(which)).metadata
-    return frozenset(path.split('/')[0] for path in shapes_of(saved))
+  def metadata(self, which: str) -> dict[str, Any]:
+    """Returns the `metadata` that was saved with the newest of a kind.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    saved = self._saved(which)
+    newest = max(saved)
+    try:
+      return checkpoint_files.describe(saved[newest]).metadata
+    except DamageError as damage:
+      raise self._not_whole(which, {newest: str(damage)}) from damage
 
   def restore(
-    self, which: str, abstract_state: Any, *, parts: Iterable[str] = ()
-  ) -> Any:
-    """Returns the state of the latest or the best checkpoint.
+    self,
+    which: str,
+    wanted: Callable[[frozenset[str]], dict[str, Any]],
+    *,
+    whole: bool = True,
+  ) -> Restored:
+    """Returns the newest whole one of the latest checkpoints, or the best.
+
+    Says which newer ones are damaged; a process that trains sets them aside,
+    under another name, once it has found what it goes on from.
 
     Args:
       which: LATEST or BEST.
-      abstract_state: pytree of jax.ShapeDtypeStruct with shardings.
-      parts: names of the parts that `abstract_state`, then a dict, asks for;
-        nothing else is read. All of the state by default.
+      wanted: from the names of the parts of the saved state that hold arrays
+        to the parts to read, by name, pytrees of jax.ShapeDtypeStruct with
+        shardings.
+      whole: whether that must be all the parts that were saved.
 
     Raises:
-      InputError: there is none, or it belongs to another model.
+      InputError: there is none, none is whole, or it is of another model.
     """
-    step, parts = self._step(which), frozenset(parts)
-    checkpointer = self._checkpointer(which)
-    saved = shapes_of(checkpointer.metadata(step).metadata)
-    if parts:
-      saved = {k: v for k, v in saved.items() if k.split('/')[0] in parts}
-    check_shapes(saved, shapes_of(abstract_state), self._directory / which)
-    context = ocp.Context()
-    context.pytree.loading.partial_load = bool(parts)
-    try:
-      with context:
-        return checkpointer.load(step, abstract_state)
-    except Exception as error:
+    saved = self._saved(which)
+    newest_first = sorted(saved, reverse=True)
+    if which == BEST:
+      newest_first = newest_first[:1]  # an older one is not the best
+    damaged: dict[int, str] = {}
+    for step in newest_first:
+      try:
+        parts, metadata = checkpoint_files.read(
+          saved[step], wanted, whole=whole
+        )
+      except DamageError as damage:
+        damaged[step] = str(damage)
+        continue
+      for bad, why in damaged.items():
+        self.set_aside(which, bad, f'damaged: {why}', step)
+      return Restored(parts, step, metadata)
+    if not damaged:
       raise InputError(
-        f'cannot read the checkpoint {self._directory / which}/{step}: '
-        + _first_line(error)
-      ) from error
+        f'no {which} checkpoint in {self._directory}; train with this '
+        '--workdir first'
+      )
+    raise self._not_whole(which, damaged)
+
+  def set_aside(self, which: str, step: int, why: str, use: int) -> None:
+    """Moves a checkpoint out of the way, says so, and deletes nothing.
+
+    A process that only reads leaves it where it is, and says so.
+
+    Args:
+      which: LATEST or BEST.
+      step: of the checkpoint.
+      why: what it is, after 'PATH is'.
+      use: the step that is used in its place.
+    """
+    path = self._saved(which)[step]
+    moved = ''
+    if self._writes:
+      moved = f'moved to {self._move_away(which, path)}; '
+    print(f'note      {path} is {why}; {moved}step {use} is used', flush=True)
 
   def close(self) -> None:
     """Ends the background work; saves must have been waited for."""
@@ -124,18 +180,48 @@ class Checkpoints:
       with contextlib.suppress(Exception):  # told by `wait` where it matters
         self._open.popitem()[1].close()
 
-  def _step(self, which: str) -> int:
-    step = self.step(which)
-    if step is None:
-      raise InputError(
-        f'no {which} checkpoint in {self._directory}; train with this '
-        '--workdir first'
-      )
-    return step
+  def _saved(self, which: str) -> dict[int, pathlib.Path]:
+    """Returns the paths of the checkpoints by step.
+
+    Orbax itself would look into each of them, and stumble over a damaged one.
+    """
+    try:
+      paths = list((self._directory / which).iterdir())
+    except FileNotFoundError:
+      return {}
+    return {
+      int(path.name): path
+      for path in paths
+      if path.name.isascii() and path.name.isdecimal()
+    }
+
+  def _move_away(self, which: str, path: pathlib.Path) -> pathlib.Path:
+    """Moves a checkpoint to the damaged ones and returns its new place."""
+    with contextlib.suppress(KeyError):
+      self._open.pop(which).close()  # it holds a list of the steps
+    folder = self._directory / DAMAGED
+    folder.mkdir(exist_ok=True)
+    name = f'{which}-{path.name}'
+    taken = sum(1 for _ in folder.glob(f'{name}*'))
+    target = folder / (f'{name}-{taken + 1}' if taken else name)
+    with contextlib.suppress(FileNotFoundError):  # another process was first
+      path.rename(target)
+    return target
+
+  def _not_whole(self, which: str, damaged: dict[int, str]) -> InputError:
+    """Returns the error of checkpoints, why each, of which none is whole."""
+    (newest, why), *older = sorted(damaged.items(), reverse=True)
+    others = f'so are {len(older)} older ones; '
+    if len(older) < 2:
+      others = 'so is 1 older one; ' if older else ''
+    return InputError(
+      f'{self._saved(which)[newest]} is damaged: {why}; {others}'
+      + _WITHOUT[which]
+    )
 
   def _checkpointer(self, which: str) -> ocp.training.Checkpointer:
     if which not in self._open:
-      _silence_orbax()
+      orbax_messages.silence()
       policies = ocp.training.preservation_policies
       self._open[which] = ocp.training.Checkpointer(
         self._directory / which,
@@ -153,55 +239,17 @@ class Checkpoints:
     older = 'there is no older one' if kept is None else f'step {kept} is kept'
     return InputError(
       f'cannot save the {which} checkpoint in {self._directory}: '
-      f'{_first_line(error)}; {older}; the same command goes on from there '
+      f'{reason(error)}; {older}; the same command goes on from there '
       'once the folder can be written (is the disk full?)'
     )
 
 
-def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of every array by its path, without container types."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {
-    '/'.join(_key_name(key) for key in path): tuple(leaf.shape)
-    for path, leaf in leaves
-    if hasattr(leaf, 'shape')
-  }
-
-
-def _key_name(key: Any) -> str:
-  for attribute in ('key', 'name', 'idx'):
-    if hasattr(key, attribute):
-      return str(getattr(key, attribute))
-  return str(key)
-
-
-def check_shapes(
-  saved: dict[str, tuple], wanted: dict[str, tuple], where: pathlib.Path
-) -> None:
-  """Raises InputError where two trees of shapes differ (see `shapes_of`)."""
-  for path in sorted(saved.keys() | wanted.keys()):
-    if saved.get(path) != wanted.get(path):
-      raise InputError(
-        f'the weights in {where} are of another model: {path} has shape '
-        f'{saved.get(path, "none")} there and {wanted.get(path, "none")} in '
-        'this configuration; use the configuration it was trained with, or '
-        'another --workdir'
-      )
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _silence_orbax() -> None:
-  """Keeps Orbax's worker threads from printing a failure's traceback.
-
-  The failure itself is raised in the main thread and reported there once.
-  """
-  logger = logging.getLogger('absl')
-  if _not_orbax not in logger.filters:
-    logger.addFilter(_not_orbax)
-
-
-def _not_orbax(record: logging.LogRecord) -> bool:
-  return 'orbax' not in record.pathname
+_WITHOUT = {
+  LATEST: (
+    'there is no whole one to go on from; use another --workdir, or move the '
+    'folder away to begin anew'
+  ),
+  BEST: (
+    'move it away to go on without: the best is chosen anew, among later steps'
+  ),
+}

@@ -128,6 +128,26 @@ def _append(file: io.FileIO, content: bytes) -> None:
       left = left[file.write(left) :]
 
 
+def read_line(
+  workdir: str | os.PathLike, step: int, split: str
+) -> dict[str, float | None] | None:
+  """Returns the values of a line of `metrics.jsonl`, None without such a line.
+
+  Args:
+    workdir: of the run.
+    step: number of training steps taken.
+    split: 'train', 'val', ...
+  """
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+  for line in reversed(lines):
+    if _step_of(line) == step:
+      values = json.loads(line)
+      if values.pop('split', None) == split:
+        return values
+  return None
+
+
 def _open_event_file(workdir: pathlib.Path) -> io.FileIO:
   """Returns a new event file, named so that TensorBoard reads it after others.
 

@@ -1,0 +1,114 @@
+"""The validation split, evaluated while a model trains."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from medseg_jax import evaluate
+from medseg_jax.data.case import Source
+from medseg_jax.experiment import trained_model
+from medseg_jax.report import summary as report
+from medseg_jax.runtime.checkpoint import BEST, Checkpoints
+from medseg_jax.runtime.metric_writer import MetricWriter, read_line
+from medseg_jax.state import TrainState
+
+# What a line of metrics.jsonl has of the mean over the foreground.
+_NUMBERS = (*report.METRICS, 'dice_pooled', 'pixel_accuracy')
+
+
+@dataclasses.dataclass
+class Validation:
+  """Evaluates states on the validation split, and keeps the best.
+
+  Attributes:
+    predict_fn: `(variables, tiles) -> logits`, compiled.
+    source: the validation split.
+    config: resolved.
+    mesh: of the state.
+    workdir: of the run.
+    writer: of metrics.
+    checkpoints: for the best state.
+    reported: whether this split is also what the run reports at its end; then
+      its last evaluation takes all that the report needs.
+    scored: what `last_step` scored, for the report; None before.
+  """
+
+  predict_fn: Callable
+  source: Source
+  config: ConfigDict
+  mesh: Mesh
+  workdir: pathlib.Path
+  writer: MetricWriter
+  checkpoints: Checkpoints
+  reported: bool
+  scored: evaluate.Scored | None = None
+
+  def due(self, step: int) -> bool:
+    """Returns whether the state of `step` is to be evaluated."""
+    every = self.config.eval_every
+    at_the_end = step == self.config.num_steps
+    return step > 0 and (at_the_end or (every > 0 and step % every == 0))
+
+  def is_lost(self, step: int) -> bool:
+    """Returns whether a run was stopped at `step` before it was evaluated.
+
+    Then the line of metrics is missing, or the best checkpoint is.
+    """
+    if not self.due(step):
+      return False
+    line = read_line(self.workdir, step, 'val')
+    if line is None:
+      return True
+    dice = line.get('dice')
+    return self._best() < (evaluate.UNDEFINED if dice is None else dice)
+
+  def evaluate(
+    self, state: TrainState, step: int, say: Callable[[str], None]
+  ) -> None:
+    """Evaluates the state of `step`, and saves it where it is the best yet.
+
+    Args:
+      state: of `step`.
+      step: number of updates made.
+      say: prints a line.
+    """
+    final = self.reported and step == self.config.num_steps
+    predict = functools.partial(self.predict_fn, state.eval_variables)
+    settings = trained_model.prediction_settings(self.config, self.mesh)
+    with jax.transfer_guard('allow'):
+      scored = evaluate.score_cases(
+        predict,
+        self.source,
+        config=self.config,
+        settings=settings,
+        thorough=final,
+        keep=len(self.source) if final else 1,
+        desc='evaluate val' if final else '',
+      )
+      [picture] = evaluate.panels(predict, self.source, [0], scored, **settings)
+    if final:
+      self.scored = scored
+    summary = evaluate.summarize(
+      scored.records, self.config, split='val', step=step
+    )
+    if read_line(self.workdir, step, 'val') is None:
+      numbers = {name: summary['mean'][name] for name in _NUMBERS}
+      self.writer.scalars(step, 'val', numbers)
+      self.writer.image(step, 'val', 'first_case', picture)
+    dice = evaluate.mean_dice(summary)
+    say(f'step {step}/{self.config.num_steps}  val Dice {dice:.4f}')
+    if dice > self._best():
+      self.checkpoints.save(BEST, step, state, {'dice': dice})
+
+  def _best(self) -> float:
+    """Returns the mean Dice of the best checkpoint."""
+    self.checkpoints.wait()
+    if self.checkpoints.step(BEST) is None:
+      return -math.inf
+    return self.checkpoints.metadata(BEST)['dice']
