@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -9,6 +10,9 @@ import os
 import pathlib
 import re
 import shutil
+import stat
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -26,6 +30,16 @@ _MAX_DEPTH = 64
 # NUL, and half characters but for those that stand for a byte of a file's name.
 _NO_TEXT = re.compile('[\0\ud800-\udc7f\udd00-\udfff]')
 _TOO_DEEP = f'nested deeper than {_MAX_DEPTH} levels'
+
+# What is remembered of the content of files, below the user's cache folder: a
+# line a file, two hashes of 32 digits. A longer one begins anew.
+REMEMBERED = 'content_hashes.txt'
+MOST_REMEMBERED = 100_000_000  # bytes: a million and a half of files
+_LINE = re.compile(rb'^([0-9a-f]{32}) ([0-9a-f]{32})$', re.MULTILINE)
+# A file that was written so short a while ago may change once more and keep
+# its time stamps, which tick: every 4 ms on many disks, every 2 s on some.
+UNSETTLED_NS = 2_500_000_000
+_remembering = threading.Lock()
 
 
 def user_cache_folder() -> pathlib.Path:
@@ -233,6 +247,101 @@ def _number(text: str) -> float:
 def _check_text(text: str) -> None:
   if _NO_TEXT.search(text):
     raise ValueError(f'{quote(text)} has characters that are no text')
+
+
+def content_hash(path: str | os.PathLike) -> str:
+  """Returns a hash of the bytes of a file, 32 hexadecimal digits.
+
+  Each content is read once, also over runs: its hash is remembered with path,
+  inode, size and both time stamps of the file. A program can set the time of
+  modification to what it was, but not the time at which that was done (ctime),
+  so a file that was replaced or written to is read again whatever it looks
+  like. Where nothing can be written to the user's cache folder the hashes are
+  remembered until the process ends. Of use in several threads.
+
+  Raises:
+    InputError: it is no longer there, cannot be read, or is no file.
+  """
+  path = os.path.abspath(path)
+  try:
+    before = os.stat(path)
+    if not stat.S_ISREG(before.st_mode):
+      raise InputError(f'{path}: not a file; only files have a content to read')
+    key = _status_key(path, before)
+    known = _known_hashes(_remembered())
+    if key in known:
+      return known[key]
+    began = time.time_ns()
+    with open(path, 'rb') as file:
+      # A third slower than SHA-256 on processors with instructions for that,
+      # and several times as fast on all others.
+      digest = hashlib.file_digest(
+        file, functools.partial(hashlib.blake2b, digest_size=16)
+      ).hexdigest()
+      after = os.fstat(file.fileno())
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise InputError(
+      f'{path}: no longer there; the files of a data set must stay'
+    ) from error
+  except OSError as error:
+    raise InputError(
+      f'{path}: cannot be read ({error.strerror or error}); the content of '
+      'every file of a data set is needed'
+    ) from error
+  changed = max(after.st_ctime_ns, after.st_mtime_ns)
+  if _status_key(path, after) == key and began - changed > UNSETTLED_NS:
+    _remember(key, digest)
+  return digest
+
+
+def _status_key(path: str, status: os.stat_result) -> str:
+  """Returns what a content is remembered under."""
+  facts = (
+    os.fsencode(path),
+    status.st_ino,
+    status.st_size,
+    status.st_mtime_ns,
+    status.st_ctime_ns,
+  )
+  return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+
+
+def _remembered() -> pathlib.Path | None:
+  """Returns the file that remembers contents; None where none can be."""
+  try:
+    return user_cache_folder() / REMEMBERED
+  except (InputError, RuntimeError):  # there is no home folder
+    return None
+
+
+@functools.cache
+def _known_hashes(path: pathlib.Path | None) -> dict[str, str]:
+  """Returns what earlier runs remembered, for this one to add to.
+
+  A line that a killed run or two that wrote at once spoiled counts as none.
+  """
+  if path is None:
+    return {}
+  try:
+    if path.stat().st_size > MOST_REMEMBERED:
+      path.unlink()
+    text = path.read_bytes()
+  except OSError:
+    return {}
+  return {key.decode(): found.decode() for key, found in _LINE.findall(text)}
+
+
+def _remember(key: str, digest: str) -> None:
+  path = _remembered()
+  with _remembering:
+    _known_hashes(path)[key] = digest
+    if path is None:
+      return
+    # Not to be able to write it is no error: then it is read again next time.
+    with contextlib.suppress(OSError):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      with open(path, 'ab', buffering=0) as file:
+        file.write(f'{key} {digest}\n'.encode())
 
 
 def stat_key(
