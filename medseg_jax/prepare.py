@@ -15,7 +15,6 @@ from medseg_jax.data.case import Source
 from medseg_jax.data.formats import nifti
 from medseg_jax.experiment import build, mirroring, opening
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import user_cache_folder
 from medseg_jax.runtime.progress import Progress
 
 
@@ -136,9 +135,7 @@ def _announce(config: ConfigDict, sources: dict[str, Source], left: int) -> int:
     (8 * read + 6 * prepared) * data.channels + 2 * read + 2 * prepared
   )
   workers = caches.num_workers(each)
-  place = user_cache_folder()
-  if data.cache_dir:
-    place = pathlib.Path(data.cache_dir).expanduser()
+  place = caches.root_folder(data.cache_dir)
   print(
     f'prepare   {left} cases: about {_bytes(disk)} of disk in {place}, '
     f'{_bytes(workers * each)} of memory in {workers} threads',

@@ -30,7 +30,7 @@ from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.sampling import voxels_of_source
 from medseg_jax.runtime import host_memory
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import user_cache_folder
+from medseg_jax.runtime.files import expand_home, user_cache_folder
 
 # Raise it whenever the same data and settings would give other arrays.
 VERSION = 4
@@ -165,17 +165,30 @@ def missing(
 
 
 def _folder(preprocessing, root, title, with_locations) -> pathlib.Path:
-  root = pathlib.Path(root).expanduser() if root else user_cache_folder()
   key = _hash((VERSION, preprocessing, with_locations))
-  return root / f'{_plain(title)}-{key}'
+  return root_folder(root) / f'{_plain(title)}-{key}'
+
+
+def root_folder(root: str | os.PathLike = '') -> pathlib.Path:
+  """Returns the folder of all caches: `root`, where '' is the user's.
+
+  Raises:
+    InputError: it is below the home folder, and there is none.
+  """
+  if root:
+    return expand_home(root, or_set='config.data.cache_dir')
+  return user_cache_folder()
 
 
 def _places(source: Source, folder: pathlib.Path) -> list[pathlib.Path]:
   """Returns the folder of each case."""
-  return [
-    folder / f'{_plain(name)}-{_hash((name, source.case_key(i)))}'
-    for i, name in enumerate(source.names)
-  ]
+  # In threads: what is new or was changed is read for its key.
+  with concurrent.futures.ThreadPoolExecutor(num_workers()) as pool:
+    keys = pool.map(source.case_key, range(len(source)))
+    return [
+      folder / f'{_plain(name)}-{_hash((name, key))}'
+      for name, key in zip(source.names, keys, strict=True)
+    ]
 
 
 def _hash(parts: tuple) -> str:

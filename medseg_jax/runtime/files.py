@@ -31,6 +31,10 @@ _MAX_DEPTH = 64
 _NO_TEXT = re.compile('[\0\ud800-\udc7f\udd00-\udfff]')
 _TOO_DEEP = f'nested deeper than {_MAX_DEPTH} levels'
 
+# What says so, for messages.
+WHERE_CACHES_LIE = (
+  'config.data.cache_dir or the environment variable XDG_CACHE_HOME'
+)
 # What is remembered of the content of files, below the user's cache folder: a
 # line a file, two hashes of 32 digits. A longer one begins anew.
 REMEMBERED = 'content_hashes.txt'
@@ -43,9 +47,32 @@ _remembering = threading.Lock()
 
 
 def user_cache_folder() -> pathlib.Path:
-  """Returns the user's cache folder for this program."""
+  """Returns the user's cache folder for this program.
+
+  Raises:
+    InputError: nothing says where it is.
+  """
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(base).expanduser() / 'medseg_jax'
+  return expand_home(base, or_set=WHERE_CACHES_LIE) / 'medseg_jax'
+
+
+def expand_home(path: str | os.PathLike, *, or_set: str) -> pathlib.Path:
+  """Returns the path with the user's home folder in the place of `~`.
+
+  Args:
+    path: may begin with `~` or `~user`.
+    or_set: what may be set to a folder in its place, for the message.
+
+  Raises:
+    InputError: there is no home folder.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise InputError(
+      f'{path}: there is no such home folder (is the environment variable HOME '
+      f'set?); set {or_set} to a whole path'
+    ) from error
 
 
 def check_writable(folder: str | os.PathLike) -> None:
@@ -310,7 +337,7 @@ def _remembered() -> pathlib.Path | None:
   """Returns the file that remembers contents; None where none can be."""
   try:
     return user_cache_folder() / REMEMBERED
-  except (InputError, RuntimeError):  # there is no home folder
+  except InputError:  # there is no home folder
     return None
 
 
@@ -344,13 +371,16 @@ def _remember(key: str, digest: str) -> None:
         file.write(f'{key} {digest}\n'.encode())
 
 
-def stat_key(
+def files_key(
   paths: Iterable[pathlib.Path], root: pathlib.Path, facts: Iterable[Any] = ()
 ) -> str:
-  """Returns a hash of files, by path below `root`, size and time, and facts.
+  """Returns a hash of files, by path below `root` and content, and of facts.
 
-  The files are not read. A folder that moves and keeps the times of its files
-  keeps its hashes.
+  Size and time alone would not do: tools that copy, unpack and synchronise set
+  the time to what it was elsewhere, and masks of one shape have one size. The
+  content costs a reading of files that are new or changed (`content_hash`),
+  which are about to be read anyway, and keeps the hashes of a data set that is
+  moved or copied, whatever becomes of its times.
 
   Args:
     paths: the files.
@@ -358,16 +388,9 @@ def stat_key(
     facts: whatever else changes what is made of the files, of plain types.
 
   Raises:
-    InputError: a file is no longer there.
+    InputError: a file is no longer there, or cannot be read.
   """
   lines = list(facts)
-  for path in paths:
-    try:
-      stat = path.stat()
-    except OSError as error:
-      raise InputError(
-        f'{path}: no longer there; the files of a data set must stay'
-      ) from error
-    lines.append((os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns))
+  lines += [(os.path.relpath(path, root), content_hash(path)) for path in paths]
   text = repr(lines).encode('utf-8', 'surrogateescape')
   return hashlib.sha256(text).hexdigest()

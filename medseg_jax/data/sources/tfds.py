@@ -25,6 +25,7 @@ from medseg_jax.data import labels, splits
 from medseg_jax.data.case import Case, colour_names
 from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import content_hash
 
 MASK_KEYS = ('segmentation_mask', 'label', 'mask', 'segmentation')
 SPLITS = {'train': ('train',), 'val': ('validation', 'val'), 'test': ('test',)}
@@ -65,6 +66,7 @@ class TfdsSource:
     self._lock = threading.Lock()
     self._examples = None  # the examples from position self._next on
     self._next = 0
+    self._contents: dict[Any, Any] = {}  # of the split's files
 
   def __len__(self) -> int:
     return len(self.names)
@@ -105,7 +107,11 @@ class TfdsSource:
       return example
 
   def case_key(self, index: int) -> str:
-    """Returns a hash of the data set's version, the case's file, the labels."""
+    """Returns a hash of the data set's version, the case's file, the labels.
+
+    Of a file on a disk that is its content, in a store (gs://) its size and
+    time.
+    """
     from etils import epath
 
     info = self._builder.info
@@ -114,10 +120,9 @@ class TfdsSource:
     # Which of the split's files holds the case; the others do not matter.
     ends = np.cumsum(split.shard_lengths)
     path = epath.Path(split.filepaths[np.searchsorted(ends, position, 'right')])
-    stat = path.stat()
     lines = [
       info.full_name, self._split, self._keys, position, self.label_values,
-      path.name, stat.length, stat.mtime,
+      path.name, self._content(path),
     ]  # fmt: skip
     return hashlib.sha256(repr(lines).encode()).hexdigest()
 
@@ -133,6 +138,17 @@ class TfdsSource:
     part.names = tuple(self.names[i] for i in kept)
     part._positions = tuple(self._positions[i] for i in kept)
     return part
+
+  def _content(self, path) -> Any:
+    """Returns what says what one of the split's files holds; asked once."""
+    with self._lock:
+      if path not in self._contents:
+        if '://' in os.fspath(path):  # in a store that is read over the network
+          stat = path.stat()
+          self._contents[path] = (stat.length, stat.mtime)
+        else:
+          self._contents[path] = content_hash(path)
+      return self._contents[path]
 
 
 def open_tfds(
