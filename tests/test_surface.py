@@ -203,7 +203,7 @@ def test_scores_match_brute_force_on_random_masks(shape, spacing):
     }
 
 
-@pytest.mark.parametrize('search', ['near', 'tree', 'transform'])
+@pytest.mark.parametrize('search', ['tree', 'both', 'transform'])
 @pytest.mark.parametrize(
   'spacing', [(1.0, 1.0), (0.3, 1.7), (1.0, 1.0, 1.0), (0.7, 0.7, 5.0)]
 )
@@ -211,12 +211,14 @@ def test_every_way_to_search_gives_the_same(monkeypatch, search, spacing):
   rng = np.random.default_rng(2)
   shape = (13, 11, 9)[: len(spacing)]
   pred, label = (rng.random(shape) < share for share in (0.3, 0.02))
+  # How many points a search is worth: all go to the tree, those that are left
+  # by the first look, or none.
+  worth, near = {'tree': (0.01, 2), 'both': (1, 1), 'transform': (1e9, 1)}[
+    search
+  ]
+  monkeypatch.setattr(surface, '_POINTS_A_SEARCH', worth)
+  monkeypatch.setattr(surface, '_NEAR', near)
   found = surface.surface_distances(pred, label, spacing)
-  if search != 'near':
-    monkeypatch.setattr(surface, '_NEAR', 1)
-    share = 0 if search == 'tree' else 10**9
-    monkeypatch.setattr(surface, '_POINTS_A_SEARCH', share)
-  again = surface.surface_distances(pred, label, spacing)
   points = []
   for mask in (pred, label):
     padded = np.pad(mask, 1)
@@ -229,9 +231,8 @@ def test_every_way_to_search_gives_the_same(monkeypatch, search, spacing):
     ]
     points.append(np.array(corners) * spacing)
   gaps = np.linalg.norm(points[0][:, None] - points[1], axis=-1)
-  for distances in (found, again):
-    np.testing.assert_allclose(distances.pred_distances, gaps.min(1))
-    np.testing.assert_allclose(distances.label_distances, gaps.min(0))
+  np.testing.assert_allclose(found.pred_distances, gaps.min(1))
+  np.testing.assert_allclose(found.label_distances, gaps.min(0))
 
 
 def test_concentric_spheres_are_their_radii_apart():

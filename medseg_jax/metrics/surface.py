@@ -30,7 +30,7 @@ Segment = tuple[Point, Point]
 
 # A percentile or tolerance that is met exactly must not be lost to rounding.
 _ROUNDING = 1e-9
-# What is nearer than so many of the smallest voxel sides is found by looking.
+# What is no farther than so many of the smallest voxel sides is found by looking.
 _NEAR = 2
 # A search in a tree takes as long as the transform of so many grid points.
 _POINTS_A_SEARCH = 32
@@ -141,19 +141,13 @@ def surface_distances(
     )
   if not (np.isfinite(spacing) & (spacing > 0)).all():
     raise ValueError(f'spacing must be positive, found {spacing.tolist()}')
-  box = _bounding_box(pred | label)
+  pred_surface, label_surface = _surface(pred), _surface(label)
   areas = code_areas(spacing)
-  surfaces, elements = [], []
-  for mask in (pred[box], label[box]):
-    codes = _codes(mask)
-    surfaces.append((codes != 0) & (codes != len(areas) - 1))
-    elements.append(areas[codes[surfaces[-1]]])
-    del codes
   return SurfaceDistances(
-    _nearest(surfaces[0], surfaces[1], spacing),
-    elements[0],
-    _nearest(surfaces[1], surfaces[0], spacing),
-    elements[1],
+    _nearest(pred_surface, label_surface, spacing),
+    areas[pred_surface.codes],
+    _nearest(label_surface, pred_surface, spacing),
+    areas[label_surface.codes],
   )
 
 
@@ -208,47 +202,107 @@ def _check_tolerance(tolerance: float) -> None:
     raise ValueError(f'tolerance must not be negative, found {tolerance}')
 
 
-def _nearest(surface: Mask, other: Mask, spacing: Floats) -> Floats:
-  """Returns for each element of a surface the distance to the other surface.
+class _Surface(NamedTuple):
+  """Surface elements on the grid of voxel corners.
 
-  Most have a neighbour that is found by looking at the nearest grid points. For
-  the rest, a k-d tree of the other's elements is quickest where they are few,
-  as on an organ, and a Euclidean distance transform where they are many, as in
-  speckle. All three give the same numbers.
-
-  Args:
-    surface: bool `[*G]`, where its elements are on the grid of voxel corners.
-    other: likewise.
-    spacing: of the grid.
-
-  Returns:
-    float64 `[N]`, elements in C order; inf where the other surface is empty.
+  Attributes:
+    start: `[d]`, where the grid around the mask begins.
+    grid: bool `[*G]`, where the elements are.
+    codes: uint8 `[N]`, the neighbourhood of each, in C order.
   """
-  distances = np.full(np.count_nonzero(surface), np.inf)
-  if not distances.size or not other.any():
-    return distances
-  left = _find_near(distances, surface, other, spacing)
-  if not left.size:
-    return distances
-  where = np.unravel_index(np.flatnonzero(surface)[left], surface.shape)
-  if len(left) * _POINTS_A_SEARCH < surface.size:
-    tree = spatial.cKDTree(
-      np.argwhere(other) * spacing, balanced_tree=False, compact_nodes=False
+
+  start: npt.NDArray[np.int64]
+  grid: Mask
+  codes: npt.NDArray[np.uint8]
+
+  def points(self, spacing: Floats) -> Floats:
+    """Returns positions, `[N, d]`."""
+    return (np.argwhere(self.grid) + self.start) * spacing
+
+
+def _surface(mask: Mask) -> _Surface:
+  rank = mask.ndim
+  boxes = ndimage.find_objects(mask.view(np.uint8))
+  if not boxes:
+    start = np.zeros(rank, np.int64)
+    return _Surface(start, np.zeros((0,) * rank, bool), np.zeros(0, np.uint8))
+  crop = np.pad(mask[boxes[0]], 1).view(np.uint8)
+  codes = np.zeros([n - 1 for n in crop.shape], np.uint8)
+  for bit, corner in enumerate(itertools.product((0, 1), repeat=rank)):
+    window = tuple(
+      slice(c, c + n) for c, n in zip(corner, codes.shape, strict=True)
     )
-    distances[left] = tree.query(np.stack(where, axis=-1) * spacing)[0]
-    return distances
-  nearest = ndimage.distance_transform_edt(
-    ~other, sampling=spacing, return_distances=False, return_indices=True
+    codes |= crop[window] << bit
+  grid = (codes != 0) & (codes != 2**2**rank - 1)
+  return _Surface(np.array([s.start for s in boxes[0]]), grid, codes[grid])
+
+
+def _nearest(surface: _Surface, other: _Surface, spacing: Floats) -> Floats:
+  """Returns for each element the distance to the nearest of the others.
+
+  Few elements are sought in a k-d tree. Of many, most have a neighbour that is
+  found by looking at the nearest points of the grid; if many are left even so,
+  as of speckle around an organ, a Euclidean distance transform of the grid is
+  quicker than the tree. All three give the same numbers.
+  """
+  count = len(surface.codes)
+  if not count or not len(other.codes):
+    return np.full(count, np.inf)
+  start = np.minimum(surface.start, other.start)
+  shape = (
+    np.maximum(*(s.start + s.grid.shape for s in (surface, other))) - start
   )
-  squares = np.zeros(len(left))
-  for axis, size in enumerate(spacing):
-    squares += ((nearest[axis][where] - where[axis]) * size) ** 2
-  distances[left] = np.sqrt(squares)
+  few = shape.prod() // _POINTS_A_SEARCH
+  if count + len(other.codes) < few:
+    return _by_tree(surface.points(spacing), other, spacing)
+  grid, others = (_embed(s, start, shape) for s in (surface, other))
+  distances = np.full(count, np.inf)
+  left = _find_near(distances, grid, others, spacing)
+  where = np.unravel_index(np.flatnonzero(grid)[left], grid.shape)
+  if len(left) < few:
+    points = (np.stack(where, axis=-1) + start) * spacing
+    distances[left] = _by_tree(points, other, spacing)
+  else:
+    distances[left] = _by_transform(where, others, spacing)
   return distances
 
 
+def _by_tree(points: Floats, other: _Surface, spacing: Floats) -> Floats:
+  tree = spatial.cKDTree(
+    other.points(spacing), balanced_tree=False, compact_nodes=False
+  )
+  return tree.query(points)[0]
+
+
+def _by_transform(
+  where: tuple[npt.NDArray[np.int64], ...], others: Mask, spacing: Floats
+) -> Floats:
+  nearest = ndimage.distance_transform_edt(
+    ~others, sampling=spacing, return_distances=False, return_indices=True
+  )
+  squares = np.zeros(len(where[0]))
+  for axis, size in enumerate(spacing):
+    squares += ((nearest[axis][where] - where[axis]) * size) ** 2
+  return np.sqrt(squares)
+
+
+def _embed(
+  surface: _Surface, start: npt.NDArray[np.int64], shape: npt.NDArray[np.int64]
+) -> Mask:
+  """Returns the elements on a larger grid."""
+  grid = np.zeros(shape, bool)
+  inner = tuple(
+    slice(first, first + size)
+    for first, size in zip(
+      surface.start - start, surface.grid.shape, strict=True
+    )
+  )
+  grid[inner] = surface.grid
+  return grid
+
+
 def _find_near(
-  distances: Floats, surface: Mask, other: Mask, spacing: Floats
+  distances: Floats, grid: Mask, others: Mask, spacing: Floats
 ) -> npt.NDArray[np.int64]:
   """Enters the distances of elements that have a near neighbour.
 
@@ -256,41 +310,20 @@ def _find_near(
     The numbers of the elements that have none.
   """
   offsets = np.array(
-    list(itertools.product(range(-_NEAR, _NEAR + 1), repeat=surface.ndim))
+    list(itertools.product(range(-_NEAR, _NEAR + 1), repeat=grid.ndim))
   )
   lengths = np.linalg.norm(offsets * spacing, axis=-1)
   near = np.flatnonzero(lengths <= _NEAR * spacing.min() * (1 + _ROUNDING))
   near = near[np.argsort(lengths[near], kind='stable')]
-  padded = np.pad(other, _NEAR)
+  padded = np.pad(others, _NEAR)
   steps = offsets @ np.array(padded.strides)
-  inner = (slice(_NEAR, -_NEAR),) * surface.ndim
-  elements = np.zeros_like(padded)
-  elements[inner] = surface
-  places = np.flatnonzero(elements)
+  places = np.flatnonzero(np.pad(grid, _NEAR))
   left = np.arange(len(places))
   for i in near:
     found = padded.ravel()[places + steps[i]]
     distances[left[found]] = lengths[i]
     places, left = places[~found], left[~found]
   return left
-
-
-def _bounding_box(mask: Mask) -> tuple[slice, ...]:
-  """Returns the box of what is True; an empty one where nothing is."""
-  box = ndimage.find_objects(mask.view(np.uint8))
-  return box[0] if box else (slice(0, 0),) * mask.ndim
-
-
-def _codes(mask: Mask) -> npt.NDArray[np.uint8]:
-  """Returns the neighbourhood code of each corner of the mask's voxel grid."""
-  crop = np.pad(mask, 1).view(np.uint8)
-  codes = np.zeros([n - 1 for n in crop.shape], np.uint8)
-  for bit, corner in enumerate(itertools.product((0, 1), repeat=mask.ndim)):
-    window = tuple(
-      slice(c, c + n) for c, n in zip(corner, codes.shape, strict=True)
-    )
-    codes |= crop[window] << bit
-  return codes
 
 
 def code_areas(spacing: npt.ArrayLike) -> Floats:
