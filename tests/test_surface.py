@@ -213,9 +213,8 @@ def test_every_way_to_search_gives_the_same(monkeypatch, search, spacing):
   pred, label = (rng.random(shape) < share for share in (0.3, 0.02))
   # How many points a search is worth: all go to the tree, those that are left
   # by the first look, or none.
-  worth, near = {'tree': (0.01, 2), 'both': (1, 1), 'transform': (1e9, 1)}[
-    search
-  ]
+  ways = {'tree': (0.01, 2), 'both': (1, 1), 'transform': (1e9, 1)}
+  worth, near = ways[search]
   monkeypatch.setattr(surface, '_POINTS_A_SEARCH', worth)
   monkeypatch.setattr(surface, '_NEAR', near)
   found = surface.surface_distances(pred, label, spacing)
