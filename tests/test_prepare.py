@@ -1,8 +1,10 @@
 """The data of a config into the cache: where it lies, what is said of it."""
 
+import numpy as np
 import pytest
-from conftest import write_volumes
+from conftest import disc, write_volumes
 from data_cases import assert_one_line
+from PIL import Image
 from small import load, shrink
 
 from medseg_jax import prepare
@@ -13,7 +15,7 @@ from medseg_jax.runtime.errors import InputError
 def prepared(root, workdir, cache_dir):
   config = shrink(load('auto_cpu'), path=root)
   config.data.cache_dir = str(cache_dir)
-  config, sources = opening.open_run(config, workdir)
+  config, sources, _ = opening.open_run(config, workdir)
   return prepare.prepare(config, sources)
 
 
@@ -24,3 +26,24 @@ def test_a_cache_folder_that_is_named_needs_no_home(tmp_path, no_home):
   with pytest.raises(InputError) as error:
     prepared(root, tmp_path / 'run', '')
   assert_one_line(error, 'HOME', 'set config.data.cache_dir')
+
+
+def test_data_that_half_precision_would_spoil_are_said(tmp_path, capsys):
+  for folder in ('images', 'labels'):
+    (tmp_path / 'cells' / folder).mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  for i in range(6):
+    label = disc(32, seed=i)
+    most = 65_000 if i < 4 else 900
+    image = (rng.integers(0, most, (32, 32)) * (1 + label) // 2).astype('u2')
+    Image.fromarray(image).save(tmp_path / 'cells/images' / f'{i}.png')
+    Image.fromarray(label).save(tmp_path / 'cells/labels' / f'{i}.png')
+  config = shrink(load('tutorial'), path=tmp_path / 'cells')
+  config.data.normalize = 'scale'
+  prepare.run(config, tmp_path / 'run')
+  (line,) = [
+    line
+    for line in capsys.readouterr().out.splitlines()
+    if line.startswith('precision')
+  ]
+  assert 'float32' in line and '4 of 6 cases' in line and '0, 1, 2' in line
