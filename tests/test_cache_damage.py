@@ -139,7 +139,8 @@ def test_a_damaged_array_is_made_anew_and_said(
   assert content(place_of(tmp_path)) == before
   (record,) = caplog.records
   assert 'case_1' in record.getMessage() and '\n' not in record.getMessage()
-  assert 'damaged and made anew' in record.getMessage()
+  assert 'damaged (' in record.getMessage()
+  assert ') and made anew: ' in record.getMessage()
   # Nothing is left to mend, and nothing lies about.
   assert_same(use(got), good)
   assert_same(use(open_cache()), good)

@@ -212,8 +212,8 @@ def _warn_of_damaged(places: Sequence[pathlib.Path]) -> None:
   if spoiled:
     more = f' and {len(spoiled) - 1} more' if len(spoiled) > 1 else ''
     logging.warning(
-      'the cache %s is damaged and made anew: case.json or the size of a file '
-      'in %s%s', places[0].parent, spoiled[0], more,
+      'the cache %s is damaged (case.json, or the size of a file) and made '
+      'anew: %s%s', places[0].parent, spoiled[0], more,
     )  # fmt: skip
 
 
@@ -278,7 +278,7 @@ class _Cases:
   def _mend(self, i: int, damage: cached_case.Damaged) -> None:
     place, name = self._places[i], self._source.names[i]
     logging.warning(
-      'the cache of %s is damaged and made anew: %s in %s', name, damage, place
+      'the cache of %s is damaged (%s) and made anew: %s', name, damage, place
     )
     if _places(self._source, place.parent, [i]) != [place]:
       raise InputError(

@@ -110,10 +110,10 @@ def load(
   path = place / f'{kind}.npy'
   try:
     if check and _checksum(path) != entry['files'][path.name][1]:
-      raise Damaged(f'{path.name} is not what was written there')
+      raise Damaged(f'another checksum of {path.name}')
     return np.load(path, mmap_mode='r')
   except (EOFError, ValueError) as error:
-    raise Damaged(f'{path.name} is no array ({error})') from error
+    raise Damaged(f'{path.name}: {error}') from error
   except OSError as error:
     reason = error.strerror or str(error)
     if error.errno in _DAMAGE:

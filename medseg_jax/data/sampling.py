@@ -310,7 +310,7 @@ def read_batch(
   patches: Patches,
   patch_size: tuple[int, ...],
   read_size: tuple[int, ...] | None = None,
-  dtype: np.typing.DTypeLike = None,
+  dtype: np.dtype | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns images `[B, *read, C]` and labels `[B, *read]` int16.
 
