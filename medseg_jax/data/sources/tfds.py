@@ -13,6 +13,7 @@ comes first, so
 
 import contextlib
 import copy
+import functools
 import hashlib
 import os
 import threading
@@ -66,7 +67,7 @@ class TfdsSource:
     self._lock = threading.Lock()
     self._examples = None  # the examples from position self._next on
     self._next = 0
-    self._contents: dict[Any, Any] = {}  # of the split's files
+    self._content = functools.cache(_content)
 
   def __len__(self) -> int:
     return len(self.names)
@@ -107,11 +108,7 @@ class TfdsSource:
       return example
 
   def case_key(self, index: int) -> str:
-    """Returns a hash of the data set's version, the case's file, the labels.
-
-    Of a file on a disk that is its content, in a store (gs://) its size and
-    time.
-    """
+    """Returns a hash of the data set's version, the case's file, the labels."""
     from etils import epath
 
     info = self._builder.info
@@ -139,16 +136,11 @@ class TfdsSource:
     part._positions = tuple(self._positions[i] for i in kept)
     return part
 
-  def _content(self, path) -> Any:
-    """Returns what says what one of the split's files holds; asked once."""
-    with self._lock:
-      if path not in self._contents:
-        if '://' in os.fspath(path):  # in a store that is read over the network
-          stat = path.stat()
-          self._contents[path] = (stat.length, stat.mtime)
-        else:
-          self._contents[path] = content_hash(path)
-      return self._contents[path]
+
+def _content(path) -> Any:
+  """Returns what a file holds, of one in a store (gs://) its size and time."""
+  far = '://' in os.fspath(path)
+  return (path.stat().length, path.stat().mtime) if far else content_hash(path)
 
 
 def open_tfds(
