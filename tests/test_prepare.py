@@ -8,6 +8,7 @@ from PIL import Image
 from small import load, shrink
 
 from medseg_jax import prepare
+from medseg_jax.data import groups
 from medseg_jax.experiment import opening
 from medseg_jax.runtime.errors import InputError
 
@@ -47,3 +48,13 @@ def test_data_that_half_precision_would_spoil_are_said(tmp_path, capsys):
     if line.startswith('precision')
   ]
   assert 'float32' in line and '4 of 6 cases' in line and '0, 1, 2' in line
+
+
+def test_paths_below_a_home_that_is_not_known_are_one_line(tmp_path, no_home):
+  config = shrink(load('auto_cpu'), path='~/Balls')
+  with pytest.raises(InputError) as error:
+    opening.open_run(config, tmp_path / 'run')
+  assert_one_line(error, '~/Balls', 'HOME', 'set config.data.path')
+  with pytest.raises(InputError) as error:
+    groups.read_groups('~/groups.csv', ['a'])
+  assert_one_line(error, '~/groups.csv', 'HOME', 'set config.data.group')
