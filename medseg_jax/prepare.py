@@ -9,13 +9,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medseg_jax.data import cache as caches
-from medseg_jax.data import resample, sampling
+from medseg_jax.data import precision, resample, sampling
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
 from medseg_jax.data.formats import nifti
+from medseg_jax.data.formats.images import name_some
 from medseg_jax.experiment import build, mirroring, opening
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import user_cache_folder
 from medseg_jax.runtime.progress import Progress
 
 
@@ -95,7 +95,24 @@ def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
   if config.data.source == 'volumes':
     for source in sources.values():
       source.already_read.clear()
+  _say_precision(prepared)
   return prepared['train']
+
+
+def _say_precision(prepared: dict[str, Cache]) -> None:
+  """Prints which cases are too fine or too large for half precision."""
+  cases = [
+    case
+    for cache in prepared.values()
+    for case in zip(cache.names, cache.dtypes, strict=True)
+  ]
+  single = [name for name, dtype in cases if dtype != precision.HALF]
+  if single:
+    print(
+      f'precision float32: float16 would lose grey levels of {len(single)} of '
+      f'{len(cases)} cases: {name_some(single, 3)}',
+      flush=True,
+    )
 
 
 def _cache_settings(config: ConfigDict, source: Source) -> dict[str, Any]:
@@ -127,18 +144,19 @@ def _announce(config: ConfigDict, sources: dict[str, Source], left: int) -> int:
       new = resample.output_shape(shape, spacing, data.spacing)
       sizes.append((np.prod(shape, dtype=float), np.prod(new, dtype=float)))
   read, prepared = np.asarray(sizes).T
-  # Half precision, a label of up to 2 bytes, and coordinates of 2 bytes.
+  # The image, a label of up to 2 bytes, and coordinates of 2 bytes.
   places = np.maximum(10_000, 0.01 * prepared) * (len(data.classes) - 1)
-  disk = prepared * (2 * data.channels + 2) + 6 * np.minimum(places, prepared)
+  plain = any(channel[0] == 'none' for channel in data.intensities)
+  value = (precision.SINGLE if plain else precision.HALF).itemsize
+  disk = prepared * (value * data.channels + 2)
+  disk += 6 * np.minimum(places, prepared)
   disk = disk.sum() * left / len(sizes)
   # The image as read and in float32, before and after resampling.
   each = max(
     (8 * read + 6 * prepared) * data.channels + 2 * read + 2 * prepared
   )
   workers = caches.num_workers(each)
-  place = user_cache_folder()
-  if data.cache_dir:
-    place = pathlib.Path(data.cache_dir).expanduser()
+  place = caches.root_folder(data.cache_dir)
   print(
     f'prepare   {left} cases: about {_bytes(disk)} of disk in {place}, '
     f'{_bytes(workers * each)} of memory in {workers} threads',

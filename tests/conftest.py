@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import pathlib
+import pwd
 import shutil
 import tempfile
 
@@ -36,6 +37,18 @@ ROOT = pathlib.Path(__file__).parent.parent
 def own_cache(tmp_path, monkeypatch):
   """Keeps the tests' caches out of the user's folder."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'user_cache'))
+
+
+@pytest.fixture
+def no_home(own_cache, monkeypatch):
+  """Takes away what says where the user's home folder is."""
+
+  def nobody(uid):
+    raise KeyError(uid)
+
+  monkeypatch.delenv('HOME', raising=False)
+  monkeypatch.delenv('XDG_CACHE_HOME')
+  monkeypatch.setattr(pwd, 'getpwuid', nobody)
 
 
 @pytest.fixture(scope='session')

@@ -1,5 +1,6 @@
 """Image files and checks of messages that the tests of the data share."""
 
+import os
 import struct
 import zlib
 
@@ -46,6 +47,18 @@ def save_raw_png(path, rows, width, bits, colour_type):
 def save_png16(path, array, colour_type):
   rows = [row.astype('>u2').tobytes() for row in array]
   return save_raw_png(path, rows, array.shape[1], 16, colour_type)
+
+
+def put_another_in_its_place(path):
+  """Replaces the file by one of other bytes, the same size and time."""
+  old = path.stat()
+  content = path.read_bytes()
+  other = path.with_name('another')
+  other.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+  os.replace(other, path)
+  os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+  new = path.stat()
+  assert (new.st_size, new.st_mtime_ns) == (old.st_size, old.st_mtime_ns)
 
 
 def assert_all_in(text, *parts):

@@ -3,6 +3,7 @@
 import collections
 import os
 
+import nibabel
 import numpy as np
 import pytest
 from conftest import write_volumes
@@ -64,9 +65,13 @@ def test_a_case_is_handed_out_once_and_only_while_its_files_stay(
   assert source.subset(['case_02'])[0] is case
   assert source[2] is not case and sum(readings.values()) == 1
   source.already_read.keep(source.case_key(2), case)
-  path = source.files[2].images[0]
-  os.utime(path, (0, 0))  # as if it had been written anew
-  assert source[2] is not case
+  os.utime(source.files[2].images[0], (0, 0))
+  assert source[2] is case
+  source.already_read.keep(source.case_key(2), case)
+  old = nibabel.load(source.files[2].label)
+  empty = nibabel.Nifti1Image(0 * old.get_fdata(), old.affine)
+  nibabel.save(empty, source.files[2].label)
+  assert not source[2].label.any()
 
 
 def test_no_more_is_kept_than_there_is_room_for(monkeypatch, tmp_path):
@@ -79,4 +84,5 @@ def test_no_more_is_kept_than_there_is_room_for(monkeypatch, tmp_path):
   kept = AlreadyRead()
   for key in 'abc':
     kept.keep(key, case)
-  assert [kept.take(key) is case for key in 'abc'] == [True, True, False]
+  found = [kept.take(lambda k=k: k) is case for k in 'abc']
+  assert found == [True, True, False]

@@ -13,69 +13,12 @@ import time
 
 import numpy as np
 import pytest
+from cache_cases import SCALE, Fixed, case, folders, one, source
 from data_cases import assert_one_line
 
 from medseg_jax.data import cache
-from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import Channel, Preprocessing
 from medseg_jax.runtime.errors import InputError
-
-SCALE = Preprocessing('scale')
-
-
-@dataclasses.dataclass(frozen=True)
-class Fixed:
-  """A source of given cases, which remembers what was read."""
-
-  cases: tuple
-  read: list
-  version: str = 'one'
-  classes: tuple = ('background', 'organ')
-  label_values: tuple = (0, 1)
-  channels: int = 1
-
-  @property
-  def names(self):
-    return tuple(case.name for case in self.cases)
-
-  def __len__(self):
-    return len(self.cases)
-
-  def __getitem__(self, index):
-    self.read.append(index)
-    return self.cases[index]
-
-  def case_key(self, index):
-    return self.version
-
-
-def case(name, image, label):
-  return Case(name, image, label, (1.0,) * label.ndim)
-
-
-def source(version='one', sizes=((4, 6), (5, 3), (7, 7))):
-  rng = np.random.default_rng(0)
-  cases = (
-    case(
-      f'case_{i}',
-      rng.integers(0, 256, (*size, 1)).astype(np.uint8),
-      rng.integers(0, 2, size).astype(np.uint8),
-    )
-    for i, size in enumerate(sizes)
-  )
-  return Fixed(tuple(cases), [], version)
-
-
-def one(image=None, label=None):
-  """Returns a source of one case, of 2 x 3 pixels if nothing is said."""
-  image = np.ones((2, 3, 1), np.float32) if image is None else image
-  label = np.zeros(image.shape[:-1], int) if label is None else label
-  return Fixed((case('one', image, label),), [])
-
-
-def folders(root):
-  """Returns the names of all folders of cases below `root`."""
-  return sorted(path.parent.name for path in root.glob('*/*/case.json'))
 
 
 @pytest.mark.parametrize('sizes', [((4, 6), (5, 3)), ((3, 4, 5), (6, 2, 2))])
@@ -110,11 +53,19 @@ def test_labels_are_as_small_as_they_can_be(tmp_path, values, dtype):
   np.testing.assert_array_equal(got, label)
 
 
-def test_intensities_beyond_half_precision_stay_finite(tmp_path):
-  image = np.array([[-1e9, 0.0, 7e4]], np.float32)[..., None]
+def test_cases_that_need_single_precision_have_it(tmp_path):
+  label = np.zeros((1, 3), int)
+  cases = tuple(
+    case(name, np.array([[-1, 0, most]], np.float32)[..., None], label)
+    for name, most in (('coarse', 2048), ('fine', 2049), ('large', 1e9))
+  )
   as_they_are = Preprocessing(channels=(Channel('none'),))
-  got = cache.prepare(one(image), as_they_are, root=tmp_path).images[0]
-  np.testing.assert_array_equal(got[0, :, 0], [-65504.0, 0.0, 65504.0])
+  got = cache.prepare(Fixed(cases, []), as_they_are, root=tmp_path)
+  assert got.dtypes == (np.float16, np.float32, np.float32)
+  assert got.image_dtype == np.float32
+  for image, dtype, given in zip(got.images, got.dtypes, cases, strict=True):
+    assert image.dtype == dtype
+    np.testing.assert_array_equal(image, given.image)
 
 
 def test_rows_are_contiguous_in_whatever_order_the_axes_came(tmp_path):
@@ -208,7 +159,7 @@ def test_a_run_that_is_killed_leaves_whole_cases_only(tmp_path):
     import numpy as np
     from medseg_jax.data import cache
     from medseg_jax.data.preprocess import Preprocessing
-    from test_cache import source
+    from cache_cases import source
     saved = []
     def save(path, array, write=np.save):
       saved.append(path)
@@ -240,21 +191,6 @@ def test_a_run_that_is_killed_leaves_whole_cases_only(tmp_path):
   os.utime(partial, (time.time() - 7200,) * 2)
   cache.prepare(dataclasses.replace(data, version='two'), SCALE, **settings)
   assert not partial.exists()
-
-
-@pytest.mark.parametrize('name', ['image.npy', 'label.npy', 'case.json'])
-def test_a_damaged_case_is_written_again(tmp_path, name):
-  data = source()
-  cache.prepare(data, SCALE, root=tmp_path)
-  (place,) = tmp_path.glob('*/case_1-*')
-  good = (place / name).read_bytes()
-  (place / name).write_bytes(good[: len(good) // 2])
-  assert cache.missing(data, SCALE, root=tmp_path) == 1
-  data.read.clear()
-  got = cache.prepare(data, SCALE, root=tmp_path)
-  assert data.read == [1]
-  assert (place / name).read_bytes() == good
-  np.testing.assert_array_equal(got.labels[1], data.cases[1].label)
 
 
 def test_two_runs_at_once_do_not_disturb_each_other(tmp_path):

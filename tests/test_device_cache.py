@@ -42,6 +42,7 @@ def cache_of(shapes, *, channels=1, lowest=0):
     ],
     labels=labels,
     shapes=shapes,
+    dtypes=(np.dtype(np.float16),) * len(shapes),
     voxels=[sampling.sample_voxels(label, name='x') for label in labels],
   )
 

@@ -1,13 +1,18 @@
 """JSON files, good and bad, and keys that follow the files they are of."""
 
-import hashlib
 import os
+import pathlib
 
 import pytest
-from data_cases import assert_one_line
+from data_cases import assert_one_line, put_another_in_its_place
 
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import read_json, stat_key
+from medseg_jax.runtime.files import (
+  expand_home,
+  files_key,
+  read_json,
+  user_cache_folder,
+)
 
 
 @pytest.mark.parametrize('mark', [b'', b'\xef\xbb\xbf'])
@@ -79,42 +84,56 @@ def test_what_is_no_plain_file_is_no_json_file(tmp_path):
     assert_one_line(error, f'{path}: {words}', 'a JSON file: a list')
 
 
-def write(root, times=(5, 6)):
+def test_without_a_home_folder_what_to_set_is_said(no_home, monkeypatch):
+  with pytest.raises(InputError) as error:
+    user_cache_folder()
+  assert_one_line(
+    error, '~/.cache', 'HOME', 'config.data.cache_dir', 'XDG_CACHE_HOME'
+  )
+  with pytest.raises(InputError) as error:
+    expand_home('~/caches', or_set='config.data.cache_dir')
+  assert_one_line(error, '~/caches', 'HOME', 'set config.data.cache_dir')
+  assert expand_home('caches', or_set='') == pathlib.Path('caches')
+  monkeypatch.setenv('XDG_CACHE_HOME', '/caches')
+  assert user_cache_folder() == pathlib.Path('/caches/medseg_jax')
+
+
+def write(root, words=('one', 'two')):
   paths = [root / 'one.txt', root / 'in' / 'two.txt']
-  for path, time in zip(paths, times, strict=True):
+  for path, word in zip(paths, words, strict=True):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(path.name)
-    os.utime(path, ns=(time, time))
+    path.write_text(word)
   return paths
 
 
-def test_a_key_is_of_path_size_time_and_facts(tmp_path):
+def test_a_key_is_of_path_content_and_facts(tmp_path):
+  facts = ('name', (0, 255))
   paths = write(tmp_path / 'a')
-  key = stat_key(paths, tmp_path / 'a', ('name', (0, 255)))
-  text = "['name', (0, 255), ('one.txt', 7, 5), ('in/two.txt', 7, 6)]"
-  assert key == hashlib.sha256(text.encode()).hexdigest()
-  # The same elsewhere.
+  key = files_key(paths, tmp_path / 'a', facts)
+  assert len(key) == 64
+  # The same elsewhere, at another time.
   moved = write(tmp_path / 'b')
-  assert stat_key(moved, tmp_path / 'b', ('name', (0, 255))) == key
+  os.utime(moved[0], ns=(6, 6))
+  assert files_key(moved, tmp_path / 'b', facts) == key
   changed = [
-    stat_key(paths, tmp_path / 'a', ('name', (255, 0))),
-    stat_key(paths[:1], tmp_path / 'a', ('name', (0, 255))),
-    stat_key(paths[::-1], tmp_path / 'a', ('name', (0, 255))),
-    stat_key(write(tmp_path / 'a', (5, 7)), tmp_path / 'a', ('name', (0, 255))),
+    files_key(paths, tmp_path / 'a', ('name', (255, 0))),
+    files_key(paths[:1], tmp_path / 'a', facts),
+    files_key(paths[::-1], tmp_path / 'a', facts),
+    files_key(paths, tmp_path, facts),
+    files_key(write(tmp_path / 'c', ('one', 'six')), tmp_path / 'c', facts),
   ]
-  paths[1].write_text('three words here')
-  os.utime(paths[1], ns=(6, 6))
-  changed.append(stat_key(paths, tmp_path / 'a', ('name', (0, 255))))
-  assert len({key, *changed}) == 6
+  put_another_in_its_place(paths[1])
+  changed.append(files_key(paths, tmp_path / 'a', facts))
+  assert len({key, *changed}) == 7
 
 
 def test_a_name_that_is_no_text_has_a_key(tmp_path):
   path = tmp_path / os.fsdecode(b'\xff.txt')
   path.write_text('')
-  assert len(stat_key([path], tmp_path)) == 64
+  assert len(files_key([path], tmp_path)) == 64
 
 
 def test_a_file_that_has_gone_is_an_error(tmp_path):
   with pytest.raises(InputError) as error:
-    stat_key([tmp_path / 'gone.nii'], tmp_path)
+    files_key([tmp_path / 'gone.nii'], tmp_path)
   assert_one_line(error, tmp_path / 'gone.nii', 'no longer there')

@@ -35,6 +35,7 @@ def cache():
     images=images,
     labels=labels,
     shapes=tuple(label.shape for label in labels),
+    dtypes=tuple(image.dtype for image in images),
     voxels=[sampling.sample_voxels(label, name='x') for label in labels],
   )
 

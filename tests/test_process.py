@@ -13,7 +13,10 @@ from medseg_jax.runtime import process
 
 # Compiles a program and says how many came from the disk.
 PROGRAM = """
-import resource, sys
+import os, pwd, resource, sys
+if 'homeless' in sys.argv:
+  del os.environ['HOME'], os.environ['XDG_CACHE_HOME']
+  pwd.getpwuid = {}.__getitem__
 from medseg_jax.runtime import process
 process.set_up()
 import jax
@@ -66,6 +69,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
   file.write_text('not a folder')
   assert run(file) == ['0', 'None']
   assert run(tmp_path, 'full')[0] == '0'
+  assert run(tmp_path, 'homeless', HOME='/')[:2] == ['0', 'None']
 
 
 def test_the_users_own_folder_stays(tmp_path):

@@ -203,6 +203,37 @@ def test_scores_match_brute_force_on_random_masks(shape, spacing):
     }
 
 
+@pytest.mark.parametrize('search', ['tree', 'both', 'transform'])
+@pytest.mark.parametrize(
+  'spacing', [(1.0, 1.0), (0.3, 1.7), (1.0, 1.0, 1.0), (0.7, 0.7, 5.0)]
+)
+def test_every_way_to_search_gives_the_same(monkeypatch, search, spacing):
+  rng = np.random.default_rng(2)
+  shape = (13, 11, 9)[: len(spacing)]
+  pred, label = (rng.random(shape) < share for share in (0.3, 0.02))
+  # How many points a search is worth: all go to the tree, those that are left
+  # by the first look, or none.
+  ways = {'tree': (0.01, 2), 'both': (1, 1), 'transform': (1e9, 1)}
+  worth, near = ways[search]
+  monkeypatch.setattr(surface, '_POINTS_A_SEARCH', worth)
+  monkeypatch.setattr(surface, '_NEAR', near)
+  found = surface.surface_distances(pred, label, spacing)
+  points = []
+  for mask in (pred, label):
+    padded = np.pad(mask, 1)
+    corners = [
+      corner
+      for corner in np.ndindex(*(n - 1 for n in padded.shape))
+      if 0
+      < padded[tuple(slice(c, c + 2) for c in corner)].sum()
+      < 2 ** len(shape)
+    ]
+    points.append(np.array(corners) * spacing)
+  gaps = np.linalg.norm(points[0][:, None] - points[1], axis=-1)
+  np.testing.assert_allclose(found.pred_distances, gaps.min(1))
+  np.testing.assert_allclose(found.label_distances, gaps.min(0))
+
+
 def test_concentric_spheres_are_their_radii_apart():
   spacing = (1.0, 1.0, 2.0)
   balls = [_ball((50, 50, 26), (25, 25, 13), r, spacing) for r in (20, 14)]

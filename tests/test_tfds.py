@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from data_cases import put_another_in_its_place
 
 tfds = pytest.importorskip('tensorflow_datasets')
 
@@ -292,6 +293,11 @@ def test_case_key_changes_with_the_data_and_its_labels(
   folds = keys(data_dir, num_folds=3)
   shared = set(folds) & set(first)
   assert shared and all(folds[name] == first[name] for name in shared)
+  (shard,) = tmp_path.glob('pets/*/pets-train.*')
+  before = set(keys(tmp_path).values())
+  source = tfds_source.open_tfds('pets', data_dir=tmp_path)['train']
+  put_another_in_its_place(shard)
+  assert source.case_key(0) not in before
 
 
 @pytest.mark.parametrize(

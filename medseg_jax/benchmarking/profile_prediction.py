@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from medseg_jax import inference
 from medseg_jax.benchmarking.machine import median_seconds
 from medseg_jax.data.case import Case
+from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Prepared, preprocess
 from medseg_jax.data.resample import resample_linear_slabs
 from medseg_jax.experiment import trained_model
@@ -106,10 +107,10 @@ def cases_at_once(case: Case, config: ConfigDict, mesh: Mesh) -> int:
 
 
 def _prepared(case: Case, settings: dict[str, Any]) -> Prepared:
-  """Returns the case as the network sees it, in half precision."""
+  """Returns the case as the network sees it."""
   bare = match_channels(case, settings['channels'])
   prepared = preprocess(bare._replace(label=None), settings['preprocessing'])
-  return prepared._replace(image=prepared.image.astype(np.float16))
+  return prepared._replace(image=compact(prepared.image, prepared.slack))
 
 
 class _Clock:

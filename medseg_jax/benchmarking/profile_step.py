@@ -66,7 +66,12 @@ def loading_parts(
       **settings,
     )
     batch = read_batch(
-      cache.images, cache.labels, chosen, settings['patch_size'], read_size
+      cache.images,
+      cache.labels,
+      chosen,
+      settings['patch_size'],
+      read_size,
+      cache.image_dtype,
     )
 
   def send():

@@ -1,48 +1,44 @@
 """Preprocessed cases on disk, memory-mapped: written once, read by patches.
 
-One folder a case: `image.npy`, `label.npy`, where asked for `voxels.npy` (where
-the classes are), and `case.json`. A folder is written under another name and
-then renamed, so it is there whole or not at all: cases are written in parallel,
-and a killed run goes on where it was. The names carry hashes of the
-preprocessing and of the data behind the case, so a change of either leads to
-another folder and nothing stale is ever read. Splits and folds share cases.
+One folder a case (`cached_case.py`): cases are written in parallel, and a
+killed run goes on where it was. The names carry hashes of the preprocessing and
+of the data behind the case, so a change of either leads to another folder and
+nothing stale is ever read. Splits and folds share cases.
+
+What lies there is not believed: every file is held against its checksum when a
+process first uses the case, and a damaged case is made anew. To check all files
+when a run starts would read the whole data set, hundreds of GB perhaps, to see
+the same a little earlier.
 """
 
 import concurrent.futures
-import contextlib
-import errno
 import functools
 import hashlib
-import json
 import os
 import pathlib
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
-from medseg_jax.data import masking
+from medseg_jax.data import cached_case, masking
 from medseg_jax.data.case import Source
+from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.sampling import voxels_of_source
 from medseg_jax.runtime import host_memory
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import user_cache_folder
+from medseg_jax.runtime.files import expand_home, user_cache_folder
 
 # Raise it whenever the same data and settings would give other arrays.
-VERSION = 4
-# Half precision halves disk, memory and transfers. Standardised intensities
-# need no more: 8-bit levels stay apart. The step computes in float32.
-IMAGE_DTYPE = np.float16
-IMAGE_LIMIT = np.finfo(IMAGE_DTYPE).max
+VERSION = 5
 # Open files of one kind. A process may often have no more than 1024.
 MAX_OPEN = 128
-# Writing a case takes seconds. What is older was left by a run that was killed.
-PARTIAL = 'partial-'
-PARTIAL_SECONDS = 3600.0
+# To make a damaged case anew. Other runs that do so at the same time can be in
+# the way, each once.
+ATTEMPTS = 8
 
 
 class Lazy:
@@ -67,10 +63,12 @@ class Cache(NamedTuple):
   Attributes:
     folder: where it lies.
     names: of the cases.
-    images: `images[i]` is `[*S_i, C]` float16.
+    images: `images[i]` is `[*S_i, C]`, float16 or, where that would lose
+      something, float32 (see `precision.py`).
     labels: `labels[i]` is `[*S_i]` uint8, or int16 where a voxel is ignored
       (-1), lies outside the mask (see `masking.py`) or has an index above 255.
     shapes: `shapes[i]` is `S_i`; known without opening a case.
+    dtypes: of each image, likewise.
     voxels: `voxels[i]` is `{key: [n, R]}`, voxels to centre patches on (see
       `sampling.voxels_of_source`); None where not asked for.
   """
@@ -80,7 +78,13 @@ class Cache(NamedTuple):
   images: Sequence[np.ndarray]
   labels: Sequence[np.ndarray]
   shapes: tuple[tuple[int, ...], ...]
+  dtypes: tuple[np.dtype, ...]
   voxels: Sequence[Mapping[int, np.ndarray]] | None = None
+
+  @property
+  def image_dtype(self) -> np.dtype:
+    """The type that holds every image, which a batch has."""
+    return np.result_type(*self.dtypes)
 
 
 def num_workers(bytes_each: float = 0.0) -> int:
@@ -126,12 +130,13 @@ def prepare(
   """
   folder = _folder(preprocessing, root, title, with_locations)
   places = _places(source, folder)
-  entries = [_read_entry(place) for place in places]
+  entries = [cached_case.read_entry(place) for place in places]
   todo = [i for i, entry in enumerate(entries) if entry is None]
   if todo:
-    with _blame_disk(folder):
+    with cached_case.blame_disk(folder):
       folder.mkdir(parents=True, exist_ok=True)
-      _remove_old_partials(folder)
+      cached_case.remove_old_partials(folder)
+      _warn_of_damaged([places[i] for i in todo])
     pool = concurrent.futures.ThreadPoolExecutor(
       max_workers=workers or num_workers()
     )
@@ -147,7 +152,16 @@ def prepare(
         on_case()
     finally:
       pool.shutdown(cancel_futures=True)
-  return _open(folder, source.names, places, entries, with_locations)
+  cases = _Cases(source, preprocessing, places, entries)
+  return Cache(
+    folder=folder,
+    names=tuple(source.names),
+    images=Lazy(functools.partial(cases.load, 'image'), len(places)),
+    labels=Lazy(functools.partial(cases.load, 'label'), len(places)),
+    shapes=tuple(tuple(entry['shape']) for entry in entries),
+    dtypes=tuple(np.dtype(entry['dtype']) for entry in entries),
+    voxels=Lazy(cases.voxels, len(places)) if with_locations else None,
+  )
 
 
 def missing(
@@ -161,21 +175,46 @@ def missing(
   """Returns how many cases `prepare` with these arguments would write."""
   folder = _folder(preprocessing, root, title, with_locations)
   places = _places(source, folder)
-  return sum(_read_entry(place) is None for place in places)
+  return sum(cached_case.read_entry(place) is None for place in places)
 
 
 def _folder(preprocessing, root, title, with_locations) -> pathlib.Path:
-  root = pathlib.Path(root).expanduser() if root else user_cache_folder()
   key = _hash((VERSION, preprocessing, with_locations))
-  return root / f'{_plain(title)}-{key}'
+  return root_folder(root) / f'{_plain(title)}-{key}'
 
 
-def _places(source: Source, folder: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the folder of each case."""
-  return [
-    folder / f'{_plain(name)}-{_hash((name, source.case_key(i)))}'
-    for i, name in enumerate(source.names)
-  ]
+def root_folder(root: str | os.PathLike = '') -> pathlib.Path:
+  """Returns the folder of all caches: `root`, where '' is the user's.
+
+  Raises:
+    InputError: it is below the home folder, and there is none.
+  """
+  if root:
+    return expand_home(root, or_set='config.data.cache_dir')
+  return user_cache_folder()
+
+
+def _places(
+  source: Source, folder: pathlib.Path, indices: Iterable[int] | None = None
+) -> list[pathlib.Path]:
+  """Returns the folders of all cases, or of some."""
+  if indices is None:
+    indices = range(len(source))
+  # In threads: what is new or was changed is read for its key.
+  with concurrent.futures.ThreadPoolExecutor(num_workers()) as pool:
+    keys = pool.map(lambda i: (source.names[i], source.case_key(i)), indices)
+    return [folder / f'{_plain(key[0])}-{_hash(key)}' for key in keys]
+
+
+def _warn_of_damaged(places: Sequence[pathlib.Path]) -> None:
+  """Says which of the cases that are to be written are there, but spoiled."""
+  spoiled = [place.name for place in places if os.path.lexists(place)]
+  if spoiled:
+    more = f' and {len(spoiled) - 1} more' if len(spoiled) > 1 else ''
+    logging.warning(
+      'the cache %s is damaged (case.json, or the size of a file) and made '
+      'anew: %s%s', places[0].parent, spoiled[0], more,
+    )  # fmt: skip
 
 
 def _hash(parts: tuple) -> str:
@@ -187,6 +226,72 @@ def _plain(title: str) -> str:
   return ''.join(c if c.isalnum() or c in '-_.' else '_' for c in title[:48])
 
 
+class _Cases:
+  """The arrays of all cases; each file is checked when it is first asked for.
+
+  Once a process: what is found damaged is made anew. Of use in several threads.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    preprocessing: Preprocessing,
+    places: Sequence[pathlib.Path],
+    entries: Sequence[dict[str, Any]],
+  ):
+    self._source = source
+    self._preprocessing = preprocessing
+    self._places = places
+    self._entries = list(entries)
+    self._checked: set[tuple[str, int]] = set()
+    self._locks = [threading.Lock() for _ in places]
+
+  def load(self, kind: str, i: int) -> np.ndarray:
+    with self._locks[i]:
+      for _ in range(ATTEMPTS):
+        try:
+          return self._load(kind, i)
+        except cached_case.Damaged as damage:
+          found = damage
+        self._mend(i, found)
+      raise InputError(
+        f'the cache {self._places[i]} was made anew and is damaged again '
+        f'({found}); set config.data.cache_dir to a folder on a sound disk'
+      )
+
+  def voxels(self, i: int) -> dict[int, np.ndarray]:
+    counts = dict(self._entries[i]['voxels'])
+    if not counts:
+      return {}
+    ends = np.cumsum([*counts.values()])[:-1]
+    points = self.load('voxels', i)
+    return dict(zip(counts, np.split(points, ends), strict=True))
+
+  def _load(self, kind: str, i: int) -> np.ndarray:
+    check = (kind, i) not in self._checked
+    array = cached_case.load(
+      self._places[i], self._entries[i], kind, check=check
+    )
+    self._checked.add((kind, i))
+    return array
+
+  def _mend(self, i: int, damage: cached_case.Damaged) -> None:
+    place, name = self._places[i], self._source.names[i]
+    logging.warning(
+      'the cache of %s is damaged (%s) and made anew: %s', name, damage, place
+    )
+    if _places(self._source, place.parent, [i]) != [place]:
+      raise InputError(
+        f'{name}: the cache {place} is damaged, and the files of the case have '
+        'changed since this run began; start it again'
+      )
+    with_locations = 'voxels.npy' in self._entries[i]['files']
+    self._entries[i] = _write_case(
+      self._source, i, self._preprocessing, place, with_locations
+    )
+    self._checked -= {(kind, i) for kind in ('image', 'label', 'voxels')}
+
+
 def _write_case(
   source: Source,
   index: int,
@@ -196,11 +301,10 @@ def _write_case(
 ) -> dict:
   """Writes the folder of one case and returns the content of `case.json`."""
   name = source.names[index]
-  image, label, _, mask = preprocess(source[index], preprocessing)
-  with np.errstate(over='ignore'):
-    image = image.astype(IMAGE_DTYPE, order='C')  # a copy: then in place
-  np.clip(image, -IMAGE_LIMIT, IMAGE_LIMIT, out=image)  # infinite: too large
-  folded = masking.fold(label, mask)
+  prepared = preprocess(source[index], preprocessing)
+  image, label = compact(prepared.image, prepared.slack), prepared.label
+  folded = masking.fold(label, prepared.mask)
+  del prepared
   small = folded.min() >= 0 and folded.max() <= np.iinfo(np.uint8).max
   folded = folded.astype(np.uint8 if small else np.int16, order='C')
   arrays = {'image': image, 'label': folded}
@@ -210,100 +314,10 @@ def _write_case(
     counts = [[c, len(where)] for c, where in voxels.items()]
     nowhere = np.zeros((0, label.ndim), np.uint16)
     arrays['voxels'] = np.concatenate([*voxels.values()] or [nowhere])
-  entry = {
+  facts = {
     'name': name,
     'shape': list(label.shape),
+    'dtype': image.dtype.name,
     'voxels': counts,
-    'bytes': {},
   }
-  with _blame_disk(place), _new_folder(place) as partial:
-    for kind, array in arrays.items():
-      path = partial / f'{kind}.npy'
-      np.save(path, array)
-      entry['bytes'][path.name] = path.stat().st_size
-    (partial / 'case.json').write_text(json.dumps(entry))
-  return entry
-
-
-def _read_entry(place: pathlib.Path) -> dict | None:
-  """Returns the content of `case.json`; None where the case has to be written.
-
-  Files of other sizes than were written (a crash of the machine can leave
-  such) count as not there.
-  """
-  try:
-    entry = json.loads((place / 'case.json').read_text())
-    for name, size in entry['bytes'].items():
-      if (place / name).stat().st_size != size:
-        return None
-  except (OSError, ValueError):
-    return None
-  return entry
-
-
-@contextlib.contextmanager
-def _blame_disk(place: pathlib.Path) -> Iterator[None]:
-  """Turns an OSError of the block into one line on the cache."""
-  try:
-    yield
-  except OSError as error:
-    # NumPy tells a full disk in words, without an error number.
-    raise InputError(
-      f'cannot write the cache {place}: {error.strerror or error}; free space '
-      'there or set config.data.cache_dir to another folder'
-    ) from error
-
-
-@contextlib.contextmanager
-def _new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields an empty folder that becomes `folder` when the block has ended."""
-  partial = pathlib.Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder.parent))
-  try:
-    partial.chmod(0o755)  # mkdtemp hides it from others who share the cache
-    yield partial
-    try:
-      os.replace(partial, folder)
-    except OSError as error:
-      if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-        raise
-      # Another run was faster and wrote the same, or what lies there is broken.
-      if _read_entry(folder) is None:
-        shutil.rmtree(folder)
-        os.replace(partial, folder)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove_old_partials(folder: pathlib.Path) -> None:
-  """Removes what killed runs left, but nothing that a live one may write."""
-  for partial in folder.glob(f'{PARTIAL}*'):
-    with contextlib.suppress(OSError):  # its run has just renamed it
-      if time.time() - partial.stat().st_mtime > PARTIAL_SECONDS:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _open(
-  folder: pathlib.Path,
-  names: Sequence[str],
-  places: Sequence[pathlib.Path],
-  entries: Sequence[dict],
-  with_locations: bool,
-) -> Cache:
-  def load(kind: str, i: int) -> np.ndarray:
-    return np.load(places[i] / f'{kind}.npy', mmap_mode='r')
-
-  def load_voxels(i: int) -> dict[int, np.ndarray]:
-    counts = dict(entries[i]['voxels'])
-    if not counts:
-      return {}  # an empty file cannot be mapped
-    ends = np.cumsum([*counts.values()])[:-1]
-    return dict(zip(counts, np.split(load('voxels', i), ends), strict=True))
-
-  return Cache(
-    folder=folder,
-    names=tuple(names),
-    images=Lazy(functools.partial(load, 'image'), len(places)),
-    labels=Lazy(functools.partial(load, 'label'), len(places)),
-    shapes=tuple(tuple(entry['shape']) for entry in entries),
-    voxels=Lazy(load_voxels, len(places)) if with_locations else None,
-  )
+  return cached_case.write(place, arrays, facts)

@@ -62,7 +62,8 @@ class Source(Protocol):
   def case_key(self, index: int) -> str:
     """Returns a text that changes whenever case `index`, as it is read, does.
 
-    Cheap: it does not read the case.
+    Cheap, but for the first time after the case's files have changed: what
+    they hold is what counts (`runtime.files.content_hash`).
     """
     ...
 

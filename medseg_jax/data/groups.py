@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import expand_home
 
 # Case -> group.
 Groups = dict[str, str]
@@ -34,7 +35,7 @@ def read_groups(group: str, names: Sequence[str]) -> Groups:
   if not group:
     return {name: name for name in names}
   if group.lower().endswith('.csv'):
-    found = _from_csv(pathlib.Path(group).expanduser())
+    found = _from_csv(expand_home(group, or_set='config.data.group'))
     how = f'allowed is a file with a line `case,group` for each: {group}'
   else:
     found = _from_expression(group, names)

@@ -39,6 +39,21 @@ class Channel(NamedTuple):
   std: float = 1.0
 
 
+class Standardised(NamedTuple):
+  """An image with standardised intensities.
+
+  Attributes:
+    image: `[*S, C]` float32.
+    slack: how much each channel may be rounded and loses nothing: half of what
+      one grey level more in the file adds, where its values are whole numbers.
+      Fractions have no levels: a 2,048th of the range that they take here, or 0
+      where the scheme is 'none', which asks for the values themselves.
+  """
+
+  image: np.ndarray
+  slack: tuple[float, ...]
+
+
 class _Line(NamedTuple):
   """Clip to low .. high, then (x - shift) / scale."""
 
@@ -46,6 +61,7 @@ class _Line(NamedTuple):
   scale: float
   low: float = -np.inf
   high: float = np.inf
+  plain: bool = False  # the values themselves are wanted
 
 
 def standardise(
@@ -56,8 +72,8 @@ def standardise(
   channels: tuple[Channel, ...] = (),
   mask: np.ndarray | None = None,
   name: str = 'the image',
-) -> np.ndarray:
-  """Returns the image with standardised intensities, `[*S, C]` float32.
+) -> Standardised:
+  """Returns the image with standardised intensities.
 
   Computed in double precision block by block, so that a volume needs no more
   memory than itself and the result.
@@ -85,7 +101,7 @@ def standardise(
   else:
     lines = _lines(image, normalize, window, name)
   result = np.empty(image.shape, np.float32)
-  for block in _blocks(image):
+  for block in blocks(image):
     for c, line in enumerate(lines):
       values = image[block][..., c].astype(np.float64)
       np.clip(values, line.low, line.high, out=values)
@@ -94,7 +110,24 @@ def standardise(
       if channels and masked[c]:
         values[~mask[block]] = 0.0
       result[block][..., c] = values
-  return result
+  slack = (
+    _slack(image[..., c], result[..., c], line) for c, line in enumerate(lines)
+  )
+  return Standardised(result, tuple(slack))
+
+
+def _slack(image: np.ndarray, result: np.ndarray, line: _Line) -> float:
+  if _is_whole(image):
+    return 0.5 / line.scale
+  return 0.0 if line.plain else float(np.ptp(result)) / 2048
+
+
+def _is_whole(image: np.ndarray) -> bool:
+  """Returns whether all values are whole numbers, whatever their type."""
+  return image.dtype.kind in 'biu' or all(
+    np.array_equal(image[block], np.rint(image[block]))
+    for block in blocks(image)
+  )
 
 
 def mask_of(
@@ -138,7 +171,7 @@ def _channel_line(image, channel: Channel, mask, name) -> _Line:
   if channel.scheme == MASKED:
     return _zscore(image, mask)
   if channel.scheme == 'none':
-    return _Line(0.0, 1.0)
+    return _Line(0.0, 1.0, plain=True)
   low, high = image.min(), image.max()
   if low < 0 or high > 255:
     raise InputError(
@@ -162,12 +195,12 @@ def _zscore(image: np.ndarray, mask: np.ndarray | None = None) -> _Line:
 
 
 def _values(image, mask) -> Iterator[np.ndarray]:
-  for block in _blocks(image):
+  for block in blocks(image):
     values = image[block].astype(np.float64)
     yield values if mask is None else values[mask[block]]
 
 
-def _blocks(image: np.ndarray) -> Iterator[slice]:
+def blocks(image: np.ndarray) -> Iterator[slice]:
   """Yields slices of the first axis of about `_BLOCK` values each."""
   step = max(1, _BLOCK * len(image) // max(image.size, 1))
   for start in range(0, len(image), step):

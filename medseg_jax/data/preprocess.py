@@ -54,6 +54,8 @@ class Prepared(NamedTuple):
     image: `[*S', C]` float32.
     label: `[*S']` class indices, -1 where ignored, or None.
     box: the part of the case that was kept, in the case's own axes.
+    slack: how much each channel of the image may be rounded, see
+      `normalize.Standardised`.
     mask: `[*S']` bool, what is not 0, where there is a label and a channel was
       normalised inside it; else None.
   """
@@ -61,6 +63,7 @@ class Prepared(NamedTuple):
   image: np.ndarray
   label: np.ndarray | None
   box: tuple[slice, ...]
+  slack: tuple[float, ...]
   mask: np.ndarray | None = None
 
 
@@ -150,7 +153,7 @@ def preprocess(case: Case, preprocessing: Preprocessing) -> Prepared:
     box = tuple(slice(0, size) for size in case.image.shape[:-1])
   image = case.image[box].transpose(*axes, rank)
   mask = normalize.mask_of(image, p.channels)
-  image = normalize.standardise(
+  image, slack = normalize.standardise(
     image,
     normalize=p.normalize,
     window=p.window,
@@ -177,7 +180,7 @@ def preprocess(case: Case, preprocessing: Preprocessing) -> Prepared:
     if mask is not None:
       mask = resample_label(mask.view(np.uint8), shape, nearest_axis=nearest)
       mask = mask.astype(bool)
-  return Prepared(image, label, box, mask)
+  return Prepared(image, label, box, slack, mask)
 
 
 def nonzero_box(image: np.ndarray) -> tuple[slice, ...]:

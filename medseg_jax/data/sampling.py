@@ -328,6 +328,7 @@ def read_batch(
   patches: Patches,
   patch_size: tuple[int, ...],
   read_size: tuple[int, ...] | None = None,
+  dtype: np.dtype | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns images `[B, *read, C]` and labels `[B, *read]` int16.
 
@@ -342,13 +343,14 @@ def read_batch(
       they are slices, and come without that axis.
     read_size: at least `patch_size`, which it is by default: a margin around
       the patch, for an augmentation that turns it.
+    dtype: of the batch's images; by default that of `images[0]`.
   """
   read_size = tuple(read_size or patch_size)
   batch_size, rank = patches.starts.shape
   size = volume_patch(read_size, rank)
   margin = np.subtract(size, volume_patch(patch_size, rank)) // 2
   channels = images[0].shape[-1]
-  image = np.zeros((batch_size, *size, channels), images[0].dtype)
+  image = np.zeros((batch_size, *size, channels), dtype or images[0].dtype)
   label = np.full((batch_size, *size), NOWHERE, np.int16)
   for b, (case, start) in enumerate(zip(*patches, strict=True)):
     _copy_patch(image[b], images[case], start - margin)

@@ -12,16 +12,12 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from medseg_jax.data.cache import num_workers
+from medseg_jax.data.cache import num_workers, root_folder
 from medseg_jax.data.case import Source
 from medseg_jax.data.identity import digest
 from medseg_jax.data.sources.phantom import PhantomSource
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import (
-  read_json,
-  user_cache_folder,
-  write_atomically,
-)
+from medseg_jax.runtime.files import read_json, write_atomically
 from medseg_jax.runtime.progress import Progress
 
 REMEMBERED = 'image_digests.json'
@@ -83,8 +79,7 @@ def _read(root: str | os.PathLike) -> dict[str, str]:
 
 
 def _place(root: str | os.PathLike) -> pathlib.Path:
-  folder = pathlib.Path(root).expanduser() if root else user_cache_folder()
-  return folder / REMEMBERED
+  return root_folder(root) / REMEMBERED
 
 
 def _compute(source: Source, indices: list[int], split: str) -> dict[int, str]:

@@ -11,6 +11,7 @@ from medseg_jax.experiment.case_digests import Digests, digests_of
 from medseg_jax.experiment.config_files import to_tuples
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime import sharding
+from medseg_jax.runtime.files import expand_home
 
 SOFT_TISSUE = (-160.0, 240.0)  # HU, the usual window on the abdomen
 
@@ -59,7 +60,7 @@ def absolute(data: ConfigDict) -> str:
   """Returns where the data lies, whatever folder commands are typed in."""
   if data.source not in ('folder', 'volumes') or not data.path:
     return data.path
-  return str(pathlib.Path(data.path).expanduser().absolute())
+  return str(expand_home(data.path, or_set='config.data.path').absolute())
 
 
 def resolve(

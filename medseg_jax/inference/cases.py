@@ -9,6 +9,7 @@ import numpy as np
 
 from medseg_jax import inference
 from medseg_jax.data.case import Case
+from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.resample import resample_linear_slabs
 from medseg_jax.inference.decoding import argmax, softmax
@@ -17,7 +18,6 @@ from medseg_jax.runtime.errors import InputError
 # While an image of more values is predicted, the next case is not read yet:
 # two such would need too much memory.
 LARGE_IMAGE = 2**27
-HALF_MAX = float(np.finfo(np.float16).max)
 
 
 class Prediction(NamedTuple):
@@ -131,7 +131,7 @@ def _entered(
     # The label stays on its own grid, so resampling it would be in vain.
     bare = match_channels(case, channels)._replace(label=None)
     prepared = preprocess(bare, preprocessing)
-    image = _half(prepared.image)
+    image = compact(prepared.image, prepared.slack)  # as training saw it
     return _Entered(case, prepared.box, image.shape[:-1]), image
 
   with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
@@ -145,14 +145,6 @@ def _entered(
       yield held.pop()  # the image is not to be held here, too
       if large:
         ahead = pool.submit(prepare)
-
-
-def _half(image: np.ndarray) -> np.ndarray:
-  """Returns the image in half precision, as training saw it."""
-  half = np.empty(image.shape, np.float16)
-  for plane, values in zip(half, image, strict=True):
-    plane[...] = values.clip(-HALF_MAX, HALF_MAX)
-  return half
 
 
 def _on_own_grid(

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -9,6 +10,9 @@ import os
 import pathlib
 import re
 import shutil
+import stat
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -27,11 +31,48 @@ _MAX_DEPTH = 64
 _NO_TEXT = re.compile('[\0\ud800-\udc7f\udd00-\udfff]')
 _TOO_DEEP = f'nested deeper than {_MAX_DEPTH} levels'
 
+# What says so, for messages.
+WHERE_CACHES_LIE = (
+  'config.data.cache_dir or the environment variable XDG_CACHE_HOME'
+)
+# What is remembered of the content of files, below the user's cache folder: a
+# line a file, two hashes of 32 digits. A longer one begins anew.
+REMEMBERED = 'content_hashes.txt'
+MOST_REMEMBERED = 100_000_000  # bytes: a million and a half of files
+_LINE = re.compile(rb'^([0-9a-f]{32}) ([0-9a-f]{32})$', re.MULTILINE)
+# A file that was written so short a while ago may change once more and keep
+# its time stamps, which tick: every 4 ms on many disks, every 2 s on some.
+UNSETTLED_NS = 2_500_000_000
+_remembering = threading.Lock()
+
 
 def user_cache_folder() -> pathlib.Path:
-  """Returns the user's cache folder for this program."""
+  """Returns the user's cache folder for this program.
+
+  Raises:
+    InputError: nothing says where it is.
+  """
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(base).expanduser() / 'medseg_jax'
+  return expand_home(base, or_set=WHERE_CACHES_LIE) / 'medseg_jax'
+
+
+def expand_home(path: str | os.PathLike, *, or_set: str) -> pathlib.Path:
+  """Returns the path with the user's home folder in the place of `~`.
+
+  Args:
+    path: may begin with `~` or `~user`.
+    or_set: what may be set to a folder in its place, for the message.
+
+  Raises:
+    InputError: there is no home folder.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise InputError(
+      f'{path}: there is no such home folder (is the environment variable HOME '
+      f'set?); set {or_set} to a whole path'
+    ) from error
 
 
 def check_writable(folder: str | os.PathLike) -> None:
@@ -235,13 +276,111 @@ def _check_text(text: str) -> None:
     raise ValueError(f'{quote(text)} has characters that are no text')
 
 
-def stat_key(
+def content_hash(path: str | os.PathLike) -> str:
+  """Returns a hash of the bytes of a file, 32 hexadecimal digits.
+
+  Each content is read once, also over runs: its hash is remembered with path,
+  inode, size and both time stamps of the file. A program can set the time of
+  modification to what it was, but not the time at which that was done (ctime),
+  so a file that was replaced or written to is read again whatever it looks
+  like. Where nothing can be written to the user's cache folder the hashes are
+  remembered until the process ends. Of use in several threads.
+
+  Raises:
+    InputError: it is no longer there, cannot be read, or is no file.
+  """
+  path = os.path.abspath(path)
+  try:
+    before = os.stat(path)
+    if not stat.S_ISREG(before.st_mode):
+      raise InputError(f'{path}: not a file; only files have a content to read')
+    key = _status_key(path, before)
+    known = _known_hashes(_remembered())
+    if key in known:
+      return known[key]
+    began = time.time_ns()
+    with open(path, 'rb') as file:
+      # A third slower than SHA-256 on processors with instructions for that,
+      # and several times as fast on all others.
+      digest = hashlib.file_digest(
+        file, functools.partial(hashlib.blake2b, digest_size=16)
+      ).hexdigest()
+      after = os.fstat(file.fileno())
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise InputError(
+      f'{path}: no longer there; the files of a data set must stay'
+    ) from error
+  except OSError as error:
+    raise InputError(
+      f'{path}: cannot be read ({error.strerror or error}); the content of '
+      'every file of a data set is needed'
+    ) from error
+  changed = max(after.st_ctime_ns, after.st_mtime_ns)
+  if _status_key(path, after) == key and began - changed > UNSETTLED_NS:
+    _remember(key, digest)
+  return digest
+
+
+def _status_key(path: str, status: os.stat_result) -> str:
+  """Returns what a content is remembered under."""
+  facts = (
+    os.fsencode(path),
+    status.st_ino,
+    status.st_size,
+    status.st_mtime_ns,
+    status.st_ctime_ns,
+  )
+  return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+
+
+def _remembered() -> pathlib.Path | None:
+  """Returns the file that remembers contents; None where none can be."""
+  try:
+    return user_cache_folder() / REMEMBERED
+  except InputError:  # there is no home folder
+    return None
+
+
+@functools.cache
+def _known_hashes(path: pathlib.Path | None) -> dict[str, str]:
+  """Returns what earlier runs remembered, for this one to add to.
+
+  A line that a killed run or two that wrote at once spoiled counts as none.
+  """
+  if path is None:
+    return {}
+  try:
+    if path.stat().st_size > MOST_REMEMBERED:
+      path.unlink()
+    text = path.read_bytes()
+  except OSError:
+    return {}
+  return {key.decode(): found.decode() for key, found in _LINE.findall(text)}
+
+
+def _remember(key: str, digest: str) -> None:
+  path = _remembered()
+  with _remembering:
+    _known_hashes(path)[key] = digest
+    if path is None:
+      return
+    # Not to be able to write it is no error: then it is read again next time.
+    with contextlib.suppress(OSError):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      with open(path, 'ab', buffering=0) as file:
+        file.write(f'{key} {digest}\n'.encode())
+
+
+def files_key(
   paths: Iterable[pathlib.Path], root: pathlib.Path, facts: Iterable[Any] = ()
 ) -> str:
-  """Returns a hash of files, by path below `root`, size and time, and facts.
+  """Returns a hash of files, by path below `root` and content, and of facts.
 
-  The files are not read. A folder that moves and keeps the times of its files
-  keeps its hashes.
+  Size and time alone would not do: tools that copy, unpack and synchronise set
+  the time to what it was elsewhere, and masks of one shape have one size. The
+  content costs a reading of files that are new or changed (`content_hash`),
+  which are about to be read anyway, and keeps the hashes of a data set that is
+  moved or copied, whatever becomes of its times.
 
   Args:
     paths: the files.
@@ -249,16 +388,9 @@ def stat_key(
     facts: whatever else changes what is made of the files, of plain types.
 
   Raises:
-    InputError: a file is no longer there.
+    InputError: a file is no longer there, or cannot be read.
   """
   lines = list(facts)
-  for path in paths:
-    try:
-      stat = path.stat()
-    except OSError as error:
-      raise InputError(
-        f'{path}: no longer there; the files of a data set must stay'
-      ) from error
-    lines.append((os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns))
+  lines += [(os.path.relpath(path, root), content_hash(path)) for path in paths]
   text = repr(lines).encode('utf-8', 'surrogateescape')
   return hashlib.sha256(text).hexdigest()

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import user_cache_folder
 
 # Flags of XLA that pay, name -> value, without the leading dashes. One that the
@@ -43,7 +44,7 @@ def keep_compiled_programs() -> None:
   """Makes JAX write compiled programs to the user's cache folder.
 
   Does nothing where the user has named a folder, as JAX_COMPILATION_CACHE_DIR
-  or in jax.config. A folder that cannot be written is no error.
+  or in jax.config. No folder, or one that cannot be written, is no error.
   """
   import jax
 
@@ -51,10 +52,10 @@ def keep_compiled_programs() -> None:
     return
   # One folder for each kind of processor: a program compiled for another one
   # could hold instructions that this one does not have.
-  folder = user_cache_folder() / 'compiled' / processor()
   try:
+    folder = user_cache_folder() / 'compiled' / processor()
     folder.mkdir(parents=True, exist_ok=True)
-  except OSError:
+  except (InputError, OSError):  # without a home folder, or without the right
     return
   remove_oldest(folder.parent, MAX_BYTES)
   for name, value in {

@@ -54,7 +54,7 @@ class DeviceData(NamedTuple):
   """A data set of `N` cases as flat buffers, `V` voxels in all.
 
   Attributes:
-    image: `[V, C]` float16.
+    image: `[V, C]` float16, or float32 where a case needs it.
     label: `[V]` uint8 or int16.
     offsets: `[N]` int32, first voxel of each case.
     shapes: `[N, R]` int32.
@@ -108,7 +108,7 @@ def place(cache: Cache, *, mode: str, mesh: Mesh) -> DeviceData | None:
 def num_bytes(cache: Cache) -> int:
   """Returns the most that the data set may take on a device."""
   channels = cache.images[0].shape[-1]
-  each = cache.images[0].dtype.itemsize * channels + 2  # int16 labels
+  each = cache.image_dtype.itemsize * channels + 2  # int16 labels
   size = each * _num_voxels(cache)
   if cache.voxels is not None:
     size += sum(
@@ -165,7 +165,7 @@ def flatten(cache: Cache) -> DeviceData:
   ends = np.cumsum([np.prod(shape) for shape in cache.shapes])
   offsets = np.concatenate([[0], ends[:-1]]).astype(np.int32)
   channels = cache.images[0].shape[-1]
-  image = np.empty((ends[-1], channels), cache.images[0].dtype)
+  image = np.empty((ends[-1], channels), cache.image_dtype)
   dtypes = {cache.labels[i].dtype for i in range(len(offsets))}
   label = np.empty(ends[-1], np.result_type(*dtypes))
   for i, (begin, end) in enumerate(zip(offsets, ends, strict=True)):
@@ -215,7 +215,7 @@ def read_batch(
 ) -> dict[str, jax.Array]:
   """Returns the batch of a step, as `input_pipeline` yields it.
 
-  `{'image': [B, *read, C] float16, 'label': [B, *read] int16}`
+  `{'image': [B, *read, C], 'label': [B, *read] int16}`
 
   Args:
     data: on the devices; with voxels for a foreground share and for those

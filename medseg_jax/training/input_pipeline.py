@@ -42,10 +42,12 @@ def create_batches(
     on_devices: batches that are sent ahead of the step that uses them.
 
   Yields:
-    `{'image': [B, *read, C] float16, 'label': [B, *read] int16}`.
+    `{'image': [B, *read, C], 'label': [B, *read] int16}`; the image as in the
+    cache.
 
   Raises:
-    InputError: TensorFlow is not installed.
+    InputError: TensorFlow is not installed; a case of the cache is damaged, and
+      cannot be made anew.
   """
   try:
     import tensorflow as tf  # late: seconds to import, and only this needs it
@@ -60,10 +62,19 @@ def create_batches(
   share = batch_size // jax.process_count()
   mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
 
+  refused = []
+
   def read(step):
+    try:
+      return read_step(int(step))
+    except InputError as error:
+      refused.append(error)  # TensorFlow raises one of its own instead
+      raise
+
+  def read_step(step):
     chosen = sampling.choose_patches(
       seed=seed,
-      step=int(step),
+      step=step,
       batch_size=batch_size,
       shapes=cache.shapes,
       patch_size=patch_size,
@@ -72,10 +83,15 @@ def create_batches(
     )
     chosen = sampling.Patches(chosen.cases[mine], chosen.starts[mine])
     return sampling.read_batch(
-      cache.images, cache.labels, chosen, patch_size, read_size
+      cache.images,
+      cache.labels,
+      chosen,
+      patch_size,
+      read_size,
+      cache.image_dtype,
     )
 
-  types = (tf.as_dtype(cache.images[0].dtype), tf.int16)
+  types = (tf.as_dtype(cache.image_dtype), tf.int16)
   options = tf.data.Options()
   options.deterministic = True
   # Nothing here is left to tune, and ending the data set would wait for the
@@ -97,9 +113,23 @@ def create_batches(
       'image': sharding.to_devices(layout, image),
       'label': sharding.to_devices(layout, label),
     }
-    for image, label in batches.as_numpy_iterator()
+    for image, label in _raising(
+      batches.as_numpy_iterator(), tf.errors.OpError, refused
+    )
   )
   return _ahead(sent, on_devices)
+
+
+def _raising(
+  items: Iterator, kind: type[Exception], instead: list[Exception]
+) -> Iterator:
+  """Yields `items`; for an error of a kind it raises the first of `instead`."""
+  try:
+    yield from items
+  except kind:
+    if instead:
+      raise instead[0] from None
+    raise
 
 
 def _ahead(items: Iterator, count: int) -> Iterator:

@@ -1,6 +1,7 @@
 """Cases that were read for one purpose, handed on to the next."""
 
 import threading
+from collections.abc import Callable
 
 from medseg_jax.data.case import Case
 from medseg_jax.runtime import host_memory
@@ -31,8 +32,16 @@ class AlreadyRead:
         self._room -= size
         self._cases[key] = case
 
-  def take(self, key: str) -> Case | None:
-    """Returns the case and forgets it; None where it was not kept."""
+  def take(self, key_fn: Callable[[], str]) -> Case | None:
+    """Returns the case and forgets it; None where it was not kept.
+
+    Args:
+      key_fn: returns its key, which costs a reading of new files; asked only
+        where cases are kept.
+    """
+    if not self._cases:
+      return None
+    key = key_fn()
     with self._lock:
       return self._cases.pop(key, None)
 

@@ -21,7 +21,7 @@ from medseg_jax.data.formats import images
 from medseg_jax.data.sources.folder_files import Files, find_files
 from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import stat_key
+from medseg_jax.runtime.files import files_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +94,14 @@ class FolderSource:
     )
 
   def case_key(self, index: int) -> str:
-    """Returns a hash of the case's files (name, size, time) and the labels.
+    """Returns a hash of the case's files (name, content) and the labels.
 
     Raises:
-      InputError: a file is no longer there.
+      InputError: a file is no longer there, or cannot be read.
     """
     case = self.files[index]
     merged = (self.instances,) if self.instances else ()
-    return stat_key(
+    return files_key(
       filter(None, (case.image, case.mask, case.roi)),
       self.root,
       (

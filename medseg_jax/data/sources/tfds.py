@@ -14,6 +14,7 @@ comes first, so
 import collections
 import contextlib
 import copy
+import functools
 import hashlib
 import os
 import pathlib
@@ -34,6 +35,7 @@ from medseg_jax.data.sources.tfds_features import (
 )
 from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import content_hash
 
 SPLITS = {'train': ('train',), 'val': ('validation', 'val'), 'test': ('test',)}
 
@@ -75,6 +77,7 @@ class TfdsSource:
     self._lock = threading.Lock()
     self._examples = None  # the examples from position self._next on
     self._next = 0
+    self._content = functools.cache(_content)
 
   def __len__(self) -> int:
     return len(self.names)
@@ -135,10 +138,9 @@ class TfdsSource:
     # Which of the split's files holds the case; the others do not matter.
     ends = np.cumsum(split.shard_lengths)
     path = epath.Path(split.filepaths[np.searchsorted(ends, position, 'right')])
-    stat = path.stat()
     lines = [
       info.full_name, self._split, self._keys, position, self.label_values,
-      path.name, stat.length, stat.mtime, *filter(None, [self.instances]),
+      path.name, self._content(path), *filter(None, [self.instances]),
     ]  # fmt: skip
     return hashlib.sha256(repr(lines).encode()).hexdigest()
 
@@ -154,6 +156,12 @@ class TfdsSource:
     part.names = tuple(self.names[i] for i in kept)
     part._positions = tuple(self._positions[i] for i in kept)
     return part
+
+
+def _content(path) -> Any:
+  """Returns what a file holds, of one in a store (gs://) its size and time."""
+  far = '://' in os.fspath(path)
+  return (path.stat().length, path.stat().mtime) if far else content_hash(path)
 
 
 def open_tfds(

@@ -31,7 +31,7 @@ from medseg_jax.data.sources.volume_labels import (
 )
 from medseg_jax.data.sources.volume_layouts import find_layouts
 from medseg_jax.runtime.errors import InputError, InputErrors
-from medseg_jax.runtime.files import stat_key
+from medseg_jax.runtime.files import files_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class VolumeSource:
         or another number of channels; the grids of image and label differ, or
         a label has a value of no class.
     """
-    if (case := self.already_read.take(self.case_key(index))) is not None:
+    if case := self.already_read.take(lambda: self.case_key(index)):
       return case
     files = self.files[index]
     image = self.read_image(index)
@@ -189,15 +189,15 @@ class VolumeSource:
     return label
 
   def case_key(self, index: int) -> str:
-    """Returns a hash of the case's files (name, size, time) and the labels.
+    """Returns a hash of the case's files (name, content) and the labels.
 
     Raises:
-      InputError: a file is no longer there.
+      InputError: a file is no longer there, or cannot be read.
     """
     files = self.files[index]
     meaning = self.label_values, self.regions, self.ignore_value, self.channels
     merged = ('one foreground',) * self.one_foreground
-    return stat_key(
+    return files_key(
       filter(None, (*files.images, files.label)),
       self.root,
       (files.name, *meaning, *merged),

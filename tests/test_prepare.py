@@ -1,0 +1,60 @@
+"""The data of a config into the cache: where it lies, what is said of it."""
+
+import numpy as np
+import pytest
+from conftest import disc, write_volumes
+from data_cases import assert_one_line
+from PIL import Image
+from small import load, shrink
+
+from medseg_jax import prepare
+from medseg_jax.data import groups
+from medseg_jax.experiment import opening
+from medseg_jax.runtime.errors import InputError
+
+
+def prepared(root, workdir, cache_dir):
+  config = shrink(load('auto_cpu'), path=root)
+  config.data.cache_dir = str(cache_dir)
+  config, sources, _ = opening.open_run(config, workdir)
+  return prepare.prepare(config, sources)
+
+
+def test_a_cache_folder_that_is_named_needs_no_home(tmp_path, no_home):
+  root = write_volumes(tmp_path / 'Balls', 5)
+  cache = prepared(root, tmp_path / 'run', tmp_path / 'cache')
+  assert cache.folder.parent == tmp_path / 'cache'
+  with pytest.raises(InputError) as error:
+    prepared(root, tmp_path / 'run', '')
+  assert_one_line(error, 'HOME', 'set config.data.cache_dir')
+
+
+def test_data_that_half_precision_would_spoil_are_said(tmp_path, capsys):
+  for folder in ('images', 'labels'):
+    (tmp_path / 'cells' / folder).mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  for i in range(6):
+    label = disc(32, seed=i)
+    most = 65_000 if i < 4 else 900
+    image = (rng.integers(0, most, (32, 32)) * (1 + label) // 2).astype('u2')
+    Image.fromarray(image).save(tmp_path / 'cells/images' / f'{i}.png')
+    Image.fromarray(label).save(tmp_path / 'cells/labels' / f'{i}.png')
+  config = shrink(load('tutorial'), path=tmp_path / 'cells')
+  config.data.normalize = 'scale'
+  prepare.run(config, tmp_path / 'run')
+  (line,) = [
+    line
+    for line in capsys.readouterr().out.splitlines()
+    if line.startswith('precision')
+  ]
+  assert 'float32' in line and '4 of 6 cases' in line and '0, 1, 2' in line
+
+
+def test_paths_below_a_home_that_is_not_known_are_one_line(tmp_path, no_home):
+  config = shrink(load('auto_cpu'), path='~/Balls')
+  with pytest.raises(InputError) as error:
+    opening.open_run(config, tmp_path / 'run')
+  assert_one_line(error, '~/Balls', 'HOME', 'set config.data.path')
+  with pytest.raises(InputError) as error:
+    groups.read_groups('~/groups.csv', ['a'])
+  assert_one_line(error, '~/groups.csv', 'HOME', 'set config.data.group')
