@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Case, Source
@@ -15,6 +16,7 @@ from medseg_jax.inference.cases import predict_cases
 from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report
 from medseg_jax.report.panels import panel, save_png
+from medseg_jax.runtime import sharding
 from medseg_jax.runtime.progress import Progress
 
 
@@ -25,6 +27,7 @@ def run(
   split: str = '',
   checkpoint: str = '',
   model: pathlib.Path | None = None,
+  mesh: Mesh | None = None,
 ) -> dict:
   """Evaluates a trained model, writes the report, returns the summary.
 
@@ -34,11 +37,14 @@ def run(
     split: 'train', 'val' or 'test'; '' for the held-out split.
     checkpoint: 'best' or 'latest'; '' for the model that training ended with.
     model: a model folder or its zip, in place of the workdir's.
+    mesh: what the tiles are spread over, which need not be the training's;
+      None for all devices of this process.
   """
+  mesh = mesh or sharding.local_mesh()
   cases = scored_cases.choose(config, workdir, split=split, model=model)
-  print(build.describe_network(config, build.mesh_of(config)), flush=True)
+  print(build.describe_network(config, mesh), flush=True)
   trained = trained_model.load_predictor(
-    config, workdir, model=model, checkpoint=checkpoint
+    config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
   if cases.split == 'val' and cases.own and trained.which == 'best':
     print(
@@ -49,6 +55,7 @@ def run(
     trained.predict_fn,
     cases.source,
     config=config,
+    mesh=mesh,
     workdir=workdir,
     split=cases.split,
     folder=cases.folder,
@@ -62,6 +69,7 @@ def report_split(
   source: Source,
   *,
   config: ConfigDict,
+  mesh: Mesh,
   workdir: pathlib.Path,
   split: str,
   step: int,
@@ -74,6 +82,7 @@ def report_split(
     predict_fn: see `evaluate_cases`.
     source: the cases.
     config: resolved.
+    mesh: that `predict_fn` was compiled for.
     workdir: for the results, in `evaluation/` and `panels/`.
     split: what the cases are, for the summary.
     step: number of updates that made the weights.
@@ -81,7 +90,6 @@ def report_split(
     folder: names the results; '' for the split's name.
   """
   folder = folder or split
-  mesh = build.mesh_of(config)
   settings = trained_model.prediction_settings(config, mesh)
   with Progress(len(source), unit='case', desc=f'evaluate {split}') as progress:
     records = evaluate_cases(
