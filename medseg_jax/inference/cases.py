@@ -3,7 +3,7 @@
 import concurrent.futures
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -125,16 +125,16 @@ def predict_each(
   items = iter(items)
   under_way: list[Item] = []
 
-  def enter(items):
+  def enter(items: Iterable[Item]) -> Iterator[Item]:
     for item in items:
       under_way.append(item)
       yield item
 
-  def give_up(item, error):
+  def give_up(item: Item, error: Exception) -> None:
     under_way.remove(item)
     failed(item, error)
 
-  def predict(items):
+  def predict(items: Iterable[Item]) -> Iterator[tuple[Item, Prediction]]:
     try:
       for item, prediction in _predict(
         predict_fn, enter(items), read, give_up, **settings
@@ -228,7 +228,7 @@ def _entered(
   failed: Callable[[Item, Exception], None] | None,
   preprocessing: Preprocessing,
   channels: int,
-) -> Iterator[tuple[_Entered, np.ndarray]]:
+) -> Generator[tuple[_Entered, np.ndarray], None, None]:
   """Yields each case with its image for the network, read one ahead.
 
   Those that fail are told to `failed`, where that is given, and left out.
