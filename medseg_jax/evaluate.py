@@ -107,12 +107,18 @@ def report_split(
   names = ('best', 'median', 'worst') if len(chosen) == 3 else ('best', 'worst')
   pictures = panels(predict_fn, source, chosen, records, **settings)
   paths = [workdir / 'panels' / f'{folder}_{name}.png' for name in names]
-  for path, picture in zip(paths, pictures, strict=False):
-    save_png(path, picture)
+  try:
+    for path, picture in zip(paths, pictures, strict=False):
+      save_png(path, picture)
+  except Exception as error:  # the scores, and the model, do not need them
+    reason = ' '.join(str(error).split())
+    print(f'warning   pictures in {workdir}/panels are missing ({reason})')
+    chosen = []
   print(f'\n{folder}: {len(records)} cases, {checkpoint} weights, step {step}')
   print(report.table(summary))
   print(f'report    {place}/summary.json, {place}/cases.csv')
-  print('pictures  ' + ', '.join(map(str, paths[: len(chosen)])), flush=True)
+  if chosen:
+    print('pictures  ' + ', '.join(map(str, paths[: len(chosen)])), flush=True)
   return summary
 
 

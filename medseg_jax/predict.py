@@ -1,6 +1,7 @@
 """Segments new images with a trained model: `--mode=predict`."""
 
 import errno
+import os
 import pathlib
 import time
 import traceback
@@ -22,7 +23,9 @@ from medseg_jax.runtime.progress import Progress, format_seconds
 
 NUM_PANELS = 3  # pictures of the first cases, to look at
 # What the system refuses for one mask, it refuses for all that follow.
-_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NO_PLACE = (
+  errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
+)  # fmt: skip
 
 
 def run(
@@ -78,6 +81,9 @@ def run(
   lap('look at the input')
   if work.unused:
     print(f'not used  in {input_path}: {name_some(work.unused, 20)}')
+  failed = _Failures(work.failures)
+  if not work.jobs:
+    failed.tell(len(work.failures))
   weights = trained_model.load_variables(
     config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
@@ -88,7 +94,6 @@ def run(
     work.jobs, record, maker, overwrite=overwrite
   )
   lap('look at the masks')
-  failed = _Failures(work.failures)
   done = 0
   pictures = _Pictures(work.folder / PICTURES, tuple(config.data.classes))
   if jobs:
@@ -212,10 +217,9 @@ class _Pictures:
       )
       save_png(self._folder / f'predict_{case.name}.png', picture)
     except Exception as error:
-      reason = getattr(error, 'strerror', None) or str(error)
       print(
-        f'warning   no more pictures in {self._folder}, of {case.name} neither '
-        f'({" ".join(reason.split())}); the masks do not need them',
+        f'warning   no pictures in {self._folder} from {case.name} on '
+        f'({_reason(error)}); the masks do not need them',
         flush=True,
       )
       self._left = 0
@@ -229,11 +233,17 @@ class _Pictures:
 
 
 def _no_place(error: OSError, job: Job, done: int) -> InputError:
-  reason = error.strerror or ' '.join(str(error).split())
   return InputError(
-    f'{job.target}: cannot be written ({reason}); the {done} masks before it '
-    'are whole, and the same command goes on from there once there is room'
+    f'{job.target}: cannot be written ({_reason(error)}); the {done} masks '
+    'before it are whole, and once this is mended the same command goes on'
   )
+
+
+def _reason(error: Exception) -> str:
+  """Returns why, without the hidden name under which a file is written."""
+  if isinstance(error, OSError) and error.errno:
+    return os.strerror(error.errno)
+  return ' '.join(str(error).split()) or type(error).__name__
 
 
 def _tell(

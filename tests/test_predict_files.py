@@ -12,7 +12,7 @@ from PIL import Image
 from predict_cases import masks, run, write_images
 from small import load, shrink, write_untrained
 
-from medseg_jax.experiment import prediction_jobs
+from medseg_jax.experiment import prediction_jobs, trained_model
 from medseg_jax.runtime.errors import InputError
 
 
@@ -107,6 +107,7 @@ def test_one_image_and_one_mask(workdir, scans, tmp_path):
     ('in', 'mask.png', ['mask.png is the name of one file', 'a folder']),
     ('in/b.tif', 'm.nii.gz', ['written as .png', 'or a folder']),
     ('in/b.tif', 'm.jpg', ['written as .png', 'or a folder']),
+    ('in/b.tif', 'm.zip', ['written as .png', 'or a folder']),
     ('in/b.tif', 'notes', ['notes: a file; allowed is a folder']),
     ('x.zip', 'o', ['x.zip: an archive; unpack it', '2-D images']),
     ('x.nii.gz', 'o', ['x.nii.gz: a NIfTI volume', '2-D images']),
@@ -127,6 +128,17 @@ def test_one_file_that_does_not_suit(
   assert_one_line(error, tmp_path, *parts)
   assert (tmp_path / 'notes').read_text() == 'mine'
   assert output in ('notes', 'o') or not (tmp_path / output).exists()
+
+
+def test_nothing_but_failures_need_no_model(workdir, tmp_path, monkeypatch):
+  (tmp_path / 'in').mkdir()
+  (tmp_path / 'in' / 'a.mha').write_bytes(b'')
+  write_images(tmp_path / 'in' / 'more', 'q')
+  monkeypatch.setattr(trained_model, 'load_variables', None)
+  with pytest.raises(InputError) as error:
+    run(workdir, tmp_path / 'in', tmp_path / 'out')
+  assert_one_line(error, '2 of 2 images', 'a.mha', 'more/')
+  assert not (tmp_path / 'out').exists()
 
 
 def test_what_is_bad_among_volumes(volumes, tmp_path, capsys):

@@ -223,7 +223,7 @@ def _wanted_file(
   Raises:
     InputError: it cannot be one.
   """
-  if output.is_dir() or not to_predict.is_scan_name(output):
+  if output.is_dir() or not to_predict.is_file_name(output):
     if output.exists() and not output.is_dir():
       raise InputError(
         f'--output={output}: a file; allowed is a folder, or of one image a '

@@ -89,6 +89,11 @@ def find(
   return Found(cases, (), ())
 
 
+def is_file_name(path: pathlib.Path) -> bool:
+  """Returns whether a path that need not exist must mean a file."""
+  return is_scan_name(path) or path.name.lower().endswith(_ARCHIVES)
+
+
 def is_scan_name(path: pathlib.Path) -> bool:
   """Returns whether a file of this name must be an image or a volume."""
   name = path.name.lower()
