@@ -137,7 +137,7 @@ def forget_weights(path):
     ),
     (
       None, lambda config: config.inference.update(overlap=0.25),
-      'another config.inference.overlap, 0.5 and not 0.25',
+      'another inference.overlap, 0.5 and not 0.25',
     ),
     (
       lambda scans, out: forget_weights(out / records.NAME), None,

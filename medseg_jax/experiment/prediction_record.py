@@ -25,10 +25,7 @@ from medseg_jax.runtime.errors import InputError
 
 NAME = 'predictions.jsonl'
 _BEGIN = b'{"mask": '  # of each line
-_DATA = (
-  'classes', 'label_values', 'regions', 'region_order', 'channels',
-  'normalize', 'window', 'resize', 'axes', 'crop', 'spacing', 'intensities',
-)  # fmt: skip
+_MEANING = ('classes', 'label_values', 'regions', 'region_order', 'channels')
 # What has no part in a mask: how many tiles at once, what else is written.
 _NO_MATTER = ('batch_size', 'probabilities')
 _LONGEST = 60  # characters of a setting in a message
@@ -39,7 +36,7 @@ class Maker(NamedTuple):
 
   Attributes:
     weights: hash of the network's variables.
-    settings: all keys of the config that have a part in a mask.
+    settings: what of the config has a part in a mask.
   """
 
   weights: str
@@ -48,7 +45,9 @@ class Maker(NamedTuple):
 
 def maker_of(config: ConfigDict, variables: Any) -> Maker:
   """Returns what the resolved config and the weights make masks with."""
-  settings = {f'data.{key}': config.data[key] for key in _DATA}
+  settings = {f'data.{key}': config.data[key] for key in _MEANING}
+  preprocessing = build.preprocessing_of(config)._asdict()
+  settings |= _flat('preprocessing', preprocessing)
   settings |= _flat('model', config.model) | {'dtype': config.dtype}
   settings |= _flat('inference', config.inference)
   for key in _NO_MATTER:
@@ -120,7 +119,7 @@ class Record:
     for key in sorted(before.keys() | now.keys()):
       if before.get(key) != now.get(key):
         old, new = (str(x.get(key))[:_LONGEST] for x in (before, now))
-        return f'it was made with another config.{key}, {old} and not {new}'
+        return f'it was made with another {key}, {old} and not {new}'
     if line['image_sha256'] != hash_files(sources):
       return 'it was made from another image of this name'
     return ''
