@@ -19,6 +19,7 @@ from medseg_jax.inference.cases import Prediction, predict_each
 from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import check_writable
 from medseg_jax.runtime.progress import Progress, format_seconds
 
 NUM_PANELS = 3  # pictures of the first cases, to look at
@@ -84,6 +85,7 @@ def run(
   failed = _Failures(work.failures)
   if not work.jobs:
     failed.tell(len(work.failures))
+  check_writable(work.folder)  # before all that takes time
   weights = trained_model.load_variables(
     config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
@@ -97,7 +99,6 @@ def run(
   done = 0
   pictures = _Pictures(work.folder / PICTURES, tuple(config.data.classes))
   if jobs:
-    work.folder.mkdir(parents=True, exist_ok=True)
     prediction_jobs.remove_unfinished(jobs)
     print(build.describe_network(config, mesh), flush=True)
     trained = trained_model.compile_predictor(config, weights, mesh)

@@ -18,6 +18,7 @@ from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
 from medseg_jax.experiment import prediction_record
 from medseg_jax.experiment.prediction_record import Maker, Record
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import flush_names
 
 PICTURES = 'panels'  # folder beside the masks
 
@@ -143,6 +144,7 @@ def write(
         nifti.write_label(unfinished, values, job.images[0])
       record.add(unfinished, target.name, job.images, image_hash, maker)
       unfinished.replace(target)
+      flush_names(target.parent)
     finally:
       unfinished.unlink(missing_ok=True)
 
