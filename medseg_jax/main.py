@@ -34,8 +34,9 @@ WRITE_WORKDIR = (*FROM_CONFIG, 'evaluate')
 _LONGEST_LINE = 2000
 _NO_CONFIG = '--config is missing; for example --config=configs/unet.py'
 
-# What is parsed: without the overrides that are for a trained model's config.
+# What is parsed, and what is not: (key, text) for a trained model's config.
 _ARGV: list[str] = []
+_OVERRIDES: list[tuple[str, str]] = []
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
@@ -110,7 +111,8 @@ def main() -> int:
 def _status() -> int:
   try:
     stop_signal.check()
-    _run(_parse(sys.argv))
+    _parse(sys.argv)
+    _run()
     return 0
   except Stopped as error:
     print(error, flush=True)
@@ -143,7 +145,7 @@ def _complain(error: object) -> None:
     print(f'error: {text}', file=sys.stderr, flush=True)
 
 
-def _run(overrides: list[tuple[str, str]]) -> None:
+def _run() -> None:
   mode = _MODE.value
   workdir, model = _workdir(), _MODEL.value and pathlib.Path(_MODEL.value)
   if mode in WRITE_WORKDIR:
@@ -162,9 +164,9 @@ def _run(overrides: list[tuple[str, str]]) -> None:
 
   trained = dict(model=model, checkpoint=_CHECKPOINT.value or '')
   config = trained_model.read_config(workdir, **trained)
-  apply_overrides(config, overrides)
+  apply_overrides(config, _OVERRIDES)
   mesh = None  # of all devices, whatever the training's was
-  if any(key.startswith('mesh.') for key, _ in overrides):
+  if any(key.startswith('mesh.') for key, _ in _OVERRIDES):
     mesh = build.mesh_of(config)
   if mode == 'evaluate':
     run(config, workdir, split=_SPLIT.value or '', mesh=mesh, **trained)
@@ -222,16 +224,13 @@ def _needed(name: str, what: str, value: str | None) -> str:
   return value
 
 
-def _parse(argv: list[str]) -> list[tuple[str, str]]:
-  """Parses the flags and returns overrides of a trained model's config.
-
-  Every mistake becomes an InputError.
-  """
+def _parse(argv: list[str]) -> None:
+  """Parses the flags; every mistake becomes an InputError."""
   app.define_help_flags()
   given = dict(_pairs(argv))
-  overrides = []
+  _OVERRIDES.clear()
   if given.get('mode') in FROM_MODEL:
-    argv, overrides = split_overrides(argv)
+    argv, _OVERRIDES[:] = split_overrides(argv)
   elif 'config' not in given and split_overrides(argv)[1]:
     raise InputError(_NO_CONFIG)
   _check_config(argv)
@@ -248,7 +247,6 @@ def _parse(argv: list[str]) -> list[tuple[str, str]]:
     )
   if len(rest) > 1:
     raise InputError(f'{rest[1]!r} is not a flag; flags begin with --')
-  return overrides
 
 
 def _check_config(argv: list[str]) -> None:
