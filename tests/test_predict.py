@@ -22,13 +22,13 @@ from medseg_jax import predict
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats.images import read_mask
 from medseg_jax.data.preprocess import Channel, Preprocessing, preprocess
+from medseg_jax.data.sources.to_predict import MASK_LIST
 from medseg_jax.experiment import (
   config_files,
   model_folder,
   prediction_jobs,
   trained_model,
 )
-from medseg_jax.experiment import prediction_record as records
 from medseg_jax.inference import decoding
 from medseg_jax.inference.cases import predict_cases as predict_cases_of_library
 from medseg_jax.inference.cases import predict_each
@@ -85,14 +85,14 @@ def test_a_killed_prediction_goes_on(workdir, scans, tmp_path, monkeypatch):
   unfinished = prediction_jobs._unfinished(job.target)
   unfinished.write_bytes(b'half')
   unfinished.with_name(f'.{unfinished.name}.99.tmp').write_bytes(b'half')
-  with open(out / records.NAME, 'a') as file:
+  with open(out / MASK_LIST, 'a') as file:
     file.write('{"mask": "b.png", "sha')
   names = count_predictions(monkeypatch)
   run(workdir, scans, out)
   assert names == ['b', 'c']
   assert masks(out) == masks(tmp_path / 'whole')
   assert sorted(p.name for p in out.iterdir()) == [
-    'a.png', 'b.png', 'c.png', 'panels', records.NAME
+    'a.png', 'b.png', 'c.png', 'panels', MASK_LIST
   ]  # fmt: skip
   run(workdir, scans, out)
   assert names == ['b', 'c']
@@ -124,7 +124,7 @@ def forget_weights(path):
   ('spoil', 'change', 'reason'),
   [
     (
-      lambda scans, out: (out / records.NAME).unlink(), None,
+      lambda scans, out: (out / MASK_LIST).unlink(), None,
       'nothing tells that this program made it',
     ),
     (
@@ -140,7 +140,7 @@ def forget_weights(path):
       'another inference.overlap, 0.5 and not 0.25',
     ),
     (
-      lambda scans, out: forget_weights(out / records.NAME), None,
+      lambda scans, out: forget_weights(out / MASK_LIST), None,
       'other weights',
     ),
   ],
@@ -191,6 +191,12 @@ def test_an_image_is_never_replaced_by_its_mask(
   run(workdir, scans, scans)
   run(workdir, scans, scans)
   assert sorted(masks(scans)) == ['a.png', 'b.png', 'c.png']
+  # Nor are those below them.
+  for path in (*scans.glob('*.png'), scans / MASK_LIST):
+    path.unlink()
+  shutil.rmtree(scans / 'panels')
+  for name in ('one', 'two', 'two'):
+    run(workdir, scans, scans / name)
 
 
 def test_a_folder_in_a_masks_or_the_records_place(workdir, scans, tmp_path):
@@ -202,10 +208,10 @@ def test_a_folder_in_a_masks_or_the_records_place(workdir, scans, tmp_path):
     ('text', lambda path: path.write_text('my own\nnotes\n')),
   ):
     (tmp_path / name).mkdir()
-    make(tmp_path / name / records.NAME)
+    make(tmp_path / name / MASK_LIST)
     with pytest.raises(InputError, match='no list of masks'):
       run(workdir, scans, tmp_path / name, overwrite=True)
-  assert (tmp_path / 'text' / records.NAME).read_text() == 'my own\nnotes\n'
+  assert (tmp_path / 'text' / MASK_LIST).read_text() == 'my own\nnotes\n'
 
 
 @pytest.mark.parametrize(
@@ -216,8 +222,8 @@ def test_damaged_lines_of_the_record_cost_their_mask_only(
 ):
   out = tmp_path / 'out'
   run(workdir, scans, out)
-  lines = (out / records.NAME).read_bytes().splitlines()
-  (out / records.NAME).write_bytes(b'\n'.join([lines[0], line, lines[2]]))
+  lines = (out / MASK_LIST).read_bytes().splitlines()
+  (out / MASK_LIST).write_bytes(b'\n'.join([lines[0], line, lines[2]]))
   with pytest.raises(InputError, match='b.png: is there already'):
     run(workdir, scans, out)
   (out / 'b.png').unlink()
@@ -246,7 +252,7 @@ def test_a_full_disk_leaves_whole_masks_and_the_command_goes_on(
   assert_one_line(error, out / 'b.png', 'No space left', '1 masks', 'goes on')
   assert read_mask(out / 'a.png').shape == (20, 30)
   assert sorted(p.name for p in out.iterdir() if p.is_file()) == [
-    'a.png', records.NAME
+    'a.png', MASK_LIST
   ]  # fmt: skip
   names = count_predictions(monkeypatch)
   run(workdir, scans, out)
@@ -278,7 +284,7 @@ def test_pictures_that_fail_are_one_line(
 
 def test_the_record_is_for_people(workdir, scans, tmp_path):
   run(workdir, scans, tmp_path / 'out')
-  lines = (tmp_path / 'out' / records.NAME).read_text().splitlines()
+  lines = (tmp_path / 'out' / MASK_LIST).read_text().splitlines()
   line = json.loads(lines[0])
   assert line['mask'] == 'a.png' and line['image'] == [str(scans / 'a.tif')]
   assert line['settings']['inference.overlap'] == 0.5

@@ -15,7 +15,6 @@ from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.formats.nifti_header import SUFFIXES
 from medseg_jax.data.sources import to_predict
 from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
-from medseg_jax.experiment import prediction_record
 from medseg_jax.experiment.prediction_record import Maker, Record
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import flush_names
@@ -84,7 +83,7 @@ def plan(
   leave_out = [folder]
   if input_path.is_dir() and folder.resolve() == input_path.resolve():
     # Masks beside their images: what an earlier call wrote is no input.
-    made = (prediction_record.NAME, PICTURES, *Record(folder).lines)
+    made = (to_predict.MASK_LIST, PICTURES, *Record(folder).lines)
     leave_out = [input_path / name for name in made]
   found = to_predict.find(
     input_path,

@@ -19,11 +19,11 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from medseg_jax.data.sources.to_predict import MASK_LIST
 from medseg_jax.experiment import build
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime.errors import InputError
 
-NAME = 'predictions.jsonl'
 _BEGIN = b'{"mask": '  # of each line
 _MEANING = ('classes', 'label_values', 'regions', 'region_order', 'channels')
 # What has no part in a mask: how many tiles at once, what else is written.
@@ -82,7 +82,7 @@ class Record:
   """
 
   def __init__(self, folder: pathlib.Path):
-    self.path = folder / NAME
+    self.path = folder / MASK_LIST
     self.lines: dict[str, dict[str, Any]] = {}
     if not self.path.exists():
       return

@@ -40,6 +40,7 @@ _MAGIC = (
   (4, b'jP  '), (8, b'WEBP'), (128, b'DICM'), (344, b'n+1\0'), (344, b'ni1\0'),
   (4, b'n+2\0'), (4, b'ftypheic'), (4, b'ftypavif'),
 )  # fmt: skip
+MASK_LIST = 'predictions.jsonl'  # lies beside the masks that were predicted
 _MOST = 1000  # files of a subfolder to look at
 
 
@@ -108,7 +109,9 @@ def _in_folder(
   entries = [p for p in list_folder(folder) if p.absolute() not in leave_out]
   readable, failures, unused = [], [], []
   for path in entries:
-    if path.is_dir():
+    if (path / MASK_LIST).is_file():  # of an earlier call
+      unused.append(f'{path.name}/ (predicted masks)')
+    elif path.is_dir():
       scan = next(_scans_below(path, channels, leave_out), None)
       if scan is not None:
         reason = (
