@@ -20,7 +20,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from medseg_jax.data.sources.to_predict import MASK_LIST
-from medseg_jax.experiment import build
+from medseg_jax.experiment import build, mirroring
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime.errors import InputError
 
@@ -53,6 +53,7 @@ def maker_of(config: ConfigDict, variables: Any) -> Maker:
   for key in _NO_MATTER:
     settings.pop(f'inference.{key}', None)
   settings['inference.patch_size'] = build.tile_size(config)
+  settings['inference.mirror'] = mirroring.in_prediction(config)  # which axes
   settings['output'] = 'sigmoid' if uses_sigmoid(config.loss) else 'softmax'
   # As the file will have them: lists in place of tuples.
   return Maker(_hash_of(variables), json.loads(json.dumps(settings)))
