@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Case, Source
@@ -17,6 +18,7 @@ from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report
 from medseg_jax.report.kept_masks import KeptMasks
 from medseg_jax.report.panels import panel, save_png
+from medseg_jax.runtime import sharding
 from medseg_jax.runtime.progress import Progress
 
 UNDEFINED = -1.0  # a mean Dice, worse than any
@@ -41,6 +43,7 @@ def run(
   split: str = '',
   checkpoint: str = '',
   model: pathlib.Path | None = None,
+  mesh: Mesh | None = None,
 ) -> dict:
   """Evaluates a trained model, writes the report, returns the summary.
 
@@ -50,11 +53,14 @@ def run(
     split: 'train', 'val' or 'test'; '' for the held-out split.
     checkpoint: 'best' or 'latest'; '' for the model that training ended with.
     model: a model folder or its zip, in place of the workdir's.
+    mesh: what the tiles are spread over, which need not be the training's;
+      None for all devices of this process.
   """
+  mesh = mesh or sharding.local_mesh()
   cases = scored_cases.choose(config, workdir, split=split, model=model)
-  print(build.describe_network(config, build.mesh_of(config)), flush=True)
+  print(build.describe_network(config, mesh), flush=True)
   trained = trained_model.load_predictor(
-    config, workdir, model=model, checkpoint=checkpoint
+    config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
   if cases.split == 'val' and cases.own and trained.which == 'best':
     print(
@@ -65,6 +71,7 @@ def run(
     trained.predict_fn,
     cases.source,
     config=config,
+    mesh=mesh,
     workdir=workdir,
     split=cases.split,
     folder=cases.folder,
@@ -78,6 +85,7 @@ def report_split(
   source: Source,
   *,
   config: ConfigDict,
+  mesh: Mesh,
   workdir: pathlib.Path,
   split: str,
   step: int,
@@ -91,6 +99,7 @@ def report_split(
     predict_fn: see `score_cases`.
     source: the cases.
     config: resolved.
+    mesh: that `predict_fn` was compiled for.
     workdir: for the results, in `evaluation/` and `panels/`.
     split: what the cases are, for the summary.
     step: number of updates that made the weights.
@@ -99,7 +108,6 @@ def report_split(
     scored: of these cases, thoroughly, where that was done already.
   """
   folder = folder or split
-  mesh = build.mesh_of(config)
   settings = trained_model.prediction_settings(config, mesh)
   if scored is None:
     scored = score_cases(
@@ -120,12 +128,18 @@ def report_split(
   names = ('best', 'median', 'worst') if len(chosen) == 3 else ('best', 'worst')
   pictures = panels(predict_fn, source, chosen, scored, **settings)
   paths = [workdir / 'panels' / f'{folder}_{name}.png' for name in names]
-  for path, picture in zip(paths, pictures, strict=False):
-    save_png(path, picture)
+  try:
+    for path, picture in zip(paths, pictures, strict=False):
+      save_png(path, picture)
+  except Exception as error:  # the scores, and the model, do not need them
+    reason = ' '.join(str(error).split())
+    print(f'warning   pictures in {workdir}/panels are missing ({reason})')
+    chosen = []
   print(f'\n{folder}: {len(records)} cases, {checkpoint} weights, step {step}')
   print(report.table(summary))
   print(f'report    {place}/summary.json, {place}/cases.csv')
-  print('pictures  ' + ', '.join(map(str, paths[: len(chosen)])), flush=True)
+  if chosen:
+    print('pictures  ' + ', '.join(map(str, paths[: len(chosen)])), flush=True)
   return summary
 
 

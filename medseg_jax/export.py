@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax.experiment import build, model_folder, trained_model
 from medseg_jax.inference import exporting
+from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import check_writable, write_atomically
 
@@ -58,7 +59,7 @@ def run(
     config, workdir, model=model, checkpoint=checkpoint
   )
   # On whatever machine the program will run, it must hold nothing of this one.
-  network = build.model_of(config, build.mesh_of(config), convolutions='xla')
+  network = build.model_of(config, sharding.local_mesh(), convolutions='xla')
   predict_fn = trained_model.predict_fn_of(config, network)
   tile = (*build.tile_size(config), config.data.channels)
   if form == 'onnx':

@@ -18,8 +18,11 @@ import time
 import traceback
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
+from medseg_jax.experiment.overrides import apply as apply_overrides
+from medseg_jax.experiment.overrides import keys_of
+from medseg_jax.experiment.overrides import split as split_overrides
 from medseg_jax.runtime import files, host_memory
 from medseg_jax.runtime.errors import InputError, Stopped, explain, shorten
 
@@ -29,12 +32,17 @@ FROM_CONFIG = ('train', 'plan', 'prepare', 'benchmark')
 FROM_MODEL = ('evaluate', 'predict', 'export')
 WRITE_WORKDIR = (*FROM_CONFIG, 'evaluate')
 _LONGEST_LINE = 2000
+_NO_CONFIG = '--config is missing; for example --config=configs/unet.py'
 
+# What is parsed, and what is not: (key, text) for a trained model's config.
+_ARGV: list[str] = []
+_OVERRIDES: list[tuple[str, str]] = []
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
   'Config file, such as configs/unet.py; its keys can be set '
   'as --config.key=value.',
+  sys_argv=_ARGV,
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run. Default: runs/NAME_OF_THE_CONFIG.'
@@ -62,12 +70,19 @@ _CHECKPOINT = flags.DEFINE_enum(
   'with, or the best so far.',
 )
 _INPUT = flags.DEFINE_string(
-  'input', None, 'Folder of images for --mode=predict, or one NIfTI file.'
+  'input', None, 'Folder of images for --mode=predict, or one image.'
 )
 _OUTPUT = flags.DEFINE_string(
   'output',
   None,
-  'Folder of the masks of --mode=predict, or the file of --mode=export.',
+  'Folder of the masks of --mode=predict, or for one image the file; the file '
+  'of --mode=export.',
+)
+_OVERWRITE = flags.DEFINE_bool(
+  'overwrite',
+  False,
+  'Make masks anew that are there, also those that others made. Otherwise '
+  'those of the same weights and settings are kept.',
 )
 _FORMAT = flags.DEFINE_enum(
   'format',
@@ -145,12 +160,16 @@ def _run() -> None:
   if mode in FROM_CONFIG:
     run(_CONFIG.value, workdir)
     return
-  from medseg_jax.experiment import trained_model
+  from medseg_jax.experiment import build, trained_model
 
   trained = dict(model=model, checkpoint=_CHECKPOINT.value or '')
-  config = _with_overrides(trained_model.read_config(workdir, **trained))
+  config = trained_model.read_config(workdir, **trained)
+  apply_overrides(config, _OVERRIDES)
+  mesh = None  # of all devices, whatever the training's was
+  if any(key.startswith('mesh.') for key, _ in _OVERRIDES):
+    mesh = build.mesh_of(config)
   if mode == 'evaluate':
-    run(config, workdir, split=_SPLIT.value or '', **trained)
+    run(config, workdir, split=_SPLIT.value or '', mesh=mesh, **trained)
   elif mode == 'export':
     output = pathlib.Path(_needed('output', 'FILE', _OUTPUT.value))
     run(config, workdir, output=output, form=_FORMAT.value, **trained)
@@ -160,6 +179,8 @@ def _run() -> None:
       None if model and not _WORKDIR.value else workdir,
       input_path=pathlib.Path(_needed('input', 'FOLDER', _INPUT.value)),
       output_dir=pathlib.Path(_needed('output', 'FOLDER', _OUTPUT.value)),
+      overwrite=_OVERWRITE.value,
+      mesh=mesh,
       started=_STARTED,
       **trained,
     )
@@ -188,28 +209,13 @@ def _workdir() -> pathlib.Path:
   if _CONFIG.value is None and (
     _MODE.value in FROM_CONFIG or not (_WORKDIR.value or _MODEL.value)
   ):
-    more = ' or --model' if _MODE.value in FROM_MODEL else ''
+    if _MODE.value in FROM_CONFIG:
+      raise InputError(_NO_CONFIG)
     raise InputError(
-      f'--config{more} is missing; for example --config=configs/unet.py'
+      f'--mode={_MODE.value} needs a trained model: --workdir=DIR of a run, '
+      '--model=PATH, or the --config that it was trained with'
     )
   return pathlib.Path(name)
-
-
-def _with_overrides(config: ConfigDict) -> ConfigDict:
-  """Returns the training's config with this command's overrides."""
-  if _CONFIG.value is None:
-    return config
-  overrides = config_flags.get_override_values(flags.FLAGS['config'])
-  for key, value in overrides.items():
-    *sections, name = key.split('.')
-    section = config
-    for part in sections:
-      section = section.get(part, ConfigDict())
-    if name not in section:
-      raise InputError(f'config.{key} is not in the config of this model')
-    with section.ignore_type():
-      section[name] = value
-  return config
 
 
 def _needed(name: str, what: str, value: str | None) -> str:
@@ -221,9 +227,18 @@ def _needed(name: str, what: str, value: str | None) -> str:
 def _parse(argv: list[str]) -> None:
   """Parses the flags; every mistake becomes an InputError."""
   app.define_help_flags()
+  given = dict(_pairs(argv))
+  _OVERRIDES.clear()
+  if given.get('mode') in FROM_MODEL:
+    argv, _OVERRIDES[:] = split_overrides(argv)
+  elif 'config' not in given and split_overrides(argv)[1]:
+    raise InputError(_NO_CONFIG)
   _check_config(argv)
+  _ARGV[:] = argv
   try:
     rest = flags.FLAGS(argv)
+  except SystemExit:  # of --help, which absl counts as a failure
+    sys.exit(0)
   except flags.Error as error:
     raise InputError(str(error)) from error
   except (TypeError, ValueError) as error:
@@ -259,7 +274,7 @@ def _check_config(argv: list[str]) -> None:
     raise InputError(
       f'--config={path} does not load: {type(error).__name__}: {error}'
     ) from error
-  known = _keys(config)
+  known = keys_of(config)
   for flag, _ in _pairs(argv):
     key = flag.removeprefix('config.')
     if key != flag and key not in known:
@@ -275,15 +290,6 @@ def _pairs(argv: list[str]) -> list[tuple[str, str]]:
       flag, equals, value = word.lstrip('-').partition('=')
       pairs.append((flag, value if equals else following))
   return pairs
-
-
-def _keys(config: ConfigDict, prefix: str = '') -> list[str]:
-  keys = []
-  for key, value in config.items():
-    keys.append(prefix + key)
-    if isinstance(value, ConfigDict):
-      keys += _keys(value, f'{prefix}{key}.')
-  return keys
 
 
 if __name__ == '__main__':

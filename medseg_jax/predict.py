@@ -1,43 +1,32 @@
 """Segments new images with a trained model: `--mode=predict`."""
 
-import itertools
+import errno
+import os
 import pathlib
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+import traceback
 
-import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Case
-from medseg_jax.data.formats import images, nifti
-from medseg_jax.data.sources.volume_files import list_cases
-from medseg_jax.experiment import build, trained_model
-from medseg_jax.inference.cases import match_channels, predict_cases
+from medseg_jax.data.formats.images import name_some
+from medseg_jax.data.sources.volume_files import Failure
+from medseg_jax.experiment import build, prediction_jobs, trained_model
+from medseg_jax.experiment.prediction_jobs import PICTURES, Job, Work
+from medseg_jax.experiment.prediction_record import Record, hash_files, maker_of
+from medseg_jax.inference.cases import Prediction, predict_each
 from medseg_jax.report.panels import panel, save_png
+from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import check_writable
 from medseg_jax.runtime.progress import Progress, format_seconds
 
 NUM_PANELS = 3  # pictures of the first cases, to look at
-
-
-class Job(NamedTuple):
-  """One image to segment.
-
-  Attributes:
-    name: of the case.
-    read: returns the image as a case without a label.
-    write: `(path, class indices)`, on the image's own grid.
-    write_probs: `(path, probabilities [*S, K])`, None where there is no
-      format for them.
-    target: the mask to write.
-  """
-
-  name: str
-  read: Callable[[], Case]
-  write: Callable[[pathlib.Path, np.ndarray], None]
-  write_probs: Callable[[pathlib.Path, np.ndarray], None] | None
-  target: pathlib.Path
+# What the system refuses for one mask, it refuses for all that follow.
+_NO_PLACE = (
+  errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
+)  # fmt: skip
 
 
 def run(
@@ -48,27 +37,34 @@ def run(
   output_dir: pathlib.Path,
   checkpoint: str = '',
   model: pathlib.Path | None = None,
+  overwrite: bool = False,
+  mesh: Mesh | None = None,
   started: float | None = None,
 ) -> None:
   """Writes a mask for every image of `input_path`, on the image's own grid.
 
   A mask has its image's stem and holds the label values of the training masks:
   a PNG, or for volumes a NIfTI with the image's geometry. Masks that are there
-  already are never overwritten.
+  already and were made of the same images by the same weights and settings are
+  kept, as `predictions.jsonl` beside them tells; so a prediction that was
+  killed goes on.
 
   Args:
     config: resolved, as training left it.
-    workdir: of the training, whose folder `panels` gets pictures of the first
-      masks. None with a `model`: then the pictures lie in `output_dir/panels`.
-    input_path: a folder of images, or of NIfTI files, or one NIfTI file.
-    output_dir: made where it does not exist.
+    workdir: of the training. None with a `model`.
+    input_path: a folder of images, or of NIfTI files, or one of these files.
+    output_dir: made where it does not exist; its folder `panels` gets pictures
+      of the first masks. Of one file also the name of the mask.
     checkpoint: 'best' or 'latest'; '' for the model that training ended with.
     model: a model folder or its zip, in place of the workdir.
+    overwrite: make all masks anew, whatever files are in their place.
+    mesh: what the tiles are spread over, which need not be the training's;
+      None for all devices of this process.
     started: `time.perf_counter()` when the program began.
 
   Raises:
-    InputError: nothing to read, nowhere to write, or a mask is there already;
-      after all the others, that a volume could not be read.
+    InputError: nothing to read, nowhere to write, or something else is in a
+      mask's place; after all the others, that an image was not segmented.
   """
   took = {}
   clock = time.perf_counter()
@@ -81,138 +77,193 @@ def run(
 
   if started is not None:
     took['start'] = clock - started
-  if config.data.source == 'volumes':
-    jobs = _volume_jobs(config, input_path, output_dir)
-  else:
-    jobs = _image_jobs(config, input_path, output_dir)
+  mesh = mesh or sharding.local_mesh()
+  work = prediction_jobs.plan(config, input_path, output_dir)
   lap('look at the input')
-  output_dir.mkdir(parents=True, exist_ok=True)
-  print(build.describe_network(config, build.mesh_of(config)), flush=True)
-  trained = trained_model.load_predictor(
-    config, workdir, model=model, checkpoint=checkpoint
+  if work.unused:
+    print(f'not used  in {input_path}: {name_some(work.unused, 20)}')
+  failed = _Failures(work.failures)
+  if not work.jobs:
+    failed.tell(len(work.failures))
+  check_writable(work.folder)  # before all that takes time
+  weights = trained_model.load_variables(
+    config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
-  took |= trained.seconds
-  clock = time.perf_counter()
-  settings = trained_model.prediction_settings(config, build.mesh_of(config))
-  settings['probabilities'] = config.inference.probabilities
-  classes = tuple(config.data.classes)
-  pictures = (workdir or output_dir) / 'panels'
-  failed = []
+  maker = maker_of(config, weights[0])
+  lap('weights')
+  record = Record(work.folder)
+  jobs = prediction_jobs.still_to_do(
+    work.jobs, record, maker, overwrite=overwrite
+  )
+  lap('look at the masks')
+  done = 0
+  pictures = _Pictures(work.folder / PICTURES, tuple(config.data.classes))
+  if jobs:
+    prediction_jobs.remove_unfinished(jobs)
+    print(build.describe_network(config, mesh), flush=True)
+    trained = trained_model.compile_predictor(config, weights, mesh)
+    lap('compile')
+    hashes = {}
 
-  def cases():
-    for job in jobs:
-      try:
-        yield job.read()
-      except InputError as error:
-        # The others are good, and somebody may wait for them.
-        failed.append(str(error))
+    def read(job: Job) -> Case:
+      case = prediction_jobs.read(job, volumes=config.data.source == 'volumes')
+      hashes[job.name] = hash_files(job.images)
+      return case
 
-  by_name = {job.name: job for job in jobs}
-  predicted = predict_cases(trained.predict_fn, cases(), **settings)
-  with Progress(len(jobs), unit='case', desc='predict') as progress:
-    for count in itertools.count():
-      case, pred, probs = next(predicted, (None, None, None))
-      lap('predict')
-      if case is None:
-        break
-      job = by_name[case.name]
-      job.write(job.target, pred)
-      if probs is not None:
-        job.write_probs(_probs_path(job.target), probs)
-      if count < NUM_PANELS:
-        picture = panel(
-          case.image,
-          None,
-          pred,
-          classes,
-          title=case.name,
-          spacing=case.spacing,
-        )
-        save_png(pictures / f'predict_{case.name}.png', picture)
-      lap('write')
-      progress.advance()
-      del case, pred, probs  # before the next one: they may be gigabytes
-  values = ', '.join(
-    f'{value} {name}'
-    for value, name in zip(config.data.label_values, classes, strict=True)
-  )
-  print(
-    f'{count} masks in {output_dir} ({trained.which} weights, step '
-    f'{trained.step}); values: {values}'
-  )
-  print(f'pictures  {pictures}/predict_*.png')
+    predicted = predict_each(
+      trained.predict_fn,
+      jobs,
+      read=read,
+      failed=failed.add,
+      probabilities=config.inference.probabilities,
+      **trained_model.prediction_settings(config, mesh),
+    )
+    with Progress(len(jobs), unit='case', desc='predict') as progress:
+      for job, prediction in predicted:
+        lap('predict')
+        try:
+          prediction_jobs.write(
+            job,
+            prediction.label,
+            prediction.probs,
+            label_values=config.data.label_values,
+            image_hash=hashes.pop(job.name),
+            record=record,
+            maker=maker,
+          )
+          done += 1
+        except Exception as error:
+          if isinstance(error, OSError) and error.errno in _NO_PLACE:
+            raise _no_place(error, job, done) from error
+          failed.add(job, error)
+        else:
+          pictures.add(prediction)
+        lap('write')
+        progress.advance()
+        del job, prediction  # before the next one: it may be gigabytes
+  _tell(config, work, done, len(work.jobs) - len(jobs), weights[1:])
+  pictures.tell()
   print(
     'time      '
     + ', '.join(f'{k} {format_seconds(v)}' for k, v in took.items()),
     flush=True,
   )
-  if failed:
-    raise InputError(
-      f'{len(failed)} of {len(jobs)} images were not segmented; the first: '
-      f'{failed[0]}'
+  failed.tell(len(work.jobs) + len(work.failures))
+
+
+class _Failures:
+  """The images that were not segmented, to be named at the end.
+
+  Keeps texts only: an error would hold on to the arrays that it was met with.
+  """
+
+  def __init__(self, failures: tuple[Failure, ...]):
+    self._found = list(failures)
+    self._traceback = ''
+
+  def add(self, job: Job, error: Exception) -> None:
+    file = str(job.images[0])
+    text = ' '.join(str(error).split())
+    if isinstance(error, MemoryError):
+      text = f'{file}: there is not enough memory for it {text}'.rstrip()
+    elif isinstance(error, OSError) and not isinstance(error, InputError):
+      text = f'{file}: {error.strerror or text}'
+    elif not isinstance(error, InputError):
+      text = f'{file}: {type(error).__name__}: {text}'
+      self._traceback = self._traceback or traceback.format_exc()
+    elif text.startswith((f'{job.name} ', f'{job.name}: ')):
+      text = file + text.removeprefix(job.name)  # the file says more
+    elif file not in text:
+      text = f'{file}: {text}'
+    self._found.append(Failure(job.images[0].name, text))
+
+  def tell(self, total: int) -> None:
+    """Raises InputError where there are any, after a line for each."""
+    if not self._found:
+      return
+    for failure in self._found:
+      print(f'failed    {failure.reason}')
+    first, names = self._found[0], [failure.name for failure in self._found]
+    text = f'{len(names)} of {total} images were not segmented'
+    text += (
+      f' ({name_some(names, 10)}); the first: ' if len(names) > 1 else ': '
     )
+    error = InputError(text + first.reason)
+    if self._traceback:  # for --debug
+      error.add_note(self._traceback)
+    raise error
 
 
-def _image_jobs(
-  config: ConfigDict, folder: pathlib.Path, output_dir: pathlib.Path
-) -> list[Job]:
-  if config.inference.probabilities:
-    raise InputError(
-      'config.inference.probabilities is True; allowed is False for images, as '
-      'PNG holds no probabilities'
+class _Pictures:
+  """Pictures of the first masks. Nobody asked for them: they may fail."""
+
+  def __init__(self, folder: pathlib.Path, classes: tuple[str, ...]):
+    self._folder = folder
+    self._classes = classes
+    self._left = NUM_PANELS
+    self._made = 0
+
+  def add(self, prediction: Prediction) -> None:
+    if not self._left:
+      return
+    case = prediction.case
+    try:
+      picture = panel(
+        case.image,
+        None,
+        prediction.label,
+        self._classes,
+        title=case.name,
+        spacing=case.spacing,
+      )
+      save_png(self._folder / f'predict_{case.name}.png', picture)
+    except Exception as error:
+      print(
+        f'warning   no pictures in {self._folder} from {case.name} on '
+        f'({_reason(error)}); the masks do not need them',
+        flush=True,
+      )
+      self._left = 0
+      return
+    self._left -= 1
+    self._made += 1
+
+  def tell(self) -> None:
+    if self._made:
+      print(f'pictures  {self._folder}/predict_*.png')
+
+
+def _no_place(error: OSError, job: Job, done: int) -> InputError:
+  return InputError(
+    f'{job.target}: cannot be written ({_reason(error)}); the {done} masks '
+    'before it are whole, and once this is mended the same command goes on'
+  )
+
+
+def _reason(error: Exception) -> str:
+  """Returns why, without the hidden name under which a file is written."""
+  if isinstance(error, OSError) and error.errno:
+    return os.strerror(error.errno)
+  return ' '.join(str(error).split()) or type(error).__name__
+
+
+def _tell(
+  config: ConfigDict, work: Work, done: int, kept: int, of: tuple[int, str]
+) -> None:
+  """Prints what was done."""
+  step, which = of
+  values = ', '.join(
+    f'{value} {name}'
+    for value, name in zip(
+      config.data.label_values, config.data.classes, strict=True
     )
-  label_values = tuple(config.data.label_values)
-  jobs = []
-  for path in images.list_images(folder):
-
-    def read(path=path):
-      image = images.read_image(path)
-      return Case(path.stem, image, None, (1.0,) * (image.ndim - 1))
-
-    def write(target, pred):
-      images.write_mask(target, pred, label_values)
-
-    target = output_dir / f'{path.stem}.png'
-    _check_free(target)
-    # Read once before anything is written: images are small, and a bad one
-    # should not leave half of the work.
-    match_channels(read(), config.data.channels)
-    jobs.append(Job(path.stem, read, write, None, target))
-  return jobs
-
-
-def _volume_jobs(
-  config: ConfigDict, path: pathlib.Path, output_dir: pathlib.Path
-) -> list[Job]:
-  label_values = np.asarray(config.data.label_values, np.int16)
-  jobs = []
-  for files in list_cases(path, config.data.channels):
-
-    def read(files=files):
-      volume = nifti.read_channels(files.images)
-      return Case(files.name, volume.array, None, volume.spacing, volume.affine)
-
-    def write(target, pred, like=files.images[0]):
-      nifti.write_label(target, label_values[pred], like)
-
-    def write_probs(target, probs, like=files.images[0]):
-      nifti.write_volume(target, probs, like)
-
-    target = output_dir / f'{files.name}.nii.gz'
-    _check_free(target)
-    if config.inference.probabilities:
-      _check_free(_probs_path(target))
-    jobs.append(Job(files.name, read, write, write_probs, target))
-  return jobs
-
-
-def _probs_path(target: pathlib.Path) -> pathlib.Path:
-  return target.with_name(f'{nifti.stem(target)}_probabilities.nii.gz')
-
-
-def _check_free(target: pathlib.Path) -> None:
-  if target.exists():
-    raise InputError(
-      f'{target} is there already and is not overwritten; name another '
-      '--output or move it away'
+  )
+  if kept:
+    print(
+      f'kept      {kept} masks that these weights and settings had made '
+      '(--overwrite makes them anew)'
     )
+  print(
+    f'{done} masks in {work.folder} ({which} weights, step {step}); values: '
+    f'{values}'
+  )

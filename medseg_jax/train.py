@@ -134,7 +134,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       # that it is then evaluated on would look better than it is.
       which = BEST
       variables, step = trained_model.restore_variables(
-        checkpoints, BEST, config
+        checkpoints, BEST, config, mesh
       )
   summary = {}
   if predict_fn is None:
@@ -145,6 +145,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       functools.partial(predict_fn, variables),
       sources[split],
       config=config,
+      mesh=mesh,
       workdir=workdir,
       split=split,
       step=step,

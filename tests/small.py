@@ -6,9 +6,16 @@ import sys
 
 import jax.numpy as jnp
 from conftest import ROOT, write_volumes
+from model_cases import random_variables
 
 from medseg_jax import train
-from medseg_jax.experiment import build
+from medseg_jax.experiment import (
+  build,
+  config_files,
+  held_out,
+  opening,
+  trained_model,
+)
 from medseg_jax.step import TrainStep
 
 if str(ROOT) not in sys.path:
@@ -41,6 +48,26 @@ def shrink(config, *, size=16, num_steps=4, path=None):
   config.log_every = 2
   config.eval_every = 2
   config.checkpoint_every = 2
+  return config
+
+
+def write_untrained(config, workdir):
+  """Writes `workdir` with a model of random weights, as if it had trained."""
+  config, sources, digests = opening.open_run(config, workdir)
+  mesh = build.mesh_of(config)
+  model = build.model_of(config, mesh)
+  image = jnp.zeros(build.image_shape(config))
+  config_files.write_config(config, workdir)
+  trained_model.write(
+    workdir,
+    random_variables(model, image),
+    config=config,
+    sources=sources,
+    record=held_out.record_of(config, digests, {}),
+    step=0,
+    checkpoint='latest',
+    scores=None,
+  )
   return config
 
 

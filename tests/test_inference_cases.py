@@ -13,7 +13,7 @@ from medseg_jax.data.case import Case
 from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Channel, Preprocessing, preprocess
 from medseg_jax.inference import cases as inference_cases
-from medseg_jax.inference.cases import predict_cases
+from medseg_jax.inference.cases import predict_cases, predict_each
 from medseg_jax.runtime.errors import InputError
 
 SETTINGS = dict(
@@ -282,3 +282,92 @@ def test_a_bad_case_is_named():
 
 def test_no_case_gives_no_prediction():
   assert run(affine, []) == []
+
+
+def run_each(predict_fn, cases, read=lambda case: case, **changed):
+  """Returns names predicted, and the failures as (name, error's text)."""
+  failures = []
+  predicted = predict_each(
+    predict_fn,
+    cases,
+    read=read,
+    failed=lambda case, error: failures.append((case.name, repr(error))),
+    **(SETTINGS | changed),
+  )
+  return [(case.name, p) for case, p in predicted], failures
+
+
+def named_cases(count, size=(16, 16)):
+  return [
+    smooth_case(size, seed=i, spacing=(1.0, 1.0), name=f'{i}')
+    for i in range(count)
+  ]
+
+
+@pytest.mark.parametrize('batch_size', [1, 3])
+def test_a_case_that_fails_costs_none_of_the_others(batch_size):
+  cases = named_cases(6)
+  bad = np.full((16, 16, 1), np.nan, np.float32)
+  cases[2] = cases[2]._replace(image=bad)  # in preprocessing
+
+  def read(case):
+    if case.name in '14':
+      raise {'1': MemoryError, '4': ValueError}[case.name](case.name)
+    return case
+
+  got, failures = run_each(affine, cases, read, batch_size=batch_size)
+  assert [name for name, _ in got] == ['0', '3', '5']
+  assert [name for name, _ in failures] == ['1', '2', '4']
+  assert 'MemoryError' in failures[0][1] and 'NaN' in failures[1][1]
+  alone = run(affine, [cases[i] for i in (0, 3, 5)])
+  for (_, there), here in zip(got, alone, strict=True):
+    np.testing.assert_array_equal(there.label, here.label)
+
+
+@pytest.mark.parametrize('batch_size', [1, 4])
+def test_where_the_network_fails_the_case_is_found(batch_size):
+  cases = named_cases(7)
+  marked = cases[3].image.copy()
+  marked[0, 0] = 1e4  # stands out after the z-score, too
+  cases[3] = cases[3]._replace(image=marked)
+
+  def predict(tiles):
+    if tiles.max() > 10:
+      raise RuntimeError('RESOURCE_EXHAUSTED')
+    return affine(tiles)
+
+  got, failures = run_each(predict, cases, batch_size=batch_size)
+  assert failures == [('3', "RuntimeError('RESOURCE_EXHAUSTED')")]
+  assert sorted(name for name, _ in got) == list('012456')
+  for name, prediction in got:
+    [alone] = run(affine, [cases[int(name)]])
+    np.testing.assert_array_equal(prediction.label, alone.label)
+
+
+def test_what_only_fails_beside_others_is_predicted_alone():
+  cases = named_cases(5)
+
+  def predict(tiles):
+    if (tiles != 0).any((1, 2, 3)).sum() > 1:
+      raise MemoryError
+    return affine(tiles)
+
+  got, failures = run_each(predict, cases, batch_size=2)
+  assert failures == [] and sorted(n for n, _ in got) == list('01234')
+
+
+def test_an_interruption_is_no_failure():
+  def read(case):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    run_each(affine, named_cases(2), read)
+
+
+def test_errors_of_whoever_takes_the_predictions_are_theirs():
+  predicted = predict_each(
+    affine, named_cases(3), read=lambda c: c, failed=None, **SETTINGS
+  )
+  with pytest.raises(ZeroDivisionError):
+    for _ in predicted:
+      1 / 0  # noqa: B018

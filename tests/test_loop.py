@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, disc, write_pairs, write_volumes
+from model_cases import one_cpu
 from PIL import Image
 from small import load, shrink
 
@@ -148,3 +149,26 @@ def test_losses_do_not_depend_on_the_mesh(tmp_path, monkeypatch):
   one = losses(tmp_path, 'one', mesh=(1, 1))
   np.testing.assert_allclose(eight, one, rtol=1e-4)
   np.testing.assert_allclose(both, one, rtol=1e-4)
+
+
+def test_other_devices_evaluate_than_those_that_trained(
+  tmp_path, monkeypatch, capsys
+):
+  config = shrink(load('unet'), num_steps=2)
+  config.mesh.data, config.mesh.spatial = 4, 2
+  summary = train.run(config, tmp_path)
+  trained = config_files.read_config(tmp_path)
+
+  def refuse(path, picture):
+    raise OSError(28, 'No space left on device')
+
+  for checkpoint in ('', 'latest'):
+    capsys.readouterr()
+    found = evaluate.run(
+      trained, tmp_path, checkpoint=checkpoint, mesh=one_cpu()
+    )
+    assert found['mean']['dice'] == pytest.approx(summary['mean']['dice'])
+    lines = capsys.readouterr().out.splitlines()
+    missing = [line for line in lines if 'No space left' in line]
+    assert len(missing) == (checkpoint == 'latest')
+    monkeypatch.setattr(evaluate, 'save_png', refuse)  # of the next one

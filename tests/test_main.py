@@ -9,9 +9,10 @@ import tifffile
 from absl.testing import flagsaver
 from conftest import ROOT, write_pairs
 from PIL import Image
+from predict_cases import write_model
 from small import load, shrink
 
-from medseg_jax import main, train
+from medseg_jax import evaluate, export, main, train
 from medseg_jax.runtime.errors import InputError
 
 TINY = [
@@ -130,6 +131,8 @@ UNET = '--config=configs/unet.py'
   ('args', 'words'),
   [
     ([], ['--config is missing']),
+    (['--config.num_steps=3'], ['--config is missing']),
+    (['--mode=predict'], ['needs a trained model', '--workdir', '--model']),
     (['--config=configs/nothing.py'], ['no such file', 'unet.py']),
     ([UNET, '--config.num_stepz=3'], ['config.num_stepz', 'num_steps']),
     ([UNET, '--config.model.feature=3'], ['model.feature', 'model.features']),
@@ -223,28 +226,99 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, complaint):
     train.run(config, tmp_path)
 
 
-def test_predict_overwrites_nothing(tmp_path, complaint):
-  config = shrink(load('unet'), num_steps=2)
-  train.run(config, tmp_path / 'run')
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """Returns the folder of a run with a model of random weights."""
+  return write_model(tmp_path_factory.mktemp('main') / 'run')
+
+
+def test_predict_overwrites_nothing(workdir, tmp_path, complaint):
   (tmp_path / 'in').mkdir()
   (tmp_path / 'out').mkdir()
   Image.new('L', (20, 20)).save(tmp_path / 'in' / 'scan.png')
   args = [
     '--mode=predict',
-    f'--workdir={tmp_path}/run',
+    f'--workdir={workdir}',
     f'--output={tmp_path}/out',
   ]
   (tmp_path / 'out' / 'scan.png').write_text('precious')
   assert 'scan.png' in complaint(*args, f'--input={tmp_path}/in')
   assert (tmp_path / 'out' / 'scan.png').read_text() == 'precious'
   assert '--input' in complaint(*args)
-  (tmp_path / 'out' / 'scan.png').unlink()
-  # One bad image, and nothing is written.
-  Image.new('RGB', (20, 20), 'red').save(tmp_path / 'in' / 'z.png')
-  assert '3 channels' in complaint(*args, f'--input={tmp_path}/in')
-  (tmp_path / 'in' / 'z.png').write_bytes(b'no picture')
-  assert 'z.png' in complaint(*args, f'--input={tmp_path}/in')
-  assert not list((tmp_path / 'out').iterdir())
+  # One bad image costs its own mask only; and --overwrite overwrites.
+  Image.new('RGB', (20, 20), 'red').save(tmp_path / 'in' / 'a.png')
+  line = complaint(*args, f'--input={tmp_path}/in', '--overwrite')
+  assert '1 of 2' in line and f'{tmp_path}/in/a.png has 3 channels' in line
+  assert Image.open(tmp_path / 'out' / 'scan.png').size == (20, 20)
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    (['--config.inference.probabilities=true'], ['probabilities is True']),
+    (['--config.inference.overlapp=0.2'], ['overlapp', 'inference.overlap?']),
+    (['--config.inference.overlap=x'], ['inference.overlap', "'x'", '0.5']),
+    (['--config.mesh.data=3'], ['config.mesh', '3 x 1', '8 devices']),
+    (['--config.mesh.spatial', '16'], ['config.mesh', '8 devices']),
+    (['--config.num_steps=3', '--frmat=onnx'], ['frmat', 'format']),
+    (
+      ['--config=configs/unet.py', '--config.inference.probability=true'],
+      ['inference.probability', 'did you mean'],
+    ),
+  ],
+)
+def test_overrides_of_a_model_need_no_config(
+  workdir, tmp_path, complaint, args, words
+):
+  (tmp_path / 'in').mkdir()
+  Image.new('L', (20, 20)).save(tmp_path / 'in' / 'scan.png')
+  line = complaint(
+    *args,
+    '--mode=predict',
+    f'--workdir={workdir}',
+    f'--input={tmp_path}/in',
+    f'--output={tmp_path}/out',
+  )
+  for word in words:
+    assert word in line
+
+
+def test_overrides_are_those_of_the_model(workdir, tmp_path, monkeypatch):
+  """They reach evaluate and export, too, whatever a config's file says."""
+  found = []
+
+  def run(config, workdir, *, mesh=None, **options):
+    found.append((config.inference.overlap, config.mesh.to_dict(), mesh))
+
+  monkeypatch.chdir(ROOT)
+  for mode, module in (('evaluate', evaluate), ('export', export)):
+    monkeypatch.setattr(module, 'run', run)
+    args = [
+      f'--mode={mode}', f'--model={workdir}/model', '--output=x',
+      '--config=configs/unet.py', '--config.inference.overlap=0.25',
+    ]  # fmt: skip
+    for more in ([], ['--config.mesh.data=4', '--config.mesh.spatial=2']):
+      monkeypatch.setattr(sys, 'argv', ['main', *args, *more])
+      with flagsaver.flagsaver():
+        assert main.main() == 0
+  assert [overlap for overlap, *_ in found] == [0.25] * 4
+  # Not the mesh of the training, but one that is asked for.
+  assert found[0][1:] == ({'data': -1, 'spatial': 1}, None)
+  assert found[1][1] == {'data': 4, 'spatial': 2}
+  assert dict(found[1][2].shape) == {'data': 4, 'spatial': 2}
+
+
+@pytest.mark.parametrize('flag', ['--help', '--helpfull', '-?'])
+def test_help_is_no_error(flag):
+  done = subprocess.run(
+    [sys.executable, '-m', 'medseg_jax.main', flag],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0 and done.stderr == ''
+  assert '--workdir' in done.stdout and 'overwrite' in done.stdout
 
 
 def test_the_command_itself_exits_with_1_and_one_line():

@@ -17,14 +17,18 @@ from volume_cases import (
   write_pairs,
 )
 
-from medseg_jax.data.sources.volume_files import list_cases
+from medseg_jax.data.sources import to_predict
 from medseg_jax.data.sources.volumes import VolumeSource, open_volumes
 from medseg_jax.runtime.errors import InputError
 
 # Cases to predict.
 
 
-def test_list_cases_groups_channels(tmp_path):
+def find(path, channels):
+  return to_predict.find(path, channels=channels)
+
+
+def test_channels_make_cases(tmp_path):
   for name in ('b_0000', 'b_0001', 'a_0000', 'a_0001'):
     save(tmp_path / f'{name}.nii.gz', image_array())
   both = np.stack([image_array(), image_array()], axis=-1)
@@ -32,14 +36,17 @@ def test_list_cases_groups_channels(tmp_path):
   (tmp_path / '._c.nii').write_bytes(b'macOS')
   (tmp_path / 'notes.txt').write_text('no image')
   (tmp_path / 'd.nii').mkdir()
-  cases = list_cases(tmp_path, 2)
+  cases, failures, unused = find(tmp_path, 2)
+  assert failures == ()
+  assert unused == ('d.nii/', 'notes.txt', '1 hidden file')
   assert [case.name for case in cases] == ['a', 'b', 'c']
   assert [path.name for path in cases[1].images] == [
     'b_0000.nii.gz', 'b_0001.nii.gz'
   ]  # fmt: skip
   assert all(case.label is None for case in cases)
   for file in ('b_0000.nii.gz', 'b_0001.nii.gz', 'c.nii'):
-    assert list_cases(tmp_path / file, 2) == (cases[1 + (file[0] == 'c')],)
+    found = find(tmp_path / file, 2).cases
+    assert found == (cases[1 + (file[0] == 'c')],)
   source = VolumeSource(
     root=tmp_path, files=cases, classes=(), label_values=(), channels=2,
     channel_names=('T1', 'T2'),
@@ -48,15 +55,15 @@ def test_list_cases_groups_channels(tmp_path):
   assert source[0].label is None and len(source.case_key(0)) == 64
 
 
-def test_list_cases_of_one_channel(tmp_path):
+def test_cases_of_one_channel(tmp_path):
   for name in ('a_0000', 'b', 'scan_0001', 'scan_0002'):
     save(tmp_path / f'{name}.nii.gz', image_array())
   (tmp_path / 'b.nii.gz').rename(tmp_path / 'b.NII.GZ')
-  names = [case.name for case in list_cases(tmp_path, 1)]
+  names = [case.name for case in find(tmp_path, 1).cases]
   assert names == ['a', 'b', 'scan_0001', 'scan_0002']
-  (case,) = list_cases(tmp_path / 'scan_0002.nii.gz', 1)
+  (case,) = find(tmp_path / 'scan_0002.nii.gz', 1).cases
   assert case.name == 'scan_0002' and len(case.images) == 1
-  (case,) = list_cases(tmp_path / 'a_0000.nii.gz', 1)
+  (case,) = find(tmp_path / 'a_0000.nii.gz', 1).cases
   assert case.name == 'a'
 
 
@@ -71,30 +78,33 @@ def test_list_cases_of_one_channel(tmp_path):
     (['a'], 4, ['a.nii.gz: 1 channel;', 'training, 4, in one file']),
   ],
 )
-def test_wrong_channels_to_predict_are_errors(tmp_path, files, channels, parts):
+def test_wrong_channels_cost_their_case_only(tmp_path, files, channels, parts):
   for name in files:
     save(tmp_path / f'{name}.nii.gz', image_array())
-  with pytest.raises(InputError) as error:
-    list_cases(tmp_path, channels)
-  assert_one_line(error, tmp_path, *parts)
+  good = np.stack([image_array()] * channels, axis=-1)
+  save(tmp_path / 'good.nii.gz', good[..., 0] if channels == 1 else good)
+  found = find(tmp_path, channels)
+  assert [case.name for case in found.cases] == ['good']
+  (failure,) = found.failures
+  assert '\n' not in failure.reason
+  assert_all_in(failure.reason, tmp_path, *parts)
 
 
 def test_nothing_to_predict_is_an_error(tmp_path):
   with pytest.raises(InputError) as error:
-    list_cases(tmp_path / 'none', 1)
+    find(tmp_path / 'none', 1)
   assert_one_line(error, tmp_path / 'none', 'no such folder')
   (tmp_path / 'a.png').write_bytes(b'')
   with pytest.raises(InputError) as error:
-    list_cases(tmp_path, 1)
+    find(tmp_path, 1)
   assert_one_line(error, 'no NIfTI files; found a.png')
   for name in ('b.nii', 'b.nii.gz'):
     save(tmp_path / name, image_array())
-  with pytest.raises(InputError) as error:
-    list_cases(tmp_path, 1)
-  assert_one_line(error, 'b.nii.gz', 'also that of', 'b.nii;')
+  (failure,) = find(tmp_path, 1).failures
+  assert_all_in(failure.reason, 'b.nii.gz', 'also that of', 'b.nii;')
   save(tmp_path / 'four.nii', np.zeros((*SHAPE, 3), np.int16))
   with pytest.raises(InputError) as error:
-    list_cases(tmp_path / 'four.nii', 1)
+    find(tmp_path / 'four.nii', 1)
   assert_one_line(error, 'four.nii: 3 channels; allowed', 'training, 1')
 
 

@@ -19,7 +19,7 @@ from volume_cases import (
   write_pairs,
 )
 
-from medseg_jax.data.sources.volume_files import list_cases
+from medseg_jax.data.sources import to_predict
 from medseg_jax.data.sources.volume_labels import count_ids
 from medseg_jax.data.sources.volumes import open_volumes
 from medseg_jax.runtime.errors import InputError
@@ -333,4 +333,6 @@ def test_trunk_ct_and_mr_opens(real_data):
     )
     assert case.image.shape[:3] == case.label.shape
   assert source.label_values == tuple(sorted(ids))
-  assert len(list_cases(real_data / 'ct_mr' / 'images', 1)) == 3
+  assert (
+    len(to_predict.find(real_data / 'ct_mr' / 'images', channels=1).cases) == 3
+  )

@@ -9,8 +9,9 @@ import numpy as np
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import images, nifti
-from medseg_jax.experiment import build, model_folder, trained_model
+from medseg_jax.experiment import model_folder, trained_model
 from medseg_jax.inference.cases import predict_cases
+from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
 
 _SUPERIOR_POSTERIOR_LEFT = nibabel.orientations.axcodes2ornt(('S', 'P', 'L'))
@@ -22,7 +23,9 @@ class Prediction(NamedTuple):
   Attributes:
     label: int16 `[*S]`, indices of `LoadedModel.classes`.
     probs: float16 `[*S, K]` for each class or, where the model has regions
-      that overlap, each region.
+      that overlap, each region. Of a model with sigmoid outputs the classes
+      do not exclude each other, and the background is what the most probable
+      of them leaves.
     spacing: size of a voxel along each axis, in mm (1.0 where not known).
     affine: `[R + 1, R + 1]` voxel index to world, or None where not known.
   """
@@ -53,12 +56,11 @@ class LoadedModel:
     self.label_values = tuple(data.label_values)
     self.regions = tuple(name for name, _ in data.regions)
     self.channel_names = tuple(self.description['channel_names'])
+    mesh = sharding.local_mesh()  # whatever the training's was
     self._predictor = trained_model.load_predictor(
-      self._config, None, model=path
+      self._config, None, model=path, mesh=mesh
     )
-    self._settings = trained_model.prediction_settings(
-      self._config, build.mesh_of(self._config)
-    )
+    self._settings = trained_model.prediction_settings(self._config, mesh)
 
   def predict(
     self,

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -41,13 +40,11 @@ class Predictor(NamedTuple):
     predict_fn: `[N, *tile, C] -> [N, *tile, num_classes]`, compiled.
     step: number of updates that made the weights.
     which: 'best' or 'latest'.
-    seconds: what reading the weights and compiling took.
   """
 
   predict_fn: Callable[[np.ndarray], jax.Array]
   step: int
   which: str
-  seconds: dict[str, float]
 
 
 def write(
@@ -119,11 +116,18 @@ def find_folder(
 def read_config(
   workdir: pathlib.Path | None, model: pathlib.Path | None, checkpoint: str
 ) -> ConfigDict:
-  """Returns the resolved config of the training that made the model."""
+  """Returns the resolved config of the training that made the model.
+
+  But for its mesh, which is that of no other machine: all devices share a
+  batch.
+  """
   folder = find_folder(workdir, model, checkpoint)
   if folder is None:
-    return config_files.read_config(workdir)
-  return model_folder.config_of(model_folder.read_description(folder))
+    config = config_files.read_config(workdir)
+  else:
+    config = model_folder.config_of(model_folder.read_description(folder))
+  config.mesh.update(data=-1, spatial=1)
+  return config
 
 
 def load_predictor(
@@ -132,6 +136,7 @@ def load_predictor(
   *,
   model: pathlib.Path | None = None,
   checkpoint: str = '',
+  mesh: Mesh | None = None,
 ) -> Predictor:
   """Returns the trained model, compiled.
 
@@ -139,23 +144,36 @@ def load_predictor(
     config: resolved; what it says of the network is that of the training.
     workdir: see `find_folder`; likewise the other two. Where the training has
       not ended, '' is the best checkpoint, or the latest where none was chosen.
+    mesh: what the tiles are spread over, which need not be the training's;
+      None for all devices of this process.
 
   Raises:
     InputError: there is no such model, it is damaged, or not of this config.
   """
-  begin = time.perf_counter()
-  mesh = build.mesh_of(config)
-  variables, step, which = load_variables(
-    config, workdir, model=model, checkpoint=checkpoint
+  mesh = mesh or sharding.local_mesh()
+  weights = load_variables(
+    config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
-  loaded = time.perf_counter()
+  return compile_predictor(config, weights, mesh)
+
+
+def compile_predictor(
+  config: ConfigDict, weights: tuple[Any, int, str], mesh: Mesh
+) -> Predictor:
+  """Returns what `load_predictor` does.
+
+  Args:
+    config: resolved.
+    weights: as `load_variables` returns them.
+    mesh: what the tiles are spread over.
+  """
+  variables, step, which = weights
   variables = jax.device_put(variables, sharding.replicated(mesh))
   network = build.model_of(config, mesh)
   predict_fn = functools.partial(
     compile_predict(config, network, mesh, variables), variables
   )
-  seconds = {'weights': loaded - begin, 'compile': time.perf_counter() - loaded}
-  return Predictor(predict_fn, step, which, seconds)
+  return Predictor(predict_fn, step, which)
 
 
 def load_variables(
@@ -164,11 +182,13 @@ def load_variables(
   *,
   model: pathlib.Path | None = None,
   checkpoint: str = '',
+  mesh: Mesh | None = None,
 ) -> tuple[Any, int, str]:
   """Returns the weights that predict, their step, and which they are.
 
   Arguments and errors are those of `load_predictor`.
   """
+  mesh = mesh or sharding.local_mesh()
   folder = find_folder(workdir, model, checkpoint)
   if folder is None:
     directory = workdir / 'checkpoints'
@@ -176,21 +196,25 @@ def load_variables(
       which = checkpoint or BEST
       if which == BEST and checkpoints.step(BEST) is None:
         which = LATEST
-      return *restore_variables(checkpoints, which, config), which
+      return *restore_variables(checkpoints, which, config, mesh), which
   stored = model_folder.read(folder)
-  wanted = _abstract_variables(config)
+  wanted = _abstract_variables(config, mesh)
   check_shapes(shapes_of(stored.variables), shapes_of(wanted), folder)
   return stored.variables, stored.step, stored.checkpoint
 
 
 def restore_variables(
-  checkpoints: Checkpoints, which: str, config: ConfigDict
+  checkpoints: Checkpoints,
+  which: str,
+  config: ConfigDict,
+  mesh: Mesh | None = None,
 ) -> tuple[Any, int]:
   """Returns the weights of a checkpoint that predict, and its step.
 
   The averaged weights where they were kept; nothing of the optimizer is read.
+  They lie on `mesh`, by default all devices of this process.
   """
-  abstract = _abstract_variables(config)
+  abstract = _abstract_variables(config, mesh or sharding.local_mesh())
 
   def wanted(saved):
     return {
@@ -204,8 +228,7 @@ def restore_variables(
   return variables, restored.step
 
 
-def _abstract_variables(config: ConfigDict) -> Any:
-  mesh = build.mesh_of(config)
+def _abstract_variables(config: ConfigDict, mesh: Mesh) -> Any:
   return abstract_variables(
     model=build.model_of(config, mesh),
     image_shape=build.image_shape(config),
@@ -275,6 +298,9 @@ def prediction_settings(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
       decoding.labels_from_regions, order=tuple(config.data.region_order)
     )
     settings['activate'] = decoding.sigmoid
+  elif uses_sigmoid(config.loss):
+    settings['activate'] = decoding.sigmoid_of_classes
+    settings['has_background'] = True
   return settings
 
 

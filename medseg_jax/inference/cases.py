@@ -1,8 +1,10 @@
 """From cases to masks on their own grid, for evaluation and prediction."""
 
 import concurrent.futures
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -18,6 +20,8 @@ from medseg_jax.runtime.errors import InputError
 # While an image of more values is predicted, the next case is not read yet:
 # two such would need too much memory.
 LARGE_IMAGE = 2**27
+
+Item = TypeVar('Item')  # whatever a case is read from
 
 
 class Prediction(NamedTuple):
@@ -46,6 +50,7 @@ def predict_cases(
   decode: Callable[[np.ndarray], np.ndarray] = argmax,
   probabilities: bool = False,
   activate: Callable[[np.ndarray], np.ndarray] | None = None,
+  has_background: bool = False,
 ) -> Iterator[Prediction]:
   """Yields each case's prediction, in order.
 
@@ -68,30 +73,126 @@ def predict_cases(
     batch_size: N, tiles predicted at once.
     decode: logits `[..., K]` to class indices `[...]`, both NumPy.
     probabilities: whether to keep them; `K` half floats a voxel.
-    activate: logits `[..., K]` to probabilities of regions, which overlap and
-      are all 0 outside the crop. None for exclusive classes: softmax, and 1 for
-      class 0 outside.
+    activate: logits `[..., K]` to probabilities, all 0 outside the crop. None
+      for exclusive classes: softmax, and 1 for class 0 outside.
+    has_background: with `activate`, whether class 0 is the background, and 1
+      outside the crop.
 
   Raises:
     InputError: a case does not suit the preprocessing or the network.
   """
-  stream = inference.stream_slabs(
+  predicted = _predict(
     predict_fn,
-    _entered(cases, preprocessing, channels),
-    patch_size,
+    cases,
+    lambda case: case,
+    None,
+    preprocessing=preprocessing,
+    channels=channels,
+    patch_size=patch_size,
     overlap=overlap,
     batch_size=batch_size,
+    decode=decode,
+    probabilities=probabilities,
+    activate=activate,
+    has_background=has_background,
   )
-  for entered, slabs in inference.by_case(stream):
-    yield _on_own_grid(
-      map(np.asarray, slabs),
-      entered,
-      axes=preprocessing.axes,
-      decode=decode,
-      probabilities=probabilities,
-      activate=activate,
+  for case, prediction in predicted:
+    yield prediction
+    del case, prediction  # before the next one is waited for
+
+
+def predict_each(
+  predict_fn: Callable[[jax.Array], jax.Array],
+  items: Iterable[Item],
+  *,
+  read: Callable[[Item], Case],
+  failed: Callable[[Item, Exception], None],
+  **settings: Any,
+) -> Iterator[tuple[Item, Prediction]]:
+  """Yields `(item, prediction)`; an item that fails costs none of the others.
+
+  Where the network fails on a batch, as it may run out of memory, those that
+  were under way are read again and predicted one by one, to tell which it is.
+
+  Args:
+    predict_fn: see `predict_cases`.
+    items: in what order to predict.
+    read: returns the case of an item. Called from another thread.
+    failed: takes an item that cannot be read, prepared or predicted, and why;
+      likewise. It should not keep the error, which holds on to the image.
+    **settings: those of `predict_cases`.
+  """
+  items = iter(items)
+  under_way: list[Item] = []
+
+  def enter(items: Iterable[Item]) -> Iterator[Item]:
+    for item in items:
+      under_way.append(item)
+      yield item
+
+  def give_up(item: Item, error: Exception) -> None:
+    under_way.remove(item)
+    failed(item, error)
+
+  def predict(items: Iterable[Item]) -> Iterator[tuple[Item, Prediction]]:
+    try:
+      for item, prediction in _predict(
+        predict_fn, enter(items), read, give_up, **settings
+      ):
+        under_way.remove(item)
+        yield item, prediction
+        del prediction
+    except Exception as error:
+      if not under_way:
+        raise  # no case is to blame
+      if len(under_way) == 1:
+        give_up(under_way[0], error)
+
+  while True:
+    yield from predict(items)
+    # The error is gone by now, and with it the arrays that it was met with.
+    suspects, under_way[:] = list(under_way), []
+    for item in suspects:
+      yield from predict([item])
+    if (following := next(items, None)) is None:
+      return
+    items = itertools.chain([following], items)
+
+
+def _predict(
+  predict_fn: Callable[[jax.Array], jax.Array],
+  items: Iterable[Item],
+  read: Callable[[Item], Case],
+  failed: Callable[[Item, Exception], None] | None,
+  *,
+  preprocessing: Preprocessing,
+  channels: int,
+  patch_size: tuple[int, ...],
+  overlap: float,
+  batch_size: int,
+  decode: Callable[[np.ndarray], np.ndarray] = argmax,
+  probabilities: bool = False,
+  activate: Callable[[np.ndarray], np.ndarray] | None = None,
+  has_background: bool = False,
+) -> Iterator[tuple[Item, Prediction]]:
+  entered = _entered(items, read, failed, preprocessing, channels)
+  # Closed by its end at the latest: it waits for the thread that reads ahead.
+  with contextlib.closing(entered):
+    stream = inference.stream_slabs(
+      predict_fn, entered, patch_size, overlap=overlap, batch_size=batch_size
     )
-    del entered, slabs  # the case, before the next image is waited for
+    for case, slabs in inference.by_case(stream):
+      prediction = _on_own_grid(
+        map(np.asarray, slabs),
+        case,
+        axes=preprocessing.axes,
+        decode=decode,
+        probabilities=probabilities,
+        activate=activate,
+        has_background=has_background or activate is None,
+      )
+      yield case.item, prediction
+      del case, slabs, prediction  # before the next image is waited for
 
 
 def match_channels(case: Case, channels: int) -> Case:
@@ -104,8 +205,10 @@ def match_channels(case: Case, channels: int) -> Case:
   if found == 1 < channels:
     return case._replace(image=np.repeat(case.image, channels, -1))
   if found != channels:
+    grey = ', or grey ones' if channels > 1 else ''
     raise InputError(
-      f'{case.name} has {found} channels; the model was trained on {channels}'
+      f'{case.name} has {found} channels; the model was trained on {channels}; '
+      f'allowed are images of {channels}{grey}'
     )
   return case
 
@@ -113,26 +216,42 @@ def match_channels(case: Case, channels: int) -> Case:
 class _Entered(NamedTuple):
   """A case whose image is with the network."""
 
+  item: Any
   case: Case
   box: tuple[slice, ...]
   size: tuple[int, ...]  # of the image that the network sees
 
 
 def _entered(
-  cases: Iterable[Case], preprocessing: Preprocessing, channels: int
-) -> Iterator[tuple[_Entered, np.ndarray]]:
-  """Yields each case with its image for the network, read one ahead."""
-  cases = iter(cases)
+  items: Iterable[Item],
+  read: Callable[[Item], Case],
+  failed: Callable[[Item, Exception], None] | None,
+  preprocessing: Preprocessing,
+  channels: int,
+) -> Generator[tuple[_Entered, np.ndarray], None, None]:
+  """Yields each case with its image for the network, read one ahead.
+
+  Those that fail are told to `failed`, where that is given, and left out.
+  """
+  items = iter(items)
 
   def prepare() -> tuple[_Entered, np.ndarray] | None:
-    case = next(cases, None)
-    if case is None:
-      return None
+    for item in items:
+      try:
+        return enter(item)
+      except Exception as error:
+        if failed is None:
+          raise
+        failed(item, error)
+    return None
+
+  def enter(item: Item) -> tuple[_Entered, np.ndarray]:
+    case = read(item)
     # The label stays on its own grid, so resampling it would be in vain.
     bare = match_channels(case, channels)._replace(label=None)
     prepared = preprocess(bare, preprocessing)
     image = compact(prepared.image, prepared.slack)  # as training saw it
-    return _Entered(case, prepared.box, image.shape[:-1]), image
+    return _Entered(item, case, prepared.box, image.shape[:-1]), image
 
   with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
     ahead = pool.submit(prepare)
@@ -155,8 +274,9 @@ def _on_own_grid(
   decode: Callable[[np.ndarray], np.ndarray],
   probabilities: bool,
   activate: Callable[[np.ndarray], np.ndarray] | None,
+  has_background: bool,
 ) -> Prediction:
-  case, box, size = entered
+  _, case, box, size = entered
   shape = case.image.shape[:-1]
   axes = axes or tuple(range(len(shape)))
   label = np.zeros(shape, np.int16)
@@ -174,7 +294,7 @@ def _on_own_grid(
       continue
     if probs is None:
       probs = np.zeros((*shape, slab.shape[-1]), np.float16)
-      if activate is None:
+      if has_background:
         probs[..., 0] = 1
     into_probs = probs[box].transpose(*axes, len(shape))
     into_probs[planes] = (activate or softmax)(slab)

@@ -50,3 +50,18 @@ def labels_from_regions(logits: np.ndarray, order: Sequence[int]) -> np.ndarray:
 def sigmoid(logits: np.ndarray) -> np.ndarray:
   """Returns the probability of each region by itself, of the same shape."""
   return 0.5 + 0.5 * np.tanh(0.5 * logits)  # without an overflow anywhere
+
+
+def sigmoid_of_classes(logits: np.ndarray) -> np.ndarray:
+  """Returns probabilities of a sigmoid network's classes, of the same shape.
+
+  Args:
+    logits: `[*S, K]`, that of the background, class 0, always 0.
+
+  Returns:
+    The sigmoid of each foreground class; 1 minus the largest of them for the
+    background, so that the most probable class is that of the largest logit.
+  """
+  probs = sigmoid(logits)
+  probs[..., 0] = 1 - probs[..., 1:].max(-1)
+  return probs

@@ -38,6 +38,21 @@ def create_mesh(*, data: int = -1, spatial: int = 1) -> Mesh:
   )
 
 
+def local_mesh() -> Mesh:
+  """Returns a mesh of all devices of this process, on the data axis.
+
+  What prediction needs: tiles are independent of each other, and the devices
+  are seldom those of the training.
+  """
+  devices = jax.local_devices()
+  return jax.make_mesh(
+    (len(devices), 1),
+    ('data', 'spatial'),
+    axis_types=(AxisType.Auto,) * 2,
+    devices=devices,
+  )
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Raises InputError unless every device of the data axis gets as much."""
   share = mesh.shape['data']

@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from medseg_jax.data.formats import nifti
@@ -31,6 +31,13 @@ class VolumeFiles(NamedTuple):
   name: str
   images: tuple[pathlib.Path, ...]
   label: pathlib.Path | None = None
+
+
+class Failure(NamedTuple):
+  """A case that cannot be predicted, and a line that says why."""
+
+  name: str
+  reason: str
 
 
 class Layout(NamedTuple):
@@ -109,66 +116,76 @@ def match_folder(
 
 
 def list_cases(
-  path: str | os.PathLike, channels: int
-) -> tuple[VolumeFiles, ...]:
-  """Returns the cases to predict, by name: of a folder, or the one of a file.
+  paths: Sequence[pathlib.Path], channels: int
+) -> tuple[tuple[VolumeFiles, ...], tuple[Failure, ...]]:
+  """Returns the cases to predict, by name, and those that cannot be.
 
   Reads the headers, to see the number of channels.
 
   Args:
-    path: a folder of NIfTI files, or one file; of a case with a file for each
-      channel any of them.
+    paths: NIfTI files of one folder.
     channels: the number of image channels that a case must have.
-
-  Raises:
-    InputError: nothing there, a case with another number of channels, or two
-      cases with one name.
   """
-  path = pathlib.Path(path)
-  folder = path.parent if os.path.isfile(path) else path
-  if os.path.isfile(path):
-    stems = _files_beside(path)
-    # A file that is complete is a case of its own, whatever lies beside it.
-    if nifti.read_header(path).channels == channels:
-      stems = {case_name(path): path}
-  else:
-    problems = []
-    stems = by_stem(folder, problems)
-    if problems:
-      raise InputError(problems[0])
+  stems, failures = {}, []
+  grouped = collections.defaultdict(list)
+  for path in paths:
+    grouped[case_name(path)].append(path)
+  for name, same in grouped.items():
+    stems[name] = same[0]
+    if len(same) > 1:  # nobody knows which is meant
+      del stems[name]
+      line = same_name(same[1], VolumeFiles(name, (same[0],)))
+      failures.append(Failure(f'{same[0].name} and {same[1].name}', line))
   cases = {}
   groups = {
     k: group for k, group in group_channels(stems).items() if 0 in group
   }
   for name, group in groups.items():
+    files = [stems.pop(stem) for stem in group.values()]
+    folder = files[0].parent
     problem = _missing_channel(folder, name, group, channels)
-    if problem:
-      raise InputError(problem)
-    if len(group) > channels:
-      raise InputError(
+    if not problem and len(group) > channels:
+      problem = (
         f'{folder}: case {name} has {len(group)} channel files; allowed is the '
         f'number of channels of the training, {_numbered(name, channels)} '
         '(numbers of cases must not begin with _0000)'
       )
-    cases[name] = VolumeFiles(name, tuple(stems[s] for s in group.values()))
-  grouped = {stem for group in groups.values() for stem in group.values()}
-  for stem, file in stems.items():
-    if stem in cases:
-      raise InputError(same_name(file, cases[stem]))
-    if stem not in grouped:
-      cases[stem] = VolumeFiles(stem, (file,))
-  for case in cases.values():
-    found = sum(nifti.read_header(file).channels for file in case.images)
-    if found != channels:
-      match = _CHANNEL.fullmatch(case.name)
-      files = _numbered(match[1] if match else case.name, channels)
-      raise InputError(
-        f'{case.images[0]}: {found} channel{"s" * (found != 1)}; allowed is '
-        f'the number of channels of the training, {channels}'
-        + f', in one file or in {files}'
-        * (channels > 1)
-      )
-  return tuple(cases[name] for name in sorted(cases))
+    if problem:
+      failures.append(Failure(name, problem))
+    elif name in stems:
+      line = same_name(stems[name], VolumeFiles(name, tuple(files)))
+      names = f'{stems.pop(name).name} and {files[0].name}'
+      failures.append(Failure(names, line))
+    else:
+      cases[name] = VolumeFiles(name, tuple(files))
+  cases |= {stem: VolumeFiles(stem, (file,)) for stem, file in stems.items()}
+  for case in list(cases.values()):
+    problem = _wrong_channels(case, channels)
+    if problem:
+      failures.append(Failure(case.images[0].name, problem))
+      del cases[case.name]
+  return tuple(cases[name] for name in sorted(cases)), tuple(failures)
+
+
+def channels_beside(
+  path: pathlib.Path, channels: int
+) -> tuple[pathlib.Path, ...]:
+  """Returns a file and those of the other channels of its case.
+
+  A file that is complete is a case of its own, whatever lies beside it.
+
+  Raises:
+    InputError: the file has no header of a NIfTI file.
+  """
+  match = _CHANNEL.fullmatch(case_name(path))
+  if match is None or nifti.read_header(path).channels == channels:
+    return (path,)
+  paths = [path]
+  for other in list_folder(path.parent):
+    parts = _CHANNEL.fullmatch(case_name(other))
+    if parts and parts[1] == match[1] and nifti.stem(other) != other.name:
+      paths += [other] * (other.name != path.name)
+  return tuple(paths)
 
 
 def is_group(case: VolumeFiles) -> bool:
@@ -216,15 +233,22 @@ def _unused(folder: pathlib.Path) -> list[str]:
   ]
 
 
-def _files_beside(path: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns the file and the other channels of its case, by stem."""
-  match = _CHANNEL.fullmatch(case_name(path))
-  stems = {case_name(path): path}
-  for other in list_folder(path.parent) if match else []:
-    parts = _CHANNEL.fullmatch(case_name(other))
-    if parts and parts[1] == match[1] and nifti.stem(other) != other.name:
-      stems[case_name(other)] = other
-  return stems
+def _wrong_channels(case: VolumeFiles, channels: int) -> str:
+  """Returns a line if the headers tell of another number of channels."""
+  try:
+    found = sum(nifti.read_header(file).channels for file in case.images)
+  except (InputError, OSError) as error:
+    return str(error)
+  if found == channels:
+    return ''
+  match = _CHANNEL.fullmatch(case.name)
+  files = _numbered(match[1] if match else case.name, channels)
+  return (
+    f'{case.images[0]}: {found} channel{"s" * (found != 1)}; allowed is the '
+    f'number of channels of the training, {channels}'
+    + f', in one file or in {files}'
+    * (channels > 1)
+  )
 
 
 def _missing_channel(

@@ -1,0 +1,264 @@
+"""What prediction has to do: which images, how they are read, masks written."""
+
+import collections
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from medseg_jax.data.case import Case
+from medseg_jax.data.formats import images, nifti
+from medseg_jax.data.formats.images import name_some
+from medseg_jax.data.formats.nifti_header import SUFFIXES
+from medseg_jax.data.sources import to_predict
+from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
+from medseg_jax.experiment.prediction_record import Maker, Record
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import flush_names
+
+PICTURES = 'panels'  # folder beside the masks
+
+
+class Job(NamedTuple):
+  """One image to segment.
+
+  Attributes:
+    name: of the case.
+    images: its files.
+    target: the mask to write.
+    probs_target: the file of its probabilities, or None.
+  """
+
+  name: str
+  images: tuple[pathlib.Path, ...]
+  target: pathlib.Path
+  probs_target: pathlib.Path | None
+
+  @property
+  def targets(self) -> tuple[pathlib.Path, ...]:
+    return tuple(path for path in self[2:] if path is not None)
+
+
+class Work(NamedTuple):
+  """All that a prediction has to do.
+
+  Attributes:
+    folder: of the masks.
+    jobs: one for each image.
+    failures: what cannot be segmented.
+    unused: what else lies beside the images.
+  """
+
+  folder: pathlib.Path
+  jobs: tuple[Job, ...]
+  failures: tuple[Failure, ...]
+  unused: tuple[str, ...]
+
+
+def plan(
+  config: ConfigDict, input_path: pathlib.Path, output: pathlib.Path
+) -> Work:
+  """Returns what there is to do.
+
+  Args:
+    config: of the model, resolved.
+    input_path: a folder of images or volumes, or one file.
+    output: the folder of the masks; of one file also that of the mask.
+
+  Raises:
+    InputError: nothing to read, or no place for masks.
+  """
+  volumes = config.data.source == 'volumes'
+  if config.inference.probabilities and not volumes:
+    raise InputError(
+      'config.inference.probabilities is True; allowed is False for images, as '
+      'PNG holds no probabilities'
+    )
+  suffixes = SUFFIXES if volumes else ('.png',)
+  file = _wanted_file(output, input_path, suffixes)
+  folder = output.parent if file else output
+  leave_out = [folder]
+  if input_path.is_dir() and folder.resolve() == input_path.resolve():
+    # Masks beside their images: what an earlier call wrote is no input.
+    made = (to_predict.MASK_LIST, PICTURES, *Record(folder).lines)
+    leave_out = [input_path / name for name in made]
+  found = to_predict.find(
+    input_path,
+    channels=config.data.channels if volumes else None,
+    leave_out=leave_out,
+  )
+  jobs = []
+  for case in found.cases:
+    target = output if file else folder / f'{case.name}{suffixes[0]}'
+    probs = None
+    if config.inference.probabilities:
+      probs = target.with_name(f'{nifti.stem(target)}_probabilities.nii.gz')
+    jobs.append(Job(case.name, case.images, target, probs))
+  _check_apart(jobs, found.cases)
+  return Work(folder, tuple(jobs), found.failures, found.unused)
+
+
+def read(job: Job, *, volumes: bool) -> Case:
+  """Returns the case of a job, without a label."""
+  if volumes:
+    volume = nifti.read_channels(job.images)
+    return Case(job.name, volume.array, None, volume.spacing, volume.affine)
+  image = images.read_image(job.images[0])
+  return Case(job.name, image, None, (1.0,) * (image.ndim - 1))
+
+
+def write(
+  job: Job,
+  label: np.ndarray,
+  probs: np.ndarray | None,
+  *,
+  label_values: Sequence[int],
+  image_hash: str,
+  record: Record,
+  maker: Maker,
+) -> None:
+  """Writes a mask, whole, and where there are such its probabilities.
+
+  Args:
+    job: says where.
+    label: class indices, on the image's own grid.
+    probs: `[*S, K]`, or None.
+    label_values: the value of each class in a mask.
+    image_hash: of the image's files.
+    record: of the folder, which is told first.
+    maker: what the mask was made with.
+  """
+  for target in reversed(job.targets):  # the mask last: with it all is there
+    unfinished = _unfinished(target)
+    try:
+      if target == job.probs_target:
+        nifti.write_volume(unfinished, probs, job.images[0])
+      elif target.name.lower().endswith('.png'):
+        images.write_mask(unfinished, label, tuple(label_values))
+      else:
+        values = np.asarray(label_values, np.int16)[label]
+        nifti.write_label(unfinished, values, job.images[0])
+      record.add(unfinished, target.name, job.images, image_hash, maker)
+      unfinished.replace(target)
+      flush_names(target.parent)
+    finally:
+      unfinished.unlink(missing_ok=True)
+
+
+def still_to_do(
+  jobs: Sequence[Job], record: Record, maker: Maker, *, overwrite: bool
+) -> tuple[Job, ...]:
+  """Returns the jobs whose masks are not there yet.
+
+  Args:
+    jobs: all.
+    record: of the folder of the masks.
+    maker: what the masks are to be made with.
+    overwrite: whether to make all anew, whatever is there.
+
+  Raises:
+    InputError: something is there that is not the mask that would be made.
+  """
+  rest, in_the_way = [], []
+  for job in jobs:
+    there = [path for path in job.targets if path.exists()]
+    for path in there:
+      if path.is_dir():
+        raise InputError(
+          f'{path}: a folder, where a mask is to be written; move it away, or '
+          'name another --output'
+        )
+    if overwrite:
+      rest.append(job)
+      continue
+    reasons = [
+      f'{path}: is there already and is not overwritten: {reason}'
+      for path in there
+      if (reason := record.differs(path, job.images, maker))
+    ]
+    in_the_way += reasons
+    if len(there) < len(job.targets):
+      rest.append(job)
+  if in_the_way:
+    more = len(in_the_way) - 1
+    raise InputError(
+      in_the_way[0]
+      + (f' ({more} more like it)' if more else '')
+      + '; name another --output, move it away, or make it anew with '
+      '--overwrite'
+    )
+  return tuple(rest)
+
+
+def remove_unfinished(jobs: Sequence[Job]) -> None:
+  """Removes what a killed prediction left of these jobs' masks."""
+  targets = [path for job in jobs for path in job.targets]
+  names = {_unfinished(path).name for path in targets}
+  for folder in {path.parent for path in targets}:
+    for path in folder.glob('.*unfinished-*'):
+      name = path.name
+      if name.endswith('.tmp'):  # .NAME.PROCESS.tmp
+        name = name[1:].rsplit('.', 2)[0]
+      if name in names and path.is_file():
+        path.unlink()
+
+
+def _unfinished(target: pathlib.Path) -> pathlib.Path:
+  """Returns the hidden name under which a mask is written.
+
+  Of a length that any file system takes, and the same in each process.
+  """
+  key = hashlib.sha256(target.name.encode('utf-8', 'surrogateescape'))
+  suffix = target.name[len(nifti.stem(target)) :] or target.suffix
+  return target.with_name(f'.unfinished-{key.hexdigest()[:12]}{suffix}')
+
+
+def _wanted_file(
+  output: pathlib.Path, input_path: pathlib.Path, suffixes: Sequence[str]
+) -> bool:
+  """Returns whether `output` is to be a file and not a folder.
+
+  Raises:
+    InputError: it cannot be one.
+  """
+  if output.is_dir() or not to_predict.is_file_name(output):
+    if output.exists() and not output.is_dir():
+      raise InputError(
+        f'--output={output}: a file; allowed is a folder, or of one image a '
+        f'mask that ends in {" or ".join(suffixes)}'
+      )
+    return False
+  if input_path.is_dir():
+    raise InputError(
+      f'--output={output} is the name of one file, but --input={input_path} is '
+      'a folder; allowed is a folder'
+    )
+  if not output.name.lower().endswith(tuple(suffixes)):
+    raise InputError(
+      f'--output={output}: masks of this model are written as '
+      f'{" or ".join(suffixes)}; name such a file, or a folder'
+    )
+  return True
+
+
+def _check_apart(jobs: Sequence[Job], cases: Sequence[VolumeFiles]) -> None:
+  """Raises InputError where a mask would replace an image, or another one."""
+  inputs = {path.resolve() for case in cases for path in case.images}
+  same = [
+    path for job in jobs for path in job.targets if path.resolve() in inputs
+  ]
+  if same:
+    raise InputError(
+      f'{name_some(same, 1)}: the mask would replace the image itself; name '
+      'another --output'
+    )
+  targets = collections.Counter(path for job in jobs for path in job.targets)
+  twice = [path for path, count in targets.items() if count > 1]
+  if twice:
+    raise InputError(
+      f'{twice[0]}: both the mask of one case and the probabilities of another '
+      'would have this name; rename one of them'
+    )

@@ -1,0 +1,192 @@
+"""Which masks of a folder this program made, of what, and with what.
+
+`predictions.jsonl` beside the masks has a line for each: its hash, that of its
+image, that of the weights, and the settings. So a prediction that was killed
+goes on, and what somebody else made, or has changed since, is told apart. A
+line is on the disk before its mask has its name; where a kill or a full disk
+cuts one off, its mask is simply made again.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from medseg_jax.data.sources.to_predict import MASK_LIST
+from medseg_jax.experiment import build, mirroring
+from medseg_jax.losses import uses_sigmoid
+from medseg_jax.runtime.errors import InputError
+
+_BEGIN = b'{"mask": '  # of each line
+_MEANING = ('classes', 'label_values', 'regions', 'region_order', 'channels')
+# What has no part in a mask: how many tiles at once, what else is written.
+_NO_MATTER = ('batch_size', 'probabilities')
+_LONGEST = 60  # characters of a setting in a message
+
+
+class Maker(NamedTuple):
+  """What makes a mask out of an image.
+
+  Attributes:
+    weights: hash of the network's variables.
+    settings: what of the config has a part in a mask.
+  """
+
+  weights: str
+  settings: dict[str, Any]
+
+
+def maker_of(config: ConfigDict, variables: Any) -> Maker:
+  """Returns what the resolved config and the weights make masks with."""
+  settings = {f'data.{key}': config.data[key] for key in _MEANING}
+  preprocessing = build.preprocessing_of(config)._asdict()
+  settings |= _flat('preprocessing', preprocessing)
+  settings |= _flat('model', config.model) | {'dtype': config.dtype}
+  settings |= _flat('inference', config.inference)
+  for key in _NO_MATTER:
+    settings.pop(f'inference.{key}', None)
+  settings['inference.patch_size'] = build.tile_size(config)
+  settings['inference.mirror'] = mirroring.in_prediction(config)  # which axes
+  settings['output'] = 'sigmoid' if uses_sigmoid(config.loss) else 'softmax'
+  # As the file will have them: lists in place of tuples.
+  return Maker(_hash_of(variables), json.loads(json.dumps(settings)))
+
+
+def hash_files(paths: Sequence[pathlib.Path]) -> str:
+  """Returns a hash of the content of files, in this order."""
+  digest = hashlib.sha256()
+  for path in paths:
+    with open(path, 'rb') as file:
+      digest.update(hashlib.file_digest(file, 'sha256').digest())
+  return digest.hexdigest()
+
+
+class Record:
+  """The file of one folder, and what it said when it was opened.
+
+  Attributes:
+    path: of the file.
+    lines: the last line on each mask, by the mask's name.
+
+  Args:
+    folder: of the masks; it need not exist yet.
+
+  Raises:
+    InputError: something else lies at its place.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self.path = folder / MASK_LIST
+    self.lines: dict[str, dict[str, Any]] = {}
+    if not self.path.exists():
+      return
+    mistaken = f'{self.path}: no list of masks as --mode=predict keeps it there'
+    if not self.path.is_file():
+      raise InputError(f'{mistaken}; move it away, or name another --output')
+    content = self.path.read_bytes()
+    for text in content.splitlines():
+      if (line := _read_line(text)) is not None:
+        self.lines[line['mask']] = line
+    # What is cut off may be shorter, and of zeros where the power failed.
+    begin = content.lstrip(b'\0\n')[: len(_BEGIN)]
+    if not _BEGIN.startswith(begin):
+      raise InputError(f'{mistaken}; move it away, or name another --output')
+
+  def differs(
+    self, target: pathlib.Path, sources: Sequence[pathlib.Path], maker: Maker
+  ) -> str:
+    """Returns how a file is not the mask that would be made, '' if it is.
+
+    Args:
+      target: the file that is there.
+      sources: the files of its image.
+      maker: of the mask that would be made.
+    """
+    line = self.lines.get(target.name)
+    if line is None:
+      return 'nothing tells that this program made it'
+    if line['sha256'] != hash_files([target]):
+      return 'it was changed since this program made it'
+    if line['weights'] != maker.weights:
+      return 'it was made with other weights'
+    before, now = line['settings'], maker.settings
+    for key in sorted(before.keys() | now.keys()):
+      if before.get(key) != now.get(key):
+        old, new = (str(x.get(key))[:_LONGEST] for x in (before, now))
+        return f'it was made with another {key}, {old} and not {new}'
+    if line['image_sha256'] != hash_files(sources):
+      return 'it was made from another image of this name'
+    return ''
+
+  def add(
+    self,
+    mask: pathlib.Path,
+    name: str,
+    sources: Sequence[pathlib.Path],
+    image_hash: str,
+    maker: Maker,
+  ) -> None:
+    """Writes a line, to the disk.
+
+    Args:
+      mask: the file, under whatever name.
+      name: that it will have.
+      sources: the files of its image.
+      image_hash: their hash.
+      maker: what it was made with.
+    """
+    line = {
+      'mask': name,
+      'sha256': hash_files([mask]),
+      'image': [os.path.abspath(path) for path in sources],
+      'image_sha256': image_hash,
+      'weights': maker.weights,
+      'settings': maker.settings,
+    }
+    text = json.dumps(line)
+    with open(self.path, 'ab+') as file:
+      if file.tell() and not _ends_line(file):
+        text = f'\n{text}'  # the one before was cut off
+      file.write(f'{text}\n'.encode())
+      file.flush()
+      os.fsync(file.fileno())
+
+
+def _ends_line(file) -> bool:
+  file.seek(-1, os.SEEK_END)
+  return file.read(1) == b'\n'
+
+
+def _read_line(text: bytes) -> dict[str, Any] | None:
+  """Returns what a line says; None where it is cut off or something else."""
+  try:
+    line = json.loads(text)
+  except (ValueError, RecursionError):
+    return None
+  if not isinstance(line, dict):
+    return None
+  texts = ('mask', 'sha256', 'image_sha256', 'weights')
+  whole = all(isinstance(line.get(key), str) for key in texts)
+  return line if whole and isinstance(line.get('settings'), dict) else None
+
+
+def _flat(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+  return {f'{section}.{key}': value for key, value in values.items()}
+
+
+def _hash_of(variables: Any) -> str:
+  """Returns a hash of arrays by name, wherever they lie."""
+  flat = traverse_util.flatten_dict(jax.device_get(variables), sep='.')
+  digest = hashlib.sha256()
+  for name, array in sorted(flat.items()):
+    array = np.ascontiguousarray(array)
+    digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
