@@ -9,6 +9,7 @@ from absl import logging
 from data_cases import assert_all_in, put_another_in_its_place, save
 from PIL import Image
 
+from medseg_jax.data import splits
 from medseg_jax.data.sources import folder as folder_lib
 from medseg_jax.runtime.errors import InputError
 
@@ -40,15 +41,14 @@ def error_line(path, **options):
 
 
 @pytest.mark.parametrize('mask_folder', ['labels', 'masks'])
-def test_flat_folder_is_split_by_folds(tmp_path, mask_folder):
+def test_a_flat_folder_is_train(tmp_path, mask_folder):
   cases = [f'{i:02d}' for i in range(10)]
   write_pairs(tmp_path, cases, mask_folder=mask_folder)
-  sources = folder_lib.open_folder(str(tmp_path), fold=1)
-  assert list(sources) == ['train', 'val']
-  assert sources['val'].names == ('03', '09')
-  assert len(sources['train']) == 8
-  everything = folder_lib.open_folder(tmp_path, fold='all')
-  assert names(everything) == {'train': cases}
+  train = folder_lib.open_folder(str(tmp_path))['train']
+  assert train.names == tuple(cases)
+  part = train.subset(['09', '03'])
+  assert part.names == ('09', '03')
+  np.testing.assert_array_equal(part[1].image, train[3].image)
 
 
 def test_split_folders_are_kept(tmp_path):
@@ -66,7 +66,7 @@ def test_a_split_without_masks_is_left_out(tmp_path, caplog):
   logging.set_verbosity(logging.INFO)
   with caplog.at_level('INFO'):
     sources = folder_lib.open_folder(tmp_path)
-  assert list(sources) == ['train', 'val']
+  assert list(sources) == ['train']
   assert f'{tmp_path / "test"}: no labels or masks' in caplog.text
 
 
@@ -93,7 +93,7 @@ def test_odd_stems_match(tmp_path):
   for ignored in ('.DS_Store', 'Thumbs.db', 'notes.txt', '._plain.bmp'):
     (tmp_path / 'images' / ignored).write_text('')
     (tmp_path / 'masks' / ignored).write_text('')
-  source = folder_lib.open_folder(tmp_path, fold='all')['train']
+  source = folder_lib.open_folder(tmp_path)['train']
   expected = sorted(pathlib.PurePath(image).stem for image in pairs)
   assert list(source.names) == expected
   for i, name in enumerate(expected):
@@ -110,7 +110,7 @@ def test_cases_hold_image_label_and_region(tmp_path):
   inside[1:, 1:] = 3
   for stem in 'ab':
     save(tmp_path / 'fov' / f'{stem}_mask.gif', inside)
-  source = folder_lib.open_folder(tmp_path, fold='all', roi='fov')['train']
+  source = folder_lib.open_folder(tmp_path, roi='fov')['train']
   assert source.classes == ('background', 'foreground')
   assert source.label_values == (0, 255)
   assert (source.channels, len(source)) == (1, 2)
@@ -128,14 +128,14 @@ def test_a_jpeg_region_has_no_ringing(tmp_path):
   mask = np.kron(MASK, np.ones((4, 4), np.uint8))
   write_pairs(tmp_path, 'a', mask=mask)
   save(tmp_path / 'fov' / 'a.jpg', mask, quality=50)
-  source = folder_lib.open_folder(tmp_path, fold='all', roi='fov')['train']
+  source = folder_lib.open_folder(tmp_path, roi='fov')['train']
   np.testing.assert_array_equal(source[0].roi, mask > 0)
 
 
 def test_greys_become_colour_where_any_split_has_colour(tmp_path):
   write_pairs(tmp_path / 'train', 'ab')
   write_pairs(tmp_path / 'test', 'c', rgb=True)
-  sources = folder_lib.open_folder(tmp_path, fold='all')
+  sources = folder_lib.open_folder(tmp_path)
   image = sources['train'][0].image
   assert sources['train'].channels == 3 and image.shape == (8, 9, 3)
   assert (image == image[..., :1]).all()
@@ -145,18 +145,18 @@ def test_greys_become_colour_where_any_split_has_colour(tmp_path):
 def test_sizes_may_differ_between_cases_but_not_within_one(tmp_path):
   write_pairs(tmp_path, 'a')
   write_pairs(tmp_path, 'b', mask=MASK.T)
-  source = folder_lib.open_folder(tmp_path, fold='all')['train']
+  source = folder_lib.open_folder(tmp_path)['train']
   assert [case.image.shape for case in source] == [(8, 9, 1), (9, 8, 1)]
   save(tmp_path / 'labels' / 'b.png', MASK)
   with pytest.raises(InputError) as error:
-    folder_lib.open_folder(tmp_path, fold='all')['train'][1]
+    folder_lib.open_folder(tmp_path)['train'][1]
   assert_all_in(str(error.value), 'labels/b.png: 8 x 9', 'b.png has 9 x 8')
 
 
 def test_label_values_come_from_all_splits(tmp_path):
   write_pairs(tmp_path / 'train', 'ab', mask=np.minimum(MASK, 1))
   write_pairs(tmp_path / 'test', 'c', mask=np.minimum(MASK, 4))
-  train = folder_lib.open_folder(tmp_path, fold='all')['train']
+  train = folder_lib.open_folder(tmp_path)['train']
   assert train.label_values == (0, 1, 4)
   assert train.classes == ('background', 'class_1', 'class_2')
 
@@ -164,7 +164,7 @@ def test_label_values_come_from_all_splits(tmp_path):
 def test_given_classes_and_values_keep_their_order(tmp_path):
   write_pairs(tmp_path, 'ab')
   source = folder_lib.open_folder(
-    tmp_path, fold='all', classes=['cell', 'membrane'], label_values=[255, 0]
+    tmp_path, classes=['cell', 'membrane'], label_values=[255, 0]
   )['train']
   assert source.classes == ('cell', 'membrane')
   assert source.label_values == (255, 0)
@@ -174,11 +174,11 @@ def test_given_classes_and_values_keep_their_order(tmp_path):
 def test_empty_masks_are_fine(tmp_path, caplog):
   write_pairs(tmp_path, 'a', mask=np.zeros_like(MASK))
   with caplog.at_level('WARNING'):
-    source = folder_lib.open_folder(tmp_path, fold='all')['train']
+    source = folder_lib.open_folder(tmp_path)['train']
   assert 'every mask is empty' in caplog.text
   assert source.label_values == (0, 255) and source[0].label.max() == 0
   write_pairs(tmp_path, 'b')
-  source = folder_lib.open_folder(tmp_path, fold='all')['train']
+  source = folder_lib.open_folder(tmp_path)['train']
   assert [int(case.label.sum()) for case in source] == [0, 12]
 
 
@@ -197,7 +197,7 @@ def test_jpeg_and_smooth_masks_snap_and_the_share_is_told(
   (tmp_path / 'test' / 'labels' / 'jpeg.png').unlink()
   save(tmp_path / 'test' / 'labels' / 'jpeg.jpg', flat, quality=60)
   with caplog.at_level('WARNING'):
-    sources = folder_lib.open_folder(tmp_path, fold='all', label_values=given)
+    sources = folder_lib.open_folder(tmp_path, label_values=given)
   assert sources['train'].label_values == (0, 255)
   for source in sources.values():
     for case in source:
@@ -217,7 +217,7 @@ def test_case_key_follows_the_files_of_the_case(tmp_path):
   write_pairs(tmp_path, 'abc')
 
   def keys(**options):
-    source = folder_lib.open_folder(tmp_path, fold='all', **options)['train']
+    source = folder_lib.open_folder(tmp_path, **options)['train']
     return [source.case_key(i) for i in range(len(source))]
 
   before = keys()
@@ -234,7 +234,7 @@ def test_case_key_follows_the_files_of_the_case(tmp_path):
 
 def test_a_mask_that_changes_later_is_checked(tmp_path):
   write_pairs(tmp_path, 'a')
-  source = folder_lib.open_folder(tmp_path, fold='all')['train']
+  source = folder_lib.open_folder(tmp_path)['train']
   save(tmp_path / 'labels' / 'a.png', np.minimum(MASK, 9))
   with pytest.raises(InputError, match='a.png: label values 9 are of no class'):
     source[0]
@@ -300,31 +300,24 @@ def test_two_files_for_one_case_are_errors(tmp_path):
   assert_all_in(error_line(tmp_path), 'a.bmp and a.png', 'same stem')
 
 
-def test_few_cases_are_errors_unless_all_train(tmp_path):
-  write_pairs(tmp_path, 'a')
-  assert_all_in(error_line(tmp_path), tmp_path, '1 case cannot', "fold='all'")
-  sources = folder_lib.open_folder(tmp_path, fold='all')
-  assert names(sources) == {'train': ['a']}
-
-
 def test_region_must_be_there_for_every_case(tmp_path):
   write_pairs(tmp_path, 'ab')
-  line = error_line(tmp_path, fold='all', roi='fov')
+  line = error_line(tmp_path, roi='fov')
   assert_all_in(line, tmp_path / 'fov', 'no such folder', 'images, labels')
   save(tmp_path / 'fov' / 'a.png', MASK)
-  line = error_line(tmp_path, fold='all', roi='fov')
+  line = error_line(tmp_path, roi='fov')
   assert_all_in(line, tmp_path / 'fov', '1 of 2 images', 'b.png')
 
 
 def test_damaged_masks_and_unknown_values_are_found_on_opening(tmp_path):
   write_pairs(tmp_path, 'ab')
-  line = error_line(tmp_path, fold='all', label_values=(0, 1))
+  line = error_line(tmp_path, label_values=(0, 1))
   assert_all_in(line, 'labels/a.png', 'values 255', '(0, 1)')
-  line = error_line(tmp_path, fold='all', classes=('a', 'b', 'c'))
+  line = error_line(tmp_path, classes=('a', 'b', 'c'))
   assert_all_in(line, tmp_path, '3 data.classes', '(0, 255)')
   path = tmp_path / 'labels' / 'b.png'
   path.write_bytes(path.read_bytes()[:-25])
-  assert_all_in(error_line(tmp_path, fold='all'), path, 'cannot be read')
+  assert_all_in(error_line(tmp_path), path, 'cannot be read')
 
 
 # Real data.
@@ -332,26 +325,21 @@ def test_damaged_masks_and_unknown_values_are_found_on_opening(tmp_path):
 
 def test_em_sections(real_data):
   root = real_data / 'em'
-  sources = folder_lib.open_folder(
-    root, fold=4, fold_order='block', label_values=(255, 0)
-  )
-  assert names(sources) == {
-    'train': [str(i) for i in range(24)],
-    'val': [str(i) for i in range(24, 30)],
-  }
-  case = sources['val'][0]
+  sections = folder_lib.open_folder(root, label_values=(255, 0))['train']
+  _, last = splits.split_names(sections.names, fold=4, fold_order='block')
+  assert last == [str(i) for i in range(24, 30)]
+  case = sections.subset(last)[0]
   assert case.image.shape == (512, 512, 1) and case.image.dtype == np.uint8
   assert 0.15 < case.label.mean() < 0.3  # Membranes.
-  assert sources['train'].snapped_share == 0
-  inferred = folder_lib.open_folder(root)
-  assert inferred['train'].label_values == (0, 255)
-  assert [len(source) for source in inferred.values()] == [24, 6]
+  assert sections.snapped_share == 0
+  inferred = folder_lib.open_folder(root)['train']
+  assert inferred.label_values == (0, 255) and len(inferred) == 30
 
 
 def test_drive_photographs(real_data):
   sources = folder_lib.open_folder(real_data / 'drive', roi='fov')
   assert {split: len(source) for split, source in sources.items()} == {
-    'train': 16, 'val': 4, 'test': 20,
+    'train': 20, 'test': 20,
   }  # fmt: skip
   test = sources['test']
   assert test.names == tuple(f'{i:02d}_test' for i in range(1, 21))

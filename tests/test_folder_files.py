@@ -34,7 +34,7 @@ def test_all_bad_files_are_counted_and_the_first_are_named(tmp_path):
     (tmp_path / name).write_bytes(data[:-25])
   (tmp_path / 'images' / 'e.png').write_bytes(b'')
   save(tmp_path / 'labels' / 'f.png', MASK.T)
-  line = error_line(tmp_path, fold='all')
+  line = error_line(tmp_path)
   assert_all_in(
     line,
     f'{tmp_path}: 4 of 6 cases',
@@ -44,7 +44,7 @@ def test_all_bad_files_are_counted_and_the_first_are_named(tmp_path):
   for name in ('b', 'd', 'e'):
     for folder in ('images', 'labels'):
       (tmp_path / folder / f'{name}.png').unlink()
-  assert_all_in(error_line(tmp_path, fold='all'), 'labels/f.png: 9 x 8 pixels')
+  assert_all_in(error_line(tmp_path), 'labels/f.png: 9 x 8 pixels')
 
 
 def test_what_is_not_used_is_named_once(tmp_path, caplog):
@@ -58,7 +58,7 @@ def test_what_is_not_used_is_named_once(tmp_path, caplog):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('')
   with caplog.at_level('WARNING'):
-    folder_lib.open_folder(tmp_path, fold='all')
+    folder_lib.open_folder(tmp_path)
   (line,) = [record.getMessage() for record in caplog.records]
   assert_all_in(
     line, f'{tmp_path}: not used: more, ',
@@ -73,7 +73,7 @@ def test_what_is_not_used_is_named_once(tmp_path, caplog):
   (tmp_path / 'train' / 'extra.mha').unlink()
   caplog.clear()
   with caplog.at_level('WARNING'):
-    folder_lib.open_folder(tmp_path, fold='all')
+    folder_lib.open_folder(tmp_path)
   assert not caplog.records
 
 
@@ -82,7 +82,7 @@ def test_jfif_files_are_cases(tmp_path):
   image = RNG.integers(0, 256, (8, 9), dtype=np.uint8)
   save(tmp_path / 'images' / 'c.jfif', image, format='JPEG')
   save(tmp_path / 'labels' / 'c.png', MASK)
-  source = folder_lib.open_folder(tmp_path, fold='all')['train']
+  source = folder_lib.open_folder(tmp_path)['train']
   assert source.names == ('a', 'b', 'c') and source[2].image.shape == (8, 9, 1)
 
 
@@ -90,7 +90,7 @@ def test_few_images_unlike_the_others_in_colour_are_named(tmp_path, caplog):
   write_pairs(tmp_path, 'abcde')
   write_pairs(tmp_path, 'f', rgb=True)
   with caplog.at_level('WARNING'):
-    source = folder_lib.open_folder(tmp_path, fold='all')['train']
+    source = folder_lib.open_folder(tmp_path)['train']
   assert source.channels == 3
   (line,) = [record.getMessage() for record in caplog.records]
   assert_all_in(line, tmp_path, '1 of 6 images are in colour (f.png)')
@@ -114,7 +114,7 @@ def test_a_stray_pixel_is_told_with_value_count_and_file(tmp_path, caplog):
   for given in ((), (0, 255)):
     caplog.clear()
     with caplog.at_level('WARNING'):
-      sources = folder_lib.open_folder(tmp_path, fold='all', label_values=given)
+      sources = folder_lib.open_folder(tmp_path, label_values=given)
     assert sources['train'].label_values == (0, 255)
     assert sources['train'][3].label[1, 1] == 0
     (line,) = [record.getMessage() for record in caplog.records]

@@ -272,7 +272,7 @@ def write_cells(root):
 def test_numbered_objects_become_foreground_and_that_is_told(tmp_path, caplog):
   masks = write_cells(tmp_path)
   with caplog.at_level('WARNING'):
-    source = open_folder(tmp_path, fold='all')['train']
+    source = open_folder(tmp_path)['train']
   assert (source.label_values, source.instances) == ((0, 1), 'foreground')
   assert source.classes == ('background', 'foreground')
   for case, mask in zip(source, masks, strict=True):
@@ -281,9 +281,9 @@ def test_numbered_objects_become_foreground_and_that_is_told(tmp_path, caplog):
   most = max(mask.max() for mask in masks)
   assert_all_in(line, tmp_path, f'up to {most} in a file', "='classes'")
   # As the config of the run has it from then on.
-  again = open_folder(
-    tmp_path, fold='all', label_values=(0, 1), instances='foreground'
-  )['train']
+  again = open_folder(tmp_path, label_values=(0, 1), instances='foreground')[
+    'train'
+  ]
   assert again.case_key(0) == source.case_key(0)
   np.testing.assert_array_equal(again[0].label, masks[0] > 0)
 
@@ -296,7 +296,7 @@ def test_numbered_objects_may_be_classes(tmp_path):
     dict(label_values=values),
     dict(classes=[f'c{value}' for value in values]),
   ):
-    source = open_folder(tmp_path, fold='all', **options)['train']
+    source = open_folder(tmp_path, **options)['train']
     assert (source.label_values, source.instances) == (values, '')
     np.testing.assert_array_equal(source[1].label, masks[1])
   for options, part in [
@@ -304,5 +304,5 @@ def test_numbered_objects_may_be_classes(tmp_path):
     (dict(instances='foreground', label_values=(0, 1, 2)), 'allowed are two'),
   ]:
     with pytest.raises(InputError) as error:
-      open_folder(tmp_path, fold='all', **options)
+      open_folder(tmp_path, **options)
     assert_one_line(error, part)

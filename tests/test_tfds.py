@@ -191,30 +191,25 @@ def test_label_values_are_inferred_from_the_masks(data_dir):
   assert source.classes == ('background', 'class_1', 'class_2')
 
 
-def test_last_tenth_of_train_validates_where_nothing_else_does(data_dir):
+def test_names_are_those_of_the_files_in_their_order(data_dir):
   sources = tfds_source.open_tfds('pets', data_dir=data_dir)
-  assert [len(sources[k]) for k in ('train', 'val', 'test')] == [19, 2, 3]
-  names = sources['train'].names + sources['val'].names
+  assert [len(sources[k]) for k in ('train', 'test')] == [21, 3]
   order = tfds.load(
     'pets', split='train', data_dir=data_dir,
     read_config=tfds.ReadConfig(interleave_cycle_length=1),
   )  # fmt: skip
   texts = [e['file_name'].decode() for e in tfds.as_numpy(order)]
-  assert [f'{name}.jpg' for name in names] == texts
+  assert [f'{name}.jpg' for name in sources['train'].names] == texts
 
 
-def test_folds_cut_train_into_disjoint_validation_sets(data_dir):
-  held_out = []
-  for fold in range(3):
-    sources = tfds_source.open_tfds(
-      'pets', data_dir=data_dir, label_values=(1, 2, 3), fold=fold, num_folds=3
-    )
-    train, val = sources['train'].names, sources['val'].names
-    assert len(train) == 14 and len(val) == 7 and not set(train) & set(val)
-    image, _ = pet(pet_index(sources['val'][3]))
-    np.testing.assert_array_equal(sources['val'][3].image, image)
-    held_out += val
-  assert sorted(held_out) == sorted(f'pet_{i}' for i in range(21))
+def test_a_part_keeps_the_order_of_the_files(data_dir):
+  train = tfds_source.open_tfds('pets', data_dir=data_dir)['train']
+  part = train.subset(sorted(train.names)[:7])
+  assert set(part.names) == set(sorted(train.names)[:7])
+  places = [train.names.index(name) for name in part.names]
+  assert places == sorted(places)
+  image, _ = pet(pet_index(part[3]))
+  np.testing.assert_array_equal(part[3].image, image)
 
 
 def test_any_order_of_reading_gives_the_same_cases(data_dir):
@@ -230,7 +225,7 @@ def test_any_order_of_reading_gives_the_same_cases(data_dir):
     assert source[i].name == source.names[i]
     np.testing.assert_array_equal(source[i].image, in_order[i].image)
   with pytest.raises(IndexError):
-    source[19]
+    source[21]
 
 
 def test_ascending_order_opens_the_files_once(data_dir, monkeypatch):
@@ -265,9 +260,9 @@ def test_tensors_of_other_names_and_ranks(data_dir):
   sources = tfds_source.open_tfds(
     'scans', data_dir=data_dir, image_key='scan', mask_key='lesion'
   )
-  assert list(sources) == ['train', 'val']
+  assert list(sources) == ['train']
   source = sources['train']
-  assert source.names == ('train_000000',)
+  assert source.names == ('train_000000', 'train_000001')
   assert source.channels == 1
   assert source.classes == ('background', 'foreground')
   case = source[0]
@@ -290,9 +285,9 @@ def test_case_key_changes_with_the_data_and_its_labels(
   for other in (keys(tmp_path), keys(data_dir, label_values=(2, 1, 3))):
     assert not set(other.values()) & set(first.values())
   # A case is the same in every fold.
-  folds = keys(data_dir, num_folds=3)
-  shared = set(folds) & set(first)
-  assert shared and all(folds[name] == first[name] for name in shared)
+  source = tfds_source.open_tfds('pets', data_dir=data_dir)['train']
+  part = source.subset(source.names[3:9])
+  assert [part.case_key(i) for i in range(6)] == [first[n] for n in part.names]
   (shard,) = tmp_path.glob('pets/*/pets-train.*')
   before = set(keys(tmp_path).values())
   source = tfds_source.open_tfds('pets', data_dir=tmp_path)['train']

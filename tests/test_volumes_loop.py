@@ -178,6 +178,25 @@ def test_another_fold_does_not_go_on_from_these_weights(trained, tmp_path):
   }
 
 
+def test_volumes_of_elsewhere_need_no_training_folder(trained, tmp_path):
+  _, workdir = trained
+  run = shutil.copytree(workdir, tmp_path / 'run')
+  made = write_volumes(tmp_path / 'made', 13)
+  for part, name in (('imagesTr', 'images'), ('labelsTr', 'labels')):
+    folder = tmp_path / 'clinic' / 'test' / name
+    folder.mkdir(parents=True)
+    for i in (10, 11, 12):  # the first ten have trained
+      shutil.copy(made / part / f'case_{i:02d}.nii.gz', folder)
+  config = config_files.read_config(run)
+  config.data.path = str(tmp_path / 'clinic')
+  before = (run / 'evaluation' / 'val' / 'summary.json').read_text()
+  assert evaluate.run(config, run)['num_cases'] == 3
+  assert (run / 'evaluation' / 'clinic-test' / 'cases.csv').exists()
+  assert (run / 'evaluation' / 'val' / 'summary.json').read_text() == before
+  with pytest.raises(InputError, match='no case to train on'):
+    train.run(config_for(tmp_path / 'clinic'), tmp_path / 'again')
+
+
 def test_residual_preset_and_remat(trained, tmp_path):
   data, _ = trained
   config = config_for(data, plan__preset='residual_m', model__remat=True)

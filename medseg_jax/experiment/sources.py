@@ -41,7 +41,6 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
       data.path,
       roi=data.roi,
       instances=instances,
-      fold='all',
       **naming,
     )
   if data.source == 'volumes':
@@ -68,7 +67,6 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
       image_key=data.tfds.image_key,
       mask_key=data.tfds.mask_key,
       instances=instances,
-      fold='all',
       **naming,
     )
   raise InputError(

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from medseg_jax.data import instances as instances_lib
-from medseg_jax.data import label_inference, labels, mask_values, splits
+from medseg_jax.data import label_inference, labels, mask_values
 from medseg_jax.data.case import Case, colour_names
 from medseg_jax.data.formats import images
 from medseg_jax.data.sources.folder_files import Files, find_files
@@ -125,15 +125,12 @@ def open_folder(
   label_values: Sequence[int] = (),
   instances: str = '',
   roi: str = '',
-  fold: int | str = 0,
-  num_folds: int = 5,
-  fold_order: str = 'shuffled',
 ) -> dict[str, FolderSource]:
   """Returns the sources of a data set by split: of `train`, `val`, `test`.
 
   Reads every file once, to know the label values and to name all that are bad.
-  A split without masks is left out: it is for prediction. Where there is no
-  `val`, it is a fold of `train`; there may be `test` alone.
+  A split without masks is left out: it is for prediction. There may be `test`
+  alone.
 
   Args:
     path: the data set's folder.
@@ -147,28 +144,12 @@ def open_folder(
       or more than two `classes` are given.
     roi: name of a folder beside `images` whose masks (nonzero is inside) mark
       the region to evaluate; empty for none.
-    fold: see `splits.split_names`.
-    num_folds: see `splits.split_names`.
-    fold_order: see `splits.split_names`.
 
   Raises:
-    InputError: the layout, a file, a label value or the fold is not allowed.
+    InputError: the layout, a file, or a label value is not allowed.
   """
   root = pathlib.Path(path)
   cases = find_files(root, roi)
-  if 'train' in cases and 'val' not in cases:
-    by_name = {case.name: case for case in cases['train']}
-    train, val = splits.split_names(
-      list(by_name),
-      fold=fold,
-      num_folds=num_folds,
-      fold_order=fold_order,
-      where=str(root),
-    )
-    cases['train'] = [by_name[name] for name in train]
-    if val:
-      cases['val'] = [by_name[name] for name in val]
-
   found = _look_at_all(root, cases)
   channels = _agree_on_channels(root, found)
   values = {

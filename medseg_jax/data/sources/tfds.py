@@ -26,7 +26,7 @@ import numpy as np
 from absl import logging
 
 from medseg_jax.data import instances as instances_lib
-from medseg_jax.data import label_inference, labels, mask_values, splits
+from medseg_jax.data import label_inference, labels, mask_values
 from medseg_jax.data.case import Case, colour_names
 from medseg_jax.data.sources.tfds_features import (
   check_whole,
@@ -173,17 +173,13 @@ def open_tfds(
   classes: Sequence[str] = (),
   label_values: Sequence[int] = (),
   instances: str = '',
-  fold: int | str = 0,
-  num_folds: int = 0,
-  fold_order: str = 'shuffled',
 ) -> dict[str, TfdsSource]:
   """Returns the sources of a prepared TFDS data set by split.
 
   They are 'train', 'val' (the data set's 'validation' or 'val') and 'test', as
-  far as there are such. Without a split for validation, 'val' is a fold of
-  'train', or without folds its last 10 %. Nothing is downloaded. Names are
-  those of the feature 'file_name' (read once), without suffix, where they are
-  all different, and otherwise `train_000012`, the position in the TFDS split.
+  far as there are such. Nothing is downloaded. Names are those of the feature
+  'file_name' (read once), without suffix, where they are all different, and
+  otherwise `train_000012`, the position in the TFDS split.
 
   Args:
     name: as for `tfds.load`, such as 'my_set/config:1.0.0'.
@@ -197,9 +193,6 @@ def open_tfds(
       of 'train' hold, ascending (see `label_inference`), read once for that.
     instances: 'foreground' where masks number single objects, all of which are
       of the second class; 'classes' for a class each; '' to look at them.
-    fold: see `splits.split_names`.
-    num_folds: see `splits.split_names`; 0 for no folds.
-    fold_order: see `splits.split_names`.
 
   Raises:
     InputError: the data set is not there, or holds no such image and mask.
@@ -236,53 +229,20 @@ def open_tfds(
   classes = labels.name_classes(classes, label_values, info.full_name)
 
   sources = {}
-  for split, positions, names in _divide(
-    {split: _case_names(builder, at) for split, at in found.items()},
-    fold=fold,
-    num_folds=num_folds,
-    fold_order=fold_order,
-    where=info.full_name,
-  ):
-    own = split if split in found else 'train'
+  for split, at in found.items():
+    names = _case_names(builder, at)
     sources[split] = TfdsSource(
       builder=builder,
-      split=found[own],
+      split=at,
       keys=keys,
       names=names,
-      positions=positions,
+      positions=range(len(names)),
       classes=classes,
       label_values=label_values,
       channels=channels,
       instances=instances,
     )
   return sources
-
-
-def _divide(
-  names: dict[str, list[str]], *, where: str, fold, num_folds, fold_order
-) -> Iterator[tuple[str, list[int], list[str]]]:
-  """Yields split, positions and names; makes 'val' of 'train' if missing."""
-  chosen = {split: list(range(len(names[split]))) for split in names}
-  if 'val' not in names:
-    train = names['train']
-    if num_folds or fold == 'all':
-      folds = splits.split_names(
-        train, fold=fold, num_folds=num_folds, fold_order=fold_order,
-        where=where,
-      )  # fmt: skip
-      # In the order of the files, which is the one that reads fast.
-      kept, held_out = (sorted(map(train.index, part)) for part in folds)
-    else:
-      num_held_out = max(1, len(train) // 10) if len(train) > 1 else 0
-      order = chosen['train']
-      cut = len(order) - num_held_out
-      kept, held_out = order[:cut], order[cut:]
-    chosen['train'] = kept
-    if held_out:
-      chosen['val'] = held_out
-  for split, positions in chosen.items():
-    own = names[split if split in names else 'train']
-    yield split, positions, [own[i] for i in positions]
 
 
 def _import_tfds():

@@ -34,6 +34,8 @@ def find_layouts(
 ) -> dict[str, Layout]:
   """Returns the layout of `train` and, where it has labels, of `test`.
 
+  A folder with nothing but `test` is one to evaluate on.
+
   Args:
     root: the data set's folder.
     training: the training files that its `dataset.json` lists, or None.
@@ -54,10 +56,9 @@ def find_layouts(
   layouts = {split: match_folder(*pair) for split, pair in folders.items()}
   if training is not None:
     layouts['train'] = _match_listed(root, training)
-  train = layouts['train']
-  return layouts | {
-    'train': train._replace(oddities=(*train.oddities, *unused))
-  }
+  first = next(iter(layouts.values()))
+  oddities = (*first.oddities, *unused)
+  return layouts | {next(iter(layouts)): first._replace(oddities=oddities)}
 
 
 def _find_folders(
@@ -65,12 +66,14 @@ def _find_folders(
 ) -> dict[str, tuple[pathlib.Path, pathlib.Path]]:
   """Returns the folders of images and labels, of `train` unless `listed`."""
   there = {path.name for path in list_folder(root) if os.path.isdir(path)}
-  folders = {} if listed else {'train': _train_folders(root, there)}
+  folders = {}
   test = root / 'imagesTs', root / 'labelsTs'
   if 'test' in there and _label_folder(root / 'test', required=False):
     test = root / 'test/images', root / 'test' / _label_folder(root / 'test')
   if all(os.path.isdir(folder) and list_folder(folder) for folder in test):
     folders['test'] = test
+  if not listed and (there & {'imagesTr', 'images', 'train'} or not folders):
+    folders = {'train': _train_folders(root, there), **folders}
   return folders
 
 

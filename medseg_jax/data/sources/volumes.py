@@ -225,7 +225,7 @@ def open_volumes(
   grid_tolerance: float = nifti.TOLERANCE,
   strict: bool = True,
 ) -> dict[str, VolumeSource]:
-  """Returns the sources `train` and, where there are labels of it, `test`.
+  """Returns the sources `train` and `test`, as far as there are labels of it.
 
   `train` holds all labelled training cases: folds are made of its names.
   Without a `dataset.json` (and `label_values`) every label is read once.
@@ -256,16 +256,17 @@ def open_volumes(
     info = read_dataset_json(described)
   layouts = find_layouts(root, info.training if info else None)
   problems = [line for layout in layouts.values() for line in layout.problems]
-  if problems and (strict or not layouts['train'].files):
+  whole = layouts.get('train', layouts.get('test'))
+  if problems and (strict or not whole.files):
     raise InputErrors(problems)
   files = {split: layout.files for split, layout in layouts.items()}
   files = {split: cases for split, cases in files.items() if cases}
   names = info.channel_names if info else ()
   if not names:
-    count, _ = _count_channels(files['train'])
+    count, _ = _count_channels(whole.files)
     names = tuple(f'channel_{i}' for i in range(count))
   elif not strict:  # who reads all files anyway can tell who is wrong
-    _check_names(described, names, files['train'])
+    _check_names(described, names, whole.files)
   if strict:  # otherwise found again, and reported, when the case is read
     for cases in files.values():
       _check_channel_files(cases, names)
