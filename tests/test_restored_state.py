@@ -114,7 +114,7 @@ def test_a_checkpoint_from_before_the_average_of_statistics_is_read(
   monkeypatch.setattr(
     trained_model,
     '_abstract_variables',
-    lambda config: abstract_variables(**variables),
+    lambda config, mesh: abstract_variables(**variables),
   )
   found, step = trained_model.restore_variables(checkpoints, LATEST, None)
   assert step == 3
@@ -130,7 +130,7 @@ def test_what_predicts_are_both_averages(trained, tmp_path, monkeypatch):
   monkeypatch.setattr(
     trained_model,
     '_abstract_variables',
-    lambda config: abstract_variables(**variables),
+    lambda config, mesh: abstract_variables(**variables),
   )
   found, _ = trained_model.restore_variables(checkpoints, LATEST, None)
   assert_equal(found['params'], state.ema_params)
