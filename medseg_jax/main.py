@@ -300,5 +300,7 @@ if __name__ == '__main__':
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   logging.raiseExceptions = False  # a full disk is told once
+  logging.addLevelName(logging.WARNING, 'warning  ')  # as what is printed
+  logging.basicConfig(format='%(levelname)s %(message)s')
   sys.stdout.reconfigure(errors='backslashreplace')  # files are called anything
   sys.exit(main())

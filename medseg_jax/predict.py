@@ -18,7 +18,7 @@ from medseg_jax.experiment.prediction_record import Record, hash_files, maker_of
 from medseg_jax.inference.cases import Prediction, predict_each
 from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime import sharding
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import check_writable
 from medseg_jax.runtime.progress import Progress, format_seconds
 
@@ -184,7 +184,7 @@ class _Failures:
     for failure in self._found:
       print(f'failed    {failure.reason}')
     first, names = self._found[0], [failure.name for failure in self._found]
-    text = f'{len(names)} of {total} images were not segmented'
+    text = f'not segmented: {len(names)} of {counted(total, "image")}'
     text += (
       f' ({name_some(names, 10)}); the first: ' if len(names) > 1 else ': '
     )
@@ -235,8 +235,9 @@ class _Pictures:
 
 def _no_place(error: OSError, job: Job, done: int) -> InputError:
   return InputError(
-    f'{job.target}: cannot be written ({_reason(error)}); the {done} masks '
-    'before it are whole, and once this is mended the same command goes on'
+    f'{job.target}: cannot be written ({_reason(error)}); '
+    f'{counted(done, "mask")} written before it; once this is mended the same '
+    'command goes on'
   )
 
 
@@ -260,10 +261,10 @@ def _tell(
   )
   if kept:
     print(
-      f'kept      {kept} masks that these weights and settings had made '
-      '(--overwrite makes them anew)'
+      f'kept      {counted(kept, "mask")} of an earlier run with these weights '
+      'and settings (--overwrite makes anew)'
     )
   print(
-    f'{done} masks in {work.folder} ({which} weights, step {step}); values: '
-    f'{values}'
+    f'{counted(done, "mask")} in {work.folder} ({which} weights, step {step}); '
+    f'values: {values}'
   )

@@ -141,7 +141,7 @@ def test_new_files_train_and_no_old_case_changes_sides(again, capsys):
   summary = resume(root, workdir)
   assert summary['num_cases'] == len(held_out)
   printed = capsys.readouterr().out
-  assert '3 cases are new' in printed and 'a new 15, a new 16' in printed
+  assert '3 cases new since' in printed and 'a new 15, a new 16' in printed
   record = json.loads((workdir / 'held_out.json').read_text())
   assert sorted(record['held_out']['val']) == held_out
   assert len(record['trained']) == 15
@@ -164,7 +164,7 @@ def test_cases_in_no_fold_of_a_users_file_are_told(pairs, tmp_path, capsys):
   (tmp_path / 'run/splits.json').write_text(json.dumps([fold]))
   assert divided(config_of(pairs), tmp_path / 'run') == fold
   printed = capsys.readouterr().out
-  assert '3 cases are in no fold' in printed and 'case 12' in printed
+  assert 'in no fold: 3 cases' in printed and 'case 12' in printed
 
 
 def test_the_volumes_of_a_users_file_likewise(tmp_path, capsys):
@@ -174,7 +174,7 @@ def test_the_volumes_of_a_users_file_likewise(tmp_path, capsys):
   fold = {'train': names[:5], 'val': names[5:7]}
   (tmp_path / 'run/splits.json').write_text(json.dumps([fold]))
   assert divided(config_of(root), tmp_path / 'run') == fold
-  assert '1 cases are in no fold' in capsys.readouterr().out
+  assert 'in no fold: 1 case ' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('num_folds', [2, 5])
@@ -201,10 +201,10 @@ def test_copies_are_told_and_masks_that_contradict_each_other(
   shutil.copy(pairs / 'labels/case 06.png', pairs / 'labels/converted.png')
   divided(config_of(pairs), tmp_path / 'run')
   lines = capsys.readouterr().out.splitlines()
-  [copies] = [line for line in lines if 'same image as another' in line]
+  [copies] = [line for line in lines if 'the image of another' in line]
   assert '3 cases' in copies and 'case 06 = converted' in copies
-  [masks] = [line for line in lines if 'another mask' in line]
-  assert '1 of these' in masks and 'case 04 = other mask' in masks
+  [masks] = [line for line in lines if 'with other masks' in line]
+  assert '1 in all' in masks and 'case 04 = other mask' in masks
 
 
 def test_a_copy_of_a_test_case_does_not_train(tmp_path, capsys):
@@ -216,8 +216,8 @@ def test_a_copy_of_a_test_case_does_not_train(tmp_path, capsys):
   assert found == {'train': names[6:], 'val': names[3:6], 'test': names[:3]}
   printed = capsys.readouterr().out
   assert 'test/case 00 = val/case 00' in printed
-  assert '3 cases of val are left out' in printed
-  assert '6 cases of train are left out' in printed
+  assert 'left out of val: 3 cases' in printed
+  assert 'left out of train: 6 cases' in printed
 
 
 def test_patients_stay_on_one_side(tmp_path):

@@ -110,7 +110,7 @@ def test_masks_that_are_there_are_counted_and_made_anew_on_request(
   names = count_predictions(monkeypatch)
   run(workdir, scans, out)
   text = capsys.readouterr().out
-  assert_all_in(text, 'kept      3 masks', '1 masks in', '--overwrite')
+  assert_all_in(text, 'kept      3 masks', '1 mask in', '--overwrite')
   run(workdir, scans, out, overwrite=True)
   assert names == [*'d', *'abcd']
   assert before.items() <= masks(out).items()
@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_whole_masks_and_the_command_goes_on(
     patch.setattr(pathlib.Path, 'write_bytes', write_bytes)
     with pytest.raises(InputError) as error:
       run(workdir, scans, out)
-  assert_one_line(error, out / 'b.png', 'No space left', '1 masks', 'goes on')
+  assert_one_line(error, out / 'b.png', 'No space left', '1 mask ', 'goes on')
   assert read_mask(out / 'a.png').shape == (20, 30)
   assert sorted(p.name for p in out.iterdir() if p.is_file()) == [
     'a.png', MASK_LIST

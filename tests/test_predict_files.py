@@ -69,7 +69,7 @@ def test_what_fails_is_named_and_the_others_are_done(
   monkeypatch.setattr(prediction_jobs, 'read', read)
   with pytest.raises(InputError) as error:
     run(workdir, scans, tmp_path / 'out')
-  assert_one_line(error, '11 of 12 images were not segmented')
+  assert_one_line(error, 'not segmented: 11 of 12 images')
   assert list(masks(tmp_path / 'out')) == ['c.png']
   lines = capsys.readouterr().out.splitlines()
   failed = [line for line in lines if line.startswith('failed    ')]

@@ -16,7 +16,7 @@ from medseg_jax.data.case import Source
 from medseg_jax.data.groups import some
 from medseg_jax.data.identity import copies
 from medseg_jax.experiment.case_digests import Digests
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 # An image that lies in several stays in the first of them alone.
 _STRICTEST_FIRST = ('test', 'val', 'train')
@@ -91,19 +91,21 @@ def _fold(
     return dict(folds[index])
   folds = splits.read_splits(path, names)
   fold = dict(folds[splits.fold_index(data.fold, len(folds))])
-  count = f'{len(folds)} fold{"s" * (len(folds) != 1)}'
   differs = ''
   if len(folds) != data.num_folds:
     differs = f' (config.data.num_folds, {data.num_folds}, is not looked at)'
-  print(f'folds     {path}: {count}, held out is {data.fold}{differs}')
+  print(
+    f'folds     {path}: {counted(len(folds), "fold")}, held out is {data.fold}'
+    f'{differs}'
+  )
   known = {name for f in folds for part in f.values() for name in part}
   new = [name for name in names if name not in known]
   if not new:
     return fold
   if not _made_here(folds, together):
     print(
-      f'warning   {path}: {len(new)} cases are in no fold and left out '
-      f'({some(new)}); add them to the file to use them'
+      f'warning   {path}: left out as in no fold: {counted(len(new), "case")} '
+      f'({some(new)}); add what is to be used to the file'
     )
     return fold
   held_out = {together[name] for name in fold['val']}
@@ -111,12 +113,12 @@ def _fold(
   for name in new:
     joins['val' if together[name] in held_out else 'train'].append(name)
   told = [
-    f'{len(added)} {"train" if part == "train" else "are held out"}'
+    f'{len(added)} {"for training" if part == "train" else "held out"}'
     for part, added in joins.items()
     if added
   ]
   print(
-    f'note      {len(new)} cases are new since {path} was written '
+    f'note      {path}: {counted(len(new), "case")} new since it was written '
     f'({some(new)}): {" and ".join(told)}; the folds stay as they were'
   )
   return {part: [*fold[part], *joins[part]] for part in fold}
@@ -161,13 +163,14 @@ def _tell_copies(opened: dict[str, Source], digests: Digests) -> None:
   if not pairs:
     return
   print(
-    f'warning   {len(pairs)} cases are the same image as another '
-    f'({some(pairs)}); they stay on one side of every split'
+    f'warning   {counted(len(pairs), "case")} with the '
+    f'image of another ({some(pairs)}); the same image stays on one '
+    'side of every split'
   )
   if differ:
     print(
-      f'warning   {len(differ)} of these have another mask ({some(differ)}); '
-      'one of the two is wrong'
+      f'warning   with other masks for the same image: {some(differ)} '
+      f'({len(differ)} in all); one of the two is wrong'
     )
 
 
@@ -216,8 +219,8 @@ def _leave_out_copies(
     lost = [name for name in names[split] if keys[name] in held]
     if lost:
       print(
-        f'warning   {len(lost)} cases of {split} are left out: their images '
-        f'are held out, too ({some(lost)})'
+        f'warning   left out of {split}: {counted(len(lost), "case")} whose '
+        f'image is held out elsewhere ({some(lost)})'
       )
     held |= set(keys.values())
   return {split: kept[split] for split in names if split in kept}

@@ -143,6 +143,11 @@ def explain(
   return f'{text}; {remedy}' if remedy else text
 
 
+def counted(count: int, noun: str) -> str:
+  """Returns '1 case' or '3 cases'."""
+  return f'{count} {noun}{"s" * (count != 1)}'
+
+
 def quote(value: object, longest: int = _SHORT) -> str:
   """Returns `repr(value)`, shortened in the middle, for a message."""
   return shorten(repr(value), longest)
