@@ -268,6 +268,30 @@ def test_the_held_out_cases_are_the_training_s_whatever_was_added(again):
   assert summary['split'] == 'val'
 
 
+def test_a_test_split_that_came_later_is_scored(again):
+  root, workdir = again
+  parts = {part: root / part for part in ('images', 'labels')}
+  for split in ('train', 'test'):
+    for part, folder in parts.items():
+      (root / split / part).mkdir(parents=True)
+      for path in folder.glob('*.png') if split == 'train' else ():
+        path.rename(root / split / part / path.name)
+  for part in parts:
+    parts[part].rmdir()
+  made = root.parent / 'made'
+  write_pairs(made, 17)
+  for part in parts:
+    for i in (15, 16):
+      shutil.copy(made / part / f'case {i:02d}.png', root / 'test' / part)
+  path = str(root)
+  assert evaluated(workdir, path=path)['num_cases'] == 2
+  assert evaluated(workdir, path=path, split='val')['num_cases'] == 3
+  for part in parts:
+    shutil.copy(root / f'train/{part}/case 01.png', root / 'test' / part)
+  with pytest.raises(InputError, match='1 of the 3 cases to be scored'):
+    evaluated(workdir, path=path)
+
+
 def test_other_data_has_a_folder_of_its_own(again, tmp_path):
   _, workdir = again
   before = (workdir / 'evaluation/val/summary.json').read_text()

@@ -17,7 +17,7 @@ from medseg_jax.experiment import folds, held_out, model_folder, opening
 from medseg_jax.experiment import sources as data_sources
 from medseg_jax.experiment.case_digests import Digests, digests_of
 from medseg_jax.experiment.held_out import Record
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 
 class ScoredCases(NamedTuple):
@@ -106,27 +106,39 @@ def _is_own(record: Record, digests: Digests, config: ConfigDict) -> bool:
 def _as_recorded(
   record: Record, opened: dict[str, Source], digests: Digests
 ) -> dict[str, Source]:
-  """Returns the cases by split as the training had them."""
-  wanted = {s: set(cases.values()) for s, cases in record.held_out.items()}
-  wanted['train'] = set(record.trained)
+  """Returns the cases by split as the training had them.
+
+  A split that the data has of its own may have grown since, or be new.
+  """
+  recorded = {s: set(cases.values()) for s, cases in record.held_out.items()}
+  held_out_there = set().union(*recorded.values())
   by_split: dict[str, Source] = {}
-  for split, values in wanted.items():
-    origin = split if split in opened else 'train'
-    if origin not in opened:
+  for split in ('train', 'val', 'test'):
+    own = split if split in opened else 'train'
+    if own not in opened:
       continue
-    names = [n for n in opened[origin].names if digests[origin][n] in values]
+    wanted = recorded.get(split, set())
+    if split == 'train':
+      wanted = set(record.trained)
+    elif own == split:
+      # What has trained is let through here, to be refused.
+      wanted = wanted | (set(digests[split].values()) - held_out_there)
+    names = [name for name in opened[own].names if digests[own][name] in wanted]
     if names:
-      by_split[split] = opened[origin].subset(names)
-    lost = values - set(digests[origin].values())
-    if lost and split != 'train':
-      known = record.held_out[split]
-      gone = [name for name, value in known.items() if value in lost]
-      print(
-        f'warning   {len(gone)} of the {len(known)} cases held out as {split} '
-        f'are no longer there, or were changed ({some(gone)}): the scores are '
-        'of the others'
-      )
+      by_split[split] = opened[own].subset(names)
+    if split in record.held_out:
+      _tell_lost(split, record.held_out[split], set(digests[own].values()))
   return by_split
+
+
+def _tell_lost(split: str, cases: dict[str, str], there: set[str]) -> None:
+  lost = [name for name, value in cases.items() if value not in there]
+  if lost:
+    print(
+      f'warning   of {counted(len(cases), "case")} held out as {split} '
+      f'{len(lost)} are gone, or were changed ({some(lost)}): the scores are '
+      'of the others'
+    )
 
 
 def _whole(opened: dict[str, Source]) -> dict[str, Source]:
