@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from data_cases import put_another_in_its_place
+from small import load, shrink
 
 tfds = pytest.importorskip('tensorflow_datasets')
 
@@ -12,6 +13,7 @@ from etils import epath
 from medseg_jax.data.sources import phantom, phantom_tfds
 from medseg_jax.data.sources import phantom_anatomy as anatomy
 from medseg_jax.data.sources import tfds as tfds_source
+from medseg_jax.experiment import held_out, opening
 from medseg_jax.runtime.errors import InputError
 
 TINY = {'num_train': 5, 'num_val': 2, 'num_test': 3}
@@ -210,6 +212,24 @@ def test_a_part_keeps_the_order_of_the_files(data_dir):
   assert places == sorted(places)
   image, _ = pet(pet_index(part[3]))
   np.testing.assert_array_equal(part[3].image, image)
+
+
+def test_a_run_knows_the_fold_that_it_held_out(data_dir, tmp_path):
+  config = shrink(load('unet'))
+  config.data.source, config.data.path = 'tfds', 'pets'
+  config.data.tfds.data_dir = str(data_dir)
+  config.data.label_values = (1, 2, 3)
+  first = opening.open_run(config, tmp_path / 'a')
+  held = first.sources['val'].names
+  assert [len(first.sources[k]) for k in ('train', 'val', 'test')] == [16, 5, 3]
+  assert not set(held) & set(first.sources['train'].names)
+  record = held_out.record_of(first.config, first.digests)
+  assert opening.open_run(config, tmp_path / 'a').digests == first.digests
+  config.data.fold = 1
+  second = opening.open_run(config, tmp_path / 'a')
+  assert not set(held) & set(second.sources['val'].names)
+  with pytest.raises(InputError, match='trained this model'):
+    held_out.check_resuming(record, second.digests, tmp_path)
 
 
 def test_any_order_of_reading_gives_the_same_cases(data_dir):
