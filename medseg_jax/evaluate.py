@@ -62,9 +62,9 @@ def run(
   trained = trained_model.load_predictor(
     config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
-  if cases.split == 'val' and cases.own and trained.which == 'best':
+  if cases.validated and trained.which == 'best':
     print(
-      'note      the best weights were chosen on this split: its numbers '
+      'note      the best weights were chosen on such cases: the numbers '
       'are too good for new images'
     )
   return report_split(
@@ -121,7 +121,7 @@ def report_split(
   records = scored.records
   summary = summarize(records, config, split=split, step=step)
   summary['checkpoint'] = checkpoint
-  summary['data'] = {'source': config.data.source, 'path': config.data.path}
+  summary['data'] = scored_cases.evaluated(config)
   place = workdir / 'evaluation' / folder
   report.write_report(place, summary, records)
   chosen = report.rank_cases(records)

@@ -79,13 +79,16 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       if seen is None:
         print(
           f'warning   {workdir} has no {held_out.FILE}: whether its weights '
-          'have seen the cases held out now cannot be told'
+          'have seen the cases held out now cannot be told, now or later'
         )
       else:
         held_out.check_resuming(seen, digests, workdir)
     print(describe(config, sources), flush=True)
     cache = prepare(config, sources)
     if not resuming:
+      # Weights that nothing leads on from may have seen what is held out now.
+      for step in checkpoints.steps(BEST):
+        checkpoints.set_aside(BEST, step, 'of a training that was lost', 0)
       state = create_state(key=weights_key(config.seed), **arguments)
     else:
       state = restore_state(checkpoints, abstract_state(**arguments))
@@ -94,8 +97,10 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
         trained_model.restore_variables(checkpoints, BEST, config)
       print(f'going on from step {int(state.step)} of {workdir}', flush=True)
     config_files.write_config(config, workdir)
-    record = held_out.record_of(config, digests, seen)
-    held_out.write(record, workdir)
+    record = None
+    if seen is not None or not resuming:
+      record = held_out.record_of(config, digests, seen)
+      held_out.write(record, workdir)
     predict_fn = None
     if sources.keys() & {'val', 'test'}:
       predict_fn = trained_model.compile_predict(

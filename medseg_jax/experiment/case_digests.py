@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from medseg_jax.data.cache import num_workers, root_folder
 from medseg_jax.data.case import Source
-from medseg_jax.data.identity import digest
+from medseg_jax.data.identity import BLANK, digest, is_blank
 from medseg_jax.data.sources.phantom import PhantomSource
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import read_json, write_atomically
@@ -51,11 +51,17 @@ def digests_of(
       computed = known | {keys[i]: value for i, value in fresh.items()}
       new |= {keys[i]: value for i, value in fresh.items()}
     found[split] = {
-      name: computed[key] for name, key in zip(source.names, keys, strict=True)
+      name: _of_a_blank(name) if is_blank(computed[key]) else computed[key]
+      for name, key in zip(source.names, keys, strict=True)
     }
   if new:
     remember(new, root=root)
   return found
+
+
+def _of_a_blank(name: str) -> str:
+  """Returns a digest by which blank images differ, as their names do."""
+  return f'{BLANK} {hashlib.sha256(name.encode()).hexdigest()[:10]}'
 
 
 def remember(

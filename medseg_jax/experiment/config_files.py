@@ -53,7 +53,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
   if not isinstance(found, dict):
     raise InputError(f'{path}: no config; allowed is one that training wrote')
   version = found.pop('version', 1)
-  if version not in range(1, VERSION + 1):
+  if type(version) is not int or not 1 <= version <= VERSION:
     raise InputError(
       f'{path} is of version {version!r:.20}; this program '
       f'({medseg_jax.__version__}) reads up to {VERSION}'

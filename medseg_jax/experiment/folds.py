@@ -14,7 +14,7 @@ from medseg_jax.data import groups as grouping
 from medseg_jax.data import splits
 from medseg_jax.data.case import Source
 from medseg_jax.data.groups import some
-from medseg_jax.data.identity import copies
+from medseg_jax.data.identity import copies, is_blank
 from medseg_jax.experiment.case_digests import Digests
 from medseg_jax.runtime.errors import InputError, counted
 
@@ -27,6 +27,8 @@ def divide(
   digests: Digests,
   config: ConfigDict,
   workdir: pathlib.Path,
+  *,
+  writes: bool = True,
 ) -> dict[str, Source]:
   """Returns the cases by split, with the fold `data.fold` of 'train' as 'val'.
 
@@ -39,6 +41,7 @@ def divide(
     digests: of all of these cases.
     config: its section `data`.
     workdir: of the run, for splits.json.
+    writes: whether folds that are made are to be written there.
 
   Raises:
     InputError: there is no such fold, or the user's own split parts a group.
@@ -51,10 +54,9 @@ def divide(
   _tell_copies(opened, digests)
   made_up = config.data.source == 'phantom'  # there are as many as are wanted
   if 'val' not in opened and config.data.fold != 'all' and not made_up:
-    together = grouping.join(
-      names['train'], group_of['train'], digests['train']
-    )
-    fold = _fold(together, config, workdir)
+    same_image = {n: v for n, v in digests['train'].items() if not is_blank(v)}
+    together = grouping.join(names['train'], group_of['train'], same_image)
+    fold = _fold(together, config, workdir, writes)
     names |= fold
     group_of['val'] = group_of['train']
     digests = digests | {'val': digests['train']}
@@ -73,7 +75,10 @@ def divide(
 
 
 def _fold(
-  together: dict[str, str], config: ConfigDict, workdir: pathlib.Path
+  together: dict[str, str],
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  writes: bool,
 ) -> dict[str, list[str]]:
   """Returns the names under 'train' and 'val' of the config's fold."""
   data, path = config.data, workdir / 'splits.json'
@@ -87,7 +92,8 @@ def _fold(
       where=data.path,
     )
     index = splits.fold_index(data.fold, len(folds))
-    splits.write_splits(path, folds)
+    if writes:
+      splits.write_splits(path, folds)
     return dict(folds[index])
   folds = splits.read_splits(path, names)
   fold = dict(folds[splits.fold_index(data.fold, len(folds))])
@@ -222,5 +228,5 @@ def _leave_out_copies(
         f'warning   left out of {split}: {counted(len(lost), "case")} whose '
         f'image is held out elsewhere ({some(lost)})'
       )
-    held |= set(keys.values())
+    held |= {value for value in keys.values() if not is_blank(value)}
   return {split: kept[split] for split in names if split in kept}

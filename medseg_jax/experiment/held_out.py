@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from medseg_jax.data.groups import some
+from medseg_jax.data.identity import is_blank
+from medseg_jax.experiment import model_folder
 from medseg_jax.experiment.case_digests import Digests
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import read_json, write_atomically
@@ -80,9 +82,9 @@ def from_dict(found: Any, where: str | os.PathLike) -> Record:
         f'this program reads {VERSION}'
       )
     record = Record(**{key: found[key] for key in Record._fields})
-    dict(record.trained)
-    for cases in record.held_out.values():
-      dict(cases)
+    for cases in (record.trained, *record.held_out.values()):
+      if not all(isinstance(value, str) for value in cases.values()):
+        raise TypeError('no text')
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     if isinstance(error, InputError):
       raise
@@ -99,11 +101,24 @@ def write(record: Record, workdir: pathlib.Path) -> None:
 
 
 def read(workdir: pathlib.Path) -> Record | None:
-  """Returns the record of a workdir; None where a training left none."""
+  """Returns the record of a workdir; None where a training left none.
+
+  That of its model, where the file is gone.
+  """
   path = workdir / FILE
-  if not path.exists():
-    return None
-  return from_dict(read_json(path, 'as training writes it'), path)
+  if path.exists():
+    return from_dict(read_json(path, 'as training writes it'), path)
+  model = workdir / 'model'
+  if (model / model_folder.DESCRIPTION).exists():
+    return of_model(model)
+  return None
+
+
+def of_model(path: pathlib.Path) -> Record | None:
+  """Returns the record that a model folder or its zip carries, if it does."""
+  training = model_folder.read_description(path).get('training')
+  found = training.get('cases') if isinstance(training, dict) else None
+  return None if found is None else from_dict(found, path)
 
 
 def check_resuming(
@@ -136,7 +151,11 @@ def check_resuming(
     for split, cases in record.held_out.items()
     for name, value in cases.items()
   }
-  moved = [name for name, value in before.items() if value in train]
+  moved = [
+    name
+    for name, value in before.items()
+    if value in train and not is_blank(value)
+  ]
   if moved:
     raise InputError(
       f'{workdir}: {len(moved)} of the {len(before)} cases that the training '
@@ -176,7 +195,11 @@ def _refuse_trained(
   record: Record, digests: Digests, *, where: str, back: str
 ) -> None:
   for split, cases in digests.items():
-    seen = [n for n, value in cases.items() if value in record.trained]
+    seen = [
+      name
+      for name, value in cases.items()
+      if value in record.trained and not is_blank(value)
+    ]
     if split != 'train' and seen:
       known = {n: record.trained[cases[n]] for n in seen}
       names = some(n if n == k else f'{n} as {k}' for n, k in known.items())

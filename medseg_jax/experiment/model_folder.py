@@ -65,7 +65,7 @@ def describe(
   channel_names: Sequence[str],
   plan: Mapping[str, Any] | None,
   num_cases: Mapping[str, int],
-  record: Mapping[str, Any],
+  record: Mapping[str, Any] | None,
   step: int,
   checkpoint: str,
   scores: Mapping[str, Any] | None,
@@ -80,7 +80,7 @@ def describe(
     channel_names: one for each channel.
     plan: of volumes, else None.
     num_cases: by split.
-    record: of the cases, as held_out.json holds it.
+    record: of the cases, as held_out.json holds it; None where that is lost.
     step: number of updates that made the weights.
     checkpoint: 'best' or 'latest'.
     scores: the summary of the held-out split; None where nothing is held out.
@@ -118,7 +118,7 @@ def describe(
       'step': step,
       'checkpoint': checkpoint,
       'num_cases': dict(num_cases),
-      'cases': dict(record),
+      'cases': record,
       'config': rest,
     },
     'scores': scores,

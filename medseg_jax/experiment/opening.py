@@ -1,12 +1,13 @@
 """Opens a run: its data, its plan, and the config with all they tell."""
 
+import os
 import pathlib
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import build, folds, sources, volume_plan
+from medseg_jax.experiment import build, folds, held_out, sources, volume_plan
 from medseg_jax.experiment.case_digests import Digests, digests_of
 from medseg_jax.experiment.config_files import to_tuples
 from medseg_jax.losses import uses_sigmoid
@@ -34,6 +35,8 @@ def open_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
   """Returns the data, divided, and the config with what data and plan tell."""
   config = ConfigDict(config.to_dict())
   config.data.path = absolute(config.data)
+  if config.data.group.lower().endswith('.csv'):
+    config.data.group = os.path.abspath(config.data.group)
   volumes = config.data.source == 'volumes'
   # Without a plan the survey lists all problems at once.
   strict = (workdir / 'plan.json').exists() or not volumes
@@ -41,7 +44,10 @@ def open_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
   sources.check_train(opened, config.data)
   plan = volume_plan.obtain(config, opened, workdir) if volumes else None
   digests = digests_of(opened, root=config.data.cache_dir)
-  by_split = folds.divide(opened, digests, config, workdir)
+  # Folds that were lost are made again, but not written before it is certain
+  # that the training held out the same.
+  begins = not (workdir / held_out.FILE).exists()
+  by_split = folds.divide(opened, digests, config, workdir, writes=begins)
   given = config.batch_size
   config = resolve(config, by_split['train'], plan)
   if not given:  # planned for one device

@@ -5,6 +5,8 @@ The model's own data gives the cases that its training held out, by its record
 and nothing of it may have trained.
 """
 
+import contextlib
+import hashlib
 import pathlib
 import re
 from typing import NamedTuple
@@ -13,11 +15,18 @@ from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
 from medseg_jax.data.groups import some
-from medseg_jax.experiment import folds, held_out, model_folder, opening
+from medseg_jax.experiment import (
+  config_files,
+  folds,
+  held_out,
+  model_folder,
+  opening,
+)
 from medseg_jax.experiment import sources as data_sources
 from medseg_jax.experiment.case_digests import Digests, digests_of
 from medseg_jax.experiment.held_out import Record
 from medseg_jax.runtime.errors import InputError, counted
+from medseg_jax.runtime.files import read_json
 
 
 class ScoredCases(NamedTuple):
@@ -27,13 +36,13 @@ class ScoredCases(NamedTuple):
     source: the cases.
     split: 'train', 'val' or 'test'; of other data without splits 'all'.
     folder: the name of the folder of the results.
-    own: whether they are of the data that the model was trained on.
+    validated: whether the best checkpoint was chosen on any of them.
   """
 
   source: Source
   split: str
   folder: str
-  own: bool
+  validated: bool
 
 
 def choose(
@@ -56,45 +65,57 @@ def choose(
     InputError: there is no such split, or a case of it has trained the model.
   """
   config.data.path = opening.absolute(config.data)
-  record = _record(workdir, model)
+  record = held_out.of_model(model) if model else held_out.read(workdir)
   opened = data_sources.open_all(config)
   digests = digests_of(opened, root=config.data.cache_dir)
   if record is None:
     print(
-      'warning   this model is of an older program, which did not write down '
-      'the cases that it was trained on: whether those to be scored are among '
-      'them cannot be told'
+      f'warning   {model or workdir} does not say which cases have trained: '
+      'whether those to be scored are among them cannot be told'
     )
-    by_split = folds.divide(opened, digests, config, workdir)
-    return _choose_split(by_split, split, '', config)
-  if not _is_own(record, digests, config):
-    chosen = _choose_split(_whole(opened), split, _title(config), config)
-    by_name = digests.get(chosen.split, digests.get('train', {}))
-    _check(record, chosen.source, by_name, config)
-    return chosen
-  if str(config.data.fold) != record.fold:  # as the user asks
-    by_split = folds.divide(opened, digests, config, workdir)
+    own = _is_where_it_was(config, workdir, model)
+  else:
+    own = _is_own(record, digests, config)
+  if not own:
+    by_split = _whole(opened)
+  elif record is None or str(config.data.fold) != record.fold:
+    by_split = folds.divide(opened, digests, config, workdir, writes=False)
   else:
     by_split = _as_recorded(record, opened, digests)
-  chosen = _choose_split(by_split, split, '', config)
-  if chosen.split != 'train':
-    by_name = digests.get(chosen.split, digests.get('train', {}))
-    _check(record, chosen.source, by_name, config)
-  return chosen
+  found = _choose_split(by_split, split, config)
+  source = by_split[found]
+  origin = digests.get(found, digests.get('train', {}))
+  by_name = {name: origin[name] for name in source.names}
+  validated = own and found == 'val'
+  if record is not None:
+    if not own or found != 'train':
+      where = config.data.path or config.data.source
+      held_out.check_evaluating(record, by_name, where=where)
+    val = set(record.held_out.get('val', {}).values())
+    validated = not val.isdisjoint(by_name.values())
+  folder = found if own else _free_folder(found, config, workdir)
+  return ScoredCases(source, found, folder, validated)
 
 
-def _record(workdir: pathlib.Path, model: pathlib.Path | None) -> Record | None:
+def _is_where_it_was(
+  config: ConfigDict, workdir: pathlib.Path, model: pathlib.Path | None
+) -> bool:
+  """Returns whether the data is at the place that the training had it from."""
   if model is None:
-    return held_out.read(workdir)
-  found = model_folder.read_description(model)['training'].get('cases')
-  return None if found is None else held_out.from_dict(found, model)
+    trained = config_files.read_config(workdir)
+  else:
+    trained = model_folder.config_of(model_folder.read_description(model))
+  before, now = trained.data, config.data
+  return (before.source, opening.absolute(before)) == (now.source, now.path)
 
 
 def _is_own(record: Record, digests: Digests, config: ConfigDict) -> bool:
   """Returns whether the data is that of the training, moved or not."""
   if config.data.source != record.source:
     return False
-  if config.data.source != 'phantom' and config.data.path == record.path:
+  if config.data.source in ('folder', 'volumes') and (
+    config.data.path == record.path
+  ):
     return True
   there = {value for cases in digests.values() for value in cases.values()}
   recorded = {v for cases in record.held_out.values() for v in cases.values()}
@@ -149,34 +170,44 @@ def _whole(opened: dict[str, Source]) -> dict[str, Source]:
 
 
 def _choose_split(
-  by_split: dict[str, Source], split: str, title: str, config: ConfigDict
-) -> ScoredCases:
+  by_split: dict[str, Source], split: str, config: ConfigDict
+) -> str:
+  """Returns the split that is asked for, or was held out."""
   if split == 'train' and 'all' in by_split:
     split = 'all'
   wanted = [split] if split else ['test', 'val', 'all']
   found = next((name for name in wanted if name in by_split), '')
-  if not found:
-    raise InputError(
-      f'{config.data.path or config.data.source}: no cases in '
-      + (f'--split={split}' if split else 'a split that is held out')
-      + f'; the data has {", ".join(by_split) or "no cases"}; name one of them '
-      'with --split'
-    )
-  folder = f'{title}-{found}' if title else found
-  return ScoredCases(by_split[found], found, folder, own=not title)
-
-
-def _check(
-  record: Record, source: Source, digests: dict[str, str], config: ConfigDict
-) -> None:
-  held_out.check_evaluating(
-    record,
-    {name: digests[name] for name in source.names},
-    where=config.data.path or config.data.source,
+  if found:
+    return found
+  what = f'in --split={split}' if split else 'that the training held out'
+  raise InputError(
+    f'{config.data.path or config.data.source}: no cases {what}; allowed are '
+    'other data, or --split= with one of '
+    + (', '.join(by_split) or 'none: no case of the training is there')
   )
 
 
-def _title(config: ConfigDict) -> str:
-  """Returns the name of other data, as a part of a folder's name."""
-  name = pathlib.Path(config.data.path).name or config.data.source
-  return re.sub(r'[^\w.-]', '_', name)[:60]
+def _free_folder(split: str, config: ConfigDict, workdir: pathlib.Path) -> str:
+  """Returns the name of the folder of results of other data.
+
+  Data of the same name that lies elsewhere keeps its own.
+  """
+  data = config.data
+  where = str(data.path)
+  if data.source == 'phantom':
+    where = f'phantom_{data.phantom.seed}'
+  elif data.source == 'tfds':
+    where = f'{data.tfds.data_dir}/{data.path}'
+  name = re.sub(r'[^\w.-]', '_', pathlib.Path(where).name)[:60]
+  folder = f'{name}-{split}'
+  with contextlib.suppress(InputError):
+    path = workdir / 'evaluation' / folder / 'summary.json'
+    before = read_json(path, 'a summary')
+    if isinstance(before, dict) and before.get('data') != evaluated(config):
+      folder += '-' + hashlib.sha256(where.encode()).hexdigest()[:6]
+  return folder
+
+
+def evaluated(config: ConfigDict) -> dict[str, str]:
+  """Returns what a summary says of its data."""
+  return {'source': config.data.source, 'path': str(config.data.path)}

@@ -53,7 +53,7 @@ def write(
   *,
   config: ConfigDict,
   sources: Mapping[str, Source],
-  record: Record,
+  record: Record | None,
   step: int,
   checkpoint: str,
   scores: dict[str, Any] | None,
@@ -65,7 +65,7 @@ def write(
     variables: that predict.
     config: resolved.
     sources: the cases by split.
-    record: of the cases that trained and were held out.
+    record: of the cases that trained and were held out, where it is known.
     step: number of updates that made the weights.
     checkpoint: 'best' or 'latest'.
     scores: the summary of the held-out split, or None.
@@ -78,7 +78,7 @@ def write(
     channel_names=sources['train'].channel_names,
     plan=plan,
     num_cases={split: len(source) for split, source in sources.items()},
-    record=held_out.to_dict(record),
+    record=None if record is None else held_out.to_dict(record),
     step=step,
     checkpoint=checkpoint,
     scores=scores,

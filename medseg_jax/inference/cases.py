@@ -15,7 +15,7 @@ from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.resample import resample_linear_slabs
 from medseg_jax.inference.decoding import argmax, softmax
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 # While an image of more values is predicted, the next case is not read yet:
 # two such would need too much memory.
@@ -207,8 +207,8 @@ def match_channels(case: Case, channels: int) -> Case:
   if found != channels:
     grey = ', or grey ones' if channels > 1 else ''
     raise InputError(
-      f'{case.name} has {found} channels; the model was trained on {channels}; '
-      f'allowed are images of {channels}{grey}'
+      f'{case.name} has {counted(found, "channel")}; allowed are images of '
+      f'{channels}, as the model was trained on{grey}'
     )
   return case
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
-from medseg_jax.data.identity import digest
+from medseg_jax.data.identity import digest, is_blank
 from medseg_jax.data.sources.volume_labels import count_ids
 from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.runtime.errors import InputError
@@ -108,7 +108,7 @@ def inspect_set(
   warnings = list(source.oddities)
   by_digest = collections.defaultdict(list)
   for files, inspection in zip(source.files, inspections, strict=True):
-    if inspection.digest:
+    if inspection.digest and not is_blank(inspection.digest):
       by_digest[inspection.digest].append(files.images[0])
   for first, *others in by_digest.values():
     warnings += [f'{path}: the same voxels as {first}' for path in others]
