@@ -15,7 +15,7 @@ from medseg_jax.data.case import Source
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.experiment import build, mirroring, opening
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.progress import Progress
 
 
@@ -158,8 +158,8 @@ def _announce(config: ConfigDict, sources: dict[str, Source], left: int) -> int:
   workers = caches.num_workers(each)
   place = caches.root_folder(data.cache_dir)
   print(
-    f'prepare   {left} cases: about {_bytes(disk)} of disk in {place}, '
-    f'{_bytes(workers * each)} of memory in {workers} threads',
+    f'prepare   {counted(left, "case")}: about {_bytes(disk)} of disk in '
+    f'{place}, {_bytes(workers * each)} of memory in {workers} threads',
     flush=True,
   )
   there = next(p for p in (place, *place.parents) if p.exists())

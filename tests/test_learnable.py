@@ -78,3 +78,21 @@ def test_a_batch_of_nothing_but_foreground_is_told(tmp_path):
   run.config.batch_size = 2
   text = prepare.describe(run.config, run.sources)
   assert 'warning' not in text
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [
+    ('num_steps', 0),
+    ('optimizer__learning_rate', 0.0),
+    ('data__foreground_share', 1.5),
+    ('ema_decay', 1.0),
+    ('inference__overlap', 1.0),
+  ],
+)
+def test_numbers_that_let_nothing_be_learnt_are_told(tmp_path, key, value):
+  config = config_of(**{key: value})
+  run = opening.open_run(shrink(load('unet')), tmp_path)
+  with pytest.raises(InputError) as error:
+    build.check_shapes(config, run.sources['train'], build.mesh_of(config))
+  assert_one_line(error, f'config.{key.replace("__", ".")} is', 'allowed are')

@@ -78,7 +78,7 @@ def test_what_fails_is_named_and_the_others_are_done(
     [f'{scans}/b.tif: there is not enough memory'],
     [f'{scans}/cut.png: cannot be read'],
     [f'{scans}/zero.png: cannot be read'],
-    [f'{scans}/rgb.png has 3 channels', 'trained on 1', 'allowed are'],
+    [f'{scans}/rgb.png has 3 channels', 'in training', 'allowed are'],
     [f'{scans}/x.mha: files .mha are not read', '.png'],
     [f'{scans}/y.nrrd: files .nrrd are not read'],
     [f'{scans}/z.nii.gz: a NIfTI volume', '2-D images'],

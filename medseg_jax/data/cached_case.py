@@ -139,9 +139,10 @@ def blame_disk(place: pathlib.Path) -> Iterator[None]:
     yield
   except OSError as error:
     # NumPy tells a full disk in words, without an error number.
+    reason = error.strerror or f'the disk may be full ({error})'
     raise InputError(
-      f'cannot write the cache {place}: {error.strerror or error}; free space '
-      'there or set config.data.cache_dir to another folder'
+      f'cannot write the cache {place}: {reason}; mend that, or set '
+      'config.data.cache_dir to another folder'
     ) from error
 
 

@@ -88,6 +88,10 @@ def model_of(
     ('patch_size', tuple(config.patch_size)),
     ('inference.patch_size', tile_size(config)),
   ]:
+    if len(size) != len(config.patch_size):
+      raise InputError(
+        f'config.{key} is {size}; allowed are {len(config.patch_size)} numbers'
+      )
     with blame(key):
       check_divisible(size, model.divisor(len(size)))
   return model
@@ -111,6 +115,8 @@ def tile_size(config: ConfigDict) -> tuple[int, ...]:
 
 def check_shapes(config: ConfigDict, source: Source, mesh: Mesh) -> None:
   """Raises InputError where patches, data and devices do not fit together."""
+  check_ranges(config)
+  check_overlap(config)
   if config.seed < 0:
     raise InputError(f'config.seed is {config.seed}; allowed is 0 or more')
   if len(config.patch_size) not in (2, 3):
@@ -144,6 +150,28 @@ def check_shapes(config: ConfigDict, source: Source, mesh: Mesh) -> None:
     raise InputError(
       f'config.patch_size is {tuple(config.patch_size)}, whose first axis '
       f'config.mesh.spatial={shards} cannot share evenly'
+    )
+
+
+def check_ranges(config: ConfigDict) -> None:
+  """Raises InputError where a number lets nothing be learnt."""
+  rate, share = config.optimizer.learning_rate, config.data.foreground_share
+  for key, value, fits, allowed in [
+    ('num_steps', config.num_steps, config.num_steps > 0, '1 or more'),
+    ('optimizer.learning_rate', rate, rate > 0, 'numbers above 0'),
+    ('data.foreground_share', share, 0 <= share <= 1, '0 to 1'),
+    ('ema_decay', config.ema_decay, 0 <= config.ema_decay < 1, '0 to below 1'),
+  ]:
+    if not fits:
+      raise InputError(f'config.{key} is {value}; allowed are {allowed}')
+
+
+def check_overlap(config: ConfigDict) -> None:
+  """Raises InputError where tiles would not get any further."""
+  overlap = config.inference.overlap
+  if not 0 <= overlap < 1:
+    raise InputError(
+      f'config.inference.overlap is {overlap}; allowed are 0 to below 1'
     )
 
 

@@ -105,6 +105,8 @@ def read(job: Job, *, volumes: bool) -> Case:
   """Returns the case of a job, without a label."""
   if volumes:
     volume = nifti.read_channels(job.images)
+    for line in volume.oddities:
+      print(f'warning   {line}', flush=True)
     return Case(job.name, volume.array, None, volume.spacing, volume.affine)
   image = images.read_image(job.images[0])
   return Case(job.name, image, None, (1.0,) * (image.ndim - 1))

@@ -286,6 +286,7 @@ def compile_predict(
 
 def prediction_settings(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
   """Returns the arguments of `predict_cases` that the config tells."""
+  build.check_overlap(config)
   settings = dict(
     preprocessing=build.preprocessing_of(config),
     channels=config.data.channels,

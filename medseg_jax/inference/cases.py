@@ -207,8 +207,8 @@ def match_channels(case: Case, channels: int) -> Case:
   if found != channels:
     grey = ', or grey ones' if channels > 1 else ''
     raise InputError(
-      f'{case.name} has {counted(found, "channel")}; allowed are images of '
-      f'{channels}, as the model was trained on{grey}'
+      f'{case.name} has {counted(found, "channel")}; allowed are images '
+      f'with {channels}, as in training{grey}'
     )
   return case
 
