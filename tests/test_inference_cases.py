@@ -102,7 +102,7 @@ def test_a_grey_image_serves_a_colour_model_and_not_the_reverse():
   assert len(go(1, 3)) == 1
   with pytest.raises(InputError) as error:
     go(3, 1)
-  assert_one_line(error, 'a case has 3 channels', 'on 1')
+  assert_one_line(error, 'a case has 3 channels', 'with 1')
 
 
 @pytest.mark.parametrize('axes', [(), (1, 0, 2), (2, 0, 1)])

@@ -311,7 +311,7 @@ def _find_near(
     list(itertools.product(range(-_NEAR, _NEAR + 1), repeat=grid.ndim))
   )
   lengths = np.linalg.norm(offsets * spacing, axis=-1)
-  near = np.flatnonzero(lengths <= _NEAR * spacing.min() * (1 + _ROUNDING))
+  near = np.flatnonzero(lengths <= _NEAR * np.min(spacing) * (1 + _ROUNDING))
   near = near[np.argsort(lengths[near], kind='stable')]
   padded = np.pad(others, _NEAR)
   steps = offsets @ np.array(padded.strides)
