@@ -90,8 +90,8 @@ def model_of(
   ]:
     if len(size) != len(config.patch_size):
       raise InputError(
-        f'config.{key} is {size}; allowed are {len(config.patch_size)} numbers, '
-        f'for the {len(config.patch_size)} axes of config.patch_size'
+        f'config.{key} is {size}; allowed is a number for each of the '
+        f'{len(config.patch_size)} axes of config.patch_size'
       )
     with blame(key):
       check_divisible(size, model.divisor(len(size)))
