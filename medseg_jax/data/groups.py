@@ -77,14 +77,6 @@ def join(names: Sequence[str], *keys: Mapping[str, str]) -> Groups:
   return {name: root(name) for name in names}
 
 
-def members(groups: Mapping[str, str]) -> dict[str, list[str]]:
-  """Returns the cases of each group that has more than one."""
-  found: dict[str, list[str]] = {}
-  for name, group in groups.items():
-    found.setdefault(group, []).append(name)
-  return {group: cases for group, cases in found.items() if len(cases) > 1}
-
-
 def some(names: Iterable[str], most: int = 3) -> str:
   """Returns the first of the names, shortened, for a message."""
   names = list(names)
