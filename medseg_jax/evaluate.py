@@ -19,6 +19,7 @@ from medseg_jax.report import summary as report
 from medseg_jax.report.kept_masks import KeptMasks
 from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime import sharding
+from medseg_jax.runtime.errors import counted
 from medseg_jax.runtime.progress import Progress
 
 UNDEFINED = -1.0  # a mean Dice, worse than any
@@ -135,7 +136,8 @@ def report_split(
     reason = ' '.join(str(error).split())
     print(f'warning   pictures in {workdir}/panels are missing ({reason})')
     chosen = []
-  print(f'\n{folder}: {len(records)} cases, {checkpoint} weights, step {step}')
+  cases = counted(len(records), 'case')
+  print(f'\n{folder}: {cases}, {checkpoint} weights, step {step}')
   print(report.table(summary))
   print(f'report    {place}/summary.json, {place}/cases.csv')
   if chosen:

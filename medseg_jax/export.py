@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from medseg_jax.experiment import build, model_folder, trained_model
 from medseg_jax.inference import exporting
 from medseg_jax.runtime import sharding
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import check_writable, write_atomically
 
 
@@ -53,7 +53,8 @@ def run(
   for path in (output, text):
     if path.exists():
       raise InputError(
-        f'{path} is there already and is not overwritten; name another --output'
+        f'{path}: is there already and is not overwritten; name another '
+        '--output'
       )
   variables, step, which = trained_model.load_variables(
     config, workdir, model=model, checkpoint=checkpoint
@@ -64,27 +65,28 @@ def run(
   tile = (*build.tile_size(config), config.data.channels)
   if form == 'onnx':
     program = exporting.to_onnx(predict_fn, variables, tile)
-    count = 'any number of'
+    tiles = 'any number of tiles'
   else:
     count = config.inference.batch_size or config.batch_size
     program = exporting.to_stablehlo(
       predict_fn, variables, tile, batch_size=count
     )
+    tiles = counted(count, 'tile')
   write_atomically(output, program)
   write_atomically(
-    text, _how_to_call(config, output.name, form, count, tile).encode()
+    text, _how_to_call(config, output.name, form, tiles, tile).encode()
   )
   print(f'program   {output} ({which} weights, step {step})')
   print(f'usage     {text}', flush=True)
 
 
-def _how_to_call(config, name, form, count, tile) -> str:
+def _how_to_call(config, name, form, tiles, tile) -> str:
   """Returns the text beside a program, with its own numbers."""
   outputs = config.data.classes
   if config.data.regions:
     outputs = [region for region, _ in config.data.regions]
   facts = (
-    f'{name}: {count} tiles of {" x ".join(map(str, tile[:-1]))} voxels and '
-    f'{tile[-1]} channels; outputs: {", ".join(outputs)}.\n\n'
+    f'{name}: {tiles} of {" x ".join(map(str, tile[:-1]))} voxels and '
+    f'{counted(tile[-1], "channel")}; outputs: {", ".join(outputs)}.\n\n'
   )
   return facts + exporting.HOW_TO_CALL.replace(f'network.{form}', name)

@@ -6,7 +6,6 @@ if __name__ == '__main__':
   stop_signal.note()  # before all that takes time
 
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import itertools
@@ -21,7 +20,6 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from medseg_jax.experiment.overrides import apply as apply_overrides
-from medseg_jax.experiment.overrides import keys_of
 from medseg_jax.experiment.overrides import split as split_overrides
 from medseg_jax.runtime import files, host_memory
 from medseg_jax.runtime.errors import InputError, Stopped, explain, shorten
@@ -239,18 +237,14 @@ def _parse(argv: list[str]) -> None:
     rest = flags.FLAGS(argv)
   except SystemExit:  # of --help, which absl counts as a failure
     sys.exit(0)
-  except flags.Error as error:
+  except (flags.Error, TypeError, ValueError) as error:
     raise InputError(str(error)) from error
-  except (TypeError, ValueError) as error:
-    raise InputError(f'a value of --config is of a wrong type: {error}') from (
-      error
-    )
   if len(rest) > 1:
     raise InputError(f'{rest[1]!r} is not a flag; flags begin with --')
 
 
 def _check_config(argv: list[str]) -> None:
-  """Raises InputError where the file or a key of --config does not exist."""
+  """Raises InputError for no such file of --config, or key, or value of one."""
   path = dict(_pairs(argv)).get('config')
   if path is None:
     return
@@ -274,12 +268,8 @@ def _check_config(argv: list[str]) -> None:
     raise InputError(
       f'--config={path} does not load: {type(error).__name__}: {error}'
     ) from error
-  known = keys_of(config)
-  for flag, _ in _pairs(argv):
-    key = flag.removeprefix('config.')
-    if key != flag and key not in known:
-      near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-      raise InputError(f'unknown key config.{key}; did you mean {near[0]}?')
+  # The flags' own parser says less, and takes any text for a tuple.
+  apply_overrides(config, split_overrides(argv)[1])
 
 
 def _pairs(argv: list[str]) -> list[tuple[str, str]]:

@@ -165,7 +165,9 @@ class _Failures:
     file = str(job.images[0])
     text = ' '.join(str(error).split())
     if isinstance(error, MemoryError):
-      text = f'{file}: there is not enough memory for it {text}'.rstrip()
+      text = f'{file}: there is not enough memory for it' + (
+        f' ({text})' if text else ''
+      )
     elif isinstance(error, OSError) and not isinstance(error, InputError):
       text = f'{file}: {error.strerror or text}'
     elif not isinstance(error, InputError):

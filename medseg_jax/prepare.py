@@ -29,14 +29,15 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 def describe(config: ConfigDict, sources: dict[str, Source]) -> str:
   """Returns what was inferred and what will run, for a person to check."""
   data = config.data
-  cases = ', '.join(f'{len(s)} {split}' for split, s in sources.items())
+  parts = ', '.join(f'{len(s)} {split}' for split, s in sources.items())
+  cases = counted(sum(map(len, sources.values())), 'case')
+  where = f'{data.source} {data.path}'.rstrip()
   classes = ', '.join(
     f'{name} ({value})'
     for name, value in zip(data.classes, data.label_values, strict=True)
   )
   lines = [
-    f'data      {data.source} {data.path}: {cases} cases, '
-    f'channels: {data.channels}',
+    f'data      {where}: {cases} ({parts}), channels: {data.channels}',
     f'classes   {classes}',
   ]
   if data.regions:
@@ -49,9 +50,9 @@ def describe(config: ConfigDict, sources: dict[str, Source]) -> str:
   lines.append(build.describe_network(config, build.mesh_of(config)))
   patch = 'x'.join(map(str, config.patch_size))
   lines.append(
-    f'training  {config.num_steps} steps of {config.batch_size} patches of '
-    f'{patch}, {config.dtype}, on {jax.device_count()} x '
-    f'{jax.devices()[0].device_kind}'
+    f'training  {counted(config.num_steps, "step")} of '
+    f'{counted(config.batch_size, "patch", "patches")} of {patch}, '
+    f'{config.dtype}, on {jax.device_count()} x {jax.devices()[0].device_kind}'
   )
   share = data.foreground_share
   if share and config.batch_size == 1:
@@ -110,7 +111,7 @@ def _say_precision(prepared: dict[str, Cache]) -> None:
   if single:
     print(
       f'precision float32: float16 would lose grey levels of {len(single)} of '
-      f'{len(cases)} cases: {name_some(single, 3)}',
+      f'{counted(len(cases), "case")}: {name_some(single, 3)}',
       flush=True,
     )
 

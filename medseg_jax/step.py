@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from medseg_jax.data import masking
 from medseg_jax.models import Model
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.state import TrainState, step_key
 
 Batch = dict[str, jax.Array]
@@ -234,6 +234,6 @@ def check_batch_splits(batch_size: int, batch_splits: int, mesh: Mesh) -> None:
   if batch_size % (batch_splits * share):
     raise InputError(
       f'config.batch_splits is {batch_splits}, but config.batch_size '
-      f'{batch_size} is not a multiple of {batch_splits} parts x {share} '
-      'devices on the data axis'
+      f'{batch_size} is not a multiple of {counted(batch_splits, "part")} x '
+      f'{counted(share, "device")} on the data axis'
     )

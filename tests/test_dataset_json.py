@@ -126,10 +126,10 @@ REGIONS = {'background': 0, 'whole': [1, 2], 'core': [2]}
       },
       ['id 2 of "ignore"', 'an id of its own'],
     ),
-    ({'labels': REGIONS}, ['"regions_class_order" is None', 'whole, core']),
+    ({'labels': REGIONS}, ['"regions_class_order" is missing', 'whole, core']),
     (
       {'labels': REGIONS, 'regions_class_order': [1]},
-      ['"regions_class_order" is [1]', 'the 2 ids'],
+      ['"regions_class_order" is [1]', 'a list of 2 ids'],
     ),
     (
       {'labels': REGIONS, 'regions_class_order': [1, 5]},
@@ -146,7 +146,7 @@ def test_wrong_files_are_errors(tmp_path, content, parts):
 @pytest.mark.parametrize(
   ('key', 'value', 'parts'),
   [
-    ('file_ending', '.png', ["'.png'", '.nii.gz', 'convert']),
+    ('file_ending', '.png', ['".png"', '.nii.gz', 'convert']),
     ('channel_names', {'1': 'T1'}, ['"channel_names" is {"1": "T1"}']),
     ('modality', 'MRI', ['"modality" is "MRI"', '{"0": "T1"']),
     ('training', [], ['"training" is empty']),

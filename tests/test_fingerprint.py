@@ -107,7 +107,7 @@ def test_merge_gives_the_statistics_of_all_samples():
 def test_what_cannot_be_merged_says_why():
   with pytest.raises(InputError) as error:
     fp.merge([part(values=np.zeros((0, 1)))] * 3)
-  assert_one_line(error, 'none of the 3 training cases', 'foreground')
+  assert_one_line(error, 'in 3 training cases', 'foreground')
   flat = part('flat', (5, 6), (1, 1), 1.0, [[1.0]])
   with pytest.raises(InputError) as error:
     fp.merge([part('solid', values=[[1.0]]), flat])

@@ -58,7 +58,7 @@ def test_all_problems_of_a_case_at_once(tmp_path):
   assert first.case is None and second.case is None
   assert_lines(
     first.errors,
-    ['imagesTr/a.nii.gz', '2 voxels are not finite'],
+    ['imagesTr/a.nii.gz', '2 voxels not finite'],
     ['labelsTr/a.nii.gz', '7 (60 voxels), 8 (30 voxels)', 'are 0, 1, 2'],
   )
   assert_lines(
@@ -114,8 +114,11 @@ def test_files_of_the_set_without_partner_or_unlisted(tmp_path):
   save(tmp_path / 'imagesTr' / 'extra.nii.gz', image_array(9))
   source, inspections, errors, warnings = inspect_all(tmp_path)
   assert source.names == ('a', 'c') and len(inspections) == 2
-  assert_lines(errors, ['lists ./labelsTr/b.nii.gz, which is not there'])
-  assert_lines(warnings, ['imagesTr: 1 files', 'does not list', 'extra.nii.gz'])
+  assert_lines(errors, ["lists './labelsTr/b.nii.gz', which is not there"])
+  assert_lines(
+    warnings,
+    ['imagesTr: left out', 'does not list them: 1 file (extra.nii.gz)'],
+  )
 
 
 def test_the_same_image_twice(tmp_path):

@@ -136,7 +136,19 @@ UNET = '--config=configs/unet.py'
     (['--config=configs/nothing.py'], ['no such file', 'unet.py']),
     ([UNET, '--config.num_stepz=3'], ['config.num_stepz', 'num_steps']),
     ([UNET, '--config.model.feature=3'], ['model.feature', 'model.features']),
-    ([UNET, '--config.num_steps=many'], ['num_steps', 'many']),
+    (
+      [UNET, '--config.num_steps=many'],
+      ["config.num_steps is 'many'; allowed is a whole number"],
+    ),
+    (
+      [UNET, '--config.patch_size=(8,x)'],
+      ["config.patch_size is '(8,x)'; allowed is a list like (128, 128)"],
+    ),
+    ([UNET, '--noconfig.data.rio'], ['config.data.rio', 'config.data.roi']),
+    (
+      [UNET, '--config.data.source=volumes'],
+      ['config.data.path is empty', 'source=volumes', 'folder'],
+    ),
     ([UNET, '--mode=fly'], ['fly', 'predict']),
     ([UNET, '--wrkdir=x'], ['wrkdir', 'workdir']),
     ([UNET, 'extra'], ["'extra'"]),
@@ -330,7 +342,10 @@ def test_the_command_itself_exits_with_1_and_one_line():
     timeout=300,
   )
   assert done.returncode == 1 and done.stdout == ''
-  assert done.stderr == 'error: unknown key config.seeed; did you mean seed?\n'
+  assert (
+    done.stderr
+    == 'error: unknown key config.seeed; did you mean config.seed?\n'
+  )
 
 
 def test_debug_shows_the_traceback_too():

@@ -132,7 +132,9 @@ def test_a_forgotten_class_is_refused_with_its_pixels(lossy):
     masks = [jpeg(mask, 90) for mask in masks]
   with pytest.raises(InputError) as error:
     check_label_values(counted(masks, lossy), (0, 255))
-  assert_one_line(error, '4.png: label values 128 (', 'pixels)', '(0, 255)')
+  assert_one_line(
+    error, '4.png: label values of no class: 128 (', 'pixels)', '(0, 255)'
+  )
 
 
 def test_a_forgotten_class_of_thin_lines_is_refused():
@@ -140,7 +142,7 @@ def test_a_forgotten_class_of_thin_lines_is_refused():
   masks = [np.maximum(lines(rng, 64, 7), lines(rng, 64, 20)) for _ in range(4)]
   with pytest.raises(InputError) as error:
     check_label_values(counted(masks), (0, 20))
-  assert_one_line(error, 'label values 7 (', '4 of 4 files', '(0, 20)')
+  assert_one_line(error, 'values of no class: 7 (', '4 of 4 files', '(0, 20)')
 
 
 def test_tiny_and_thin_classes_stay():
@@ -300,7 +302,7 @@ def test_numbered_objects_may_be_classes(tmp_path):
     assert (source.label_values, source.instances) == (values, '')
     np.testing.assert_array_equal(source[1].label, masks[1])
   for options, part in [
-    (dict(instances='each'), "data.instances: 'each'; allowed are ''"),
+    (dict(instances='each'), "data.instances is 'each'; allowed are ''"),
     (dict(instances='foreground', label_values=(0, 1, 2)), 'allowed are two'),
   ]:
     with pytest.raises(InputError) as error:

@@ -228,7 +228,7 @@ def test_values_of_smooth_masks_of_three_classes():
   assert infer_label_values(masks) == (0, 128, 255)
   with pytest.raises(InputError) as error:
     check_label_values(masks, (0, 255))
-  assert_one_line(error, '0.png', 'label values 128 (', '(0, 255)')
+  assert_one_line(error, '0.png', 'values of no class: 128 (', '(0, 255)')
 
 
 @pytest.mark.parametrize('quality', [30, 75, 95])
@@ -257,7 +257,9 @@ def test_sets_without_classes_are_errors(tmp_path):
     infer_label_values(
       [mask._replace(path=tmp_path / 'a.png') for mask in count([[3, 3]])]
     )
-  assert_one_line(error, tmp_path, 'one label value, 3', 'two or more')
+  assert_one_line(
+    error, tmp_path, 'one label value only, 3, in 1 mask;', 'two or more'
+  )
   picture = RNG.integers(0, 256, (64, 64))
   with pytest.raises(InputError) as error:
     infer_label_values(count(picture))
@@ -269,7 +271,9 @@ def test_areas_that_no_class_has_are_errors():
   area[3:7, 3:7] = 7
   with pytest.raises(InputError) as error:
     check_label_values(count(np.zeros((32, 32)), area), (0, 255))
-  assert_one_line(error, '1.png', 'values 7 (16 pixels) are of no', '(0, 255)')
+  assert_one_line(
+    error, '1.png', 'values of no class: 7 (16 pixels)', '(0, 255)'
+  )
   with pytest.raises(InputError) as error:  # Outside, however smooth.
     check_label_values(count(smooth_disc()), (0, 200))
   assert_one_line(error, '0.png', '(0, 200)')
@@ -288,7 +292,7 @@ def test_names_of_classes():
   assert labels.name_classes(['a', 'b'], (0, 1), 'x') == ('a', 'b')
   with pytest.raises(InputError) as error:
     labels.name_classes(('a', 'b', 'c'), (0, 1), 'DATA')
-  assert_one_line(error, 'DATA', "3 data.classes ('a', 'b', 'c')", '(0, 1)')
+  assert_one_line(error, 'DATA', "('a', 'b', 'c'), of 3 classes", '(0, 1)')
   for values in ((0,), (0, 0)):
     with pytest.raises(InputError, match='data.label_values'):
       labels.name_classes((), values, 'x')

@@ -64,7 +64,7 @@ def test_lists_as_json_has_them_make_the_same_hashable_module():
     ({'down': 'mean'}, 'down.*max_pool, stride'),
     ({'up': 'cubic'}, 'up.*transpose, nearest, linear'),
     ({'dtype': 'float16'}, 'dtype.*float32, bfloat16'),
-    ({'features': (4, 8, 16)}, '3 entries, but depth=2'),
+    ({'features': (4, 8, 16)}, 'as many entries as stages, depth=2'),
     ({'strides': (2, 2)}, 'strides.*must be 1'),
     ({'strides': 0}, 'strides=0.*positive'),
     ({'kernel_sizes': (3, (3, 0))}, 'kernel_sizes.*positive'),

@@ -182,7 +182,7 @@ def test_values_that_only_float64_holds(tmp_path):
   path = save(tmp_path / 'a.nii', array)
   with pytest.raises(InputError) as error:
     nifti.read_image(path)
-  assert_one_line(error, path, '1 voxels', 'finite intensities')
+  assert_one_line(error, path, '1 voxel not finite', 'finite intensities')
   # The largest that is allowed stays, and so do scaled integers below it.
   array[0, 0, 0] = 1e30
   assert nifti.read_image(save(path, array)).array.max() == np.float32(1e30)

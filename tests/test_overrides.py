@@ -77,10 +77,18 @@ def test_values_have_the_type_of_the_models(key, text, value):
     ('inference.overlap', '1e999', ['a number']),
     ('inference.batch_size', '2.5', ["'2.5'", 'a whole number']),
     ('inference.batch_size', 'True', ['a whole number']),
-    ('inference.patch_size', '(32,a)', ['values like (16, 16)']),
-    ('inference.patch_size', '(32,1.5)', ['values like (16, 16)']),
-    ('inference.probability', 'true', ['did you mean config.inference.']),
-    ('infrence.mirror', 'true', ['did you mean config.inference.mirror?']),
+    ('inference.patch_size', '(32,a)', ['a list like (16, 16)']),
+    ('inference.patch_size', '(32,1.5)', ['a list like (16, 16)']),
+    (
+      'inference.probability',
+      'true',
+      ['unknown key', 'did you mean config.inference.'],
+    ),
+    (
+      'infrence.mirror',
+      'true',
+      ['unknown key', 'did you mean config.inference.mirror?'],
+    ),
     ('data.path.more', '1', ['did you mean config.data.path?']),
     ('inference', '3', ['is a section', 'config.inference.']),
     ('inference.mirror', 'x' * 200, ["xxx...'"]),
@@ -90,6 +98,6 @@ def test_what_does_not_fit_is_one_line(key, text, parts):
   changed = config()
   with pytest.raises(InputError) as error:
     overrides.apply(changed, [(key, text)])
-  assert_one_line(error, f'config.{key} is ', *parts)
+  assert_one_line(error, f'config.{key}', *parts)
   assert len(str(error.value)) < 200
   assert changed == config()

@@ -224,10 +224,10 @@ def test_case_key_tells_phantoms_apart():
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ({'shape': (8, 8, 8, 8)}, r'shape: found \(8, 8, 8, 8\)'),
-    ({'shape': (64, 3)}, r'shape: found \(64, 3\)'),
-    ({'shape': (64, 64), 'seed': -1}, 'seed: found -1'),
-    ({'shape': (64, 64), 'num_val': -2}, 'number of val: found -2'),
+    ({'shape': (8, 8, 8, 8)}, r'shape is \(8, 8, 8, 8\)'),
+    ({'shape': (64, 3)}, r'shape is \(64, 3\)'),
+    ({'shape': (64, 64), 'seed': -1}, 'seed is -1'),
+    ({'shape': (64, 64), 'num_val': -2}, 'num_val is -2'),
   ],
 )
 def test_wrong_arguments_are_named(arguments, message):

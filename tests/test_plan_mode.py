@@ -105,7 +105,7 @@ def test_plan_tells_of_classes_and_of_labels_off_their_image(tmp_path, capsys):
   with pytest.raises(InputError) as error:
     config = config_for(data, grid_tolerance=-1.0)
     plan.run(config, tmp_path / 'run')
-  assert_one_line(error, 'data.grid_tolerance: -1')
+  assert_one_line(error, 'data.grid_tolerance is -1')
   capsys.readouterr()
   plan.run(config_for(data, grid_tolerance=0.5), tmp_path / 'run')
   lines = capsys.readouterr().out.splitlines()
@@ -128,5 +128,8 @@ def test_strays_beside_given_values_are_told_and_ignored(tmp_path, capsys):
   config.data.foreground_share = 0.33
   prepare.run(config, tmp_path / 'run')
   out = capsys.readouterr().out
-  assert 'case_03.nii.gz: label ids 9 (1 voxel) are of no class' in out
+  assert (
+    'case_03.nii.gz: label ids of no class by data.label_values: 9 (1 voxel)'
+    in out
+  )
   assert 'class     label_2 (2)' in out and 'label_9' not in out

@@ -17,39 +17,41 @@ from medseg_jax.runtime.errors import InputError
 # Where in the plan, what an editor wrote there, and what the line says.
 EDITS = [
   (('axes',), [0, 1, 1], ('axes', '[0, 1, 1]')),
-  (('axes',), [0, 'y', 1], ('axes', "'y'")),
+  (('axes',), [0, 'y', 1], ('axes', '"y"')),
   (('num_classes',), 0, ('num_classes is 0',)),
   (('memory_gb',), 'much', ('memory_gb', 'much')),
   (('channel_names',), [], ('channel_names',)),
-  (('normalization',), [], ('normalization', '1 channels')),
+  (('normalization',), [], ('normalization is []', 'each channel, 1')),
   (('normalization', 0, 'scheme'), 'CT', ('normalization[0].scheme', 'ct,')),
   (('normalization', 0, 'high'), -60, ('normalization[0].high', 'above low')),
   (('normalization', 0, 'std'), 0.0, ('normalization[0].std', '0.0')),
   (('fingerprint', 'median_shape'), [1, 2], ('fingerprint.median_shape',)),
-  (('configurations',), {}, ('configurations', '3d_fullres')),
-  (('configurations', '3d'), {}, ('configurations', "'3d'", '3d_fullres')),
-  (('configurations', '2d'), None, ('configurations.2d is None',)),
+  (('configurations',), {}, ('configurations is []', '3d_fullres')),
+  (('configurations',), 5, ('configurations is 5;', '3d_fullres')),
+  (('configurations',), ['2d'], ('configurations is ["2d"];', 'an object')),
+  (('configurations', '3d'), {}, ('configurations', '"3d"', '3d_fullres')),
+  (('configurations', '2d'), None, ('configurations.2d is null', 'spacing')),
 ]
 FULL = ('configurations', '3d_fullres')
 EDITS += [
   ((*FULL, key), value, (f'3d_fullres.{key}', *parts))
   for key, value, parts in [
     ('spacing', [1.6, 0.79], ('[1.6, 0.79]', '3 mm')),
-    ('spacing', [1.6, 0.79, math.inf], ('inf',)),
+    ('spacing', [1.6, 0.79, math.inf], ('Infinity',)),
     ('patch_size', [64, 192, 150], ('[16, 32, 32]', 'product of its strides')),
     ('patch_size', [64.0, 192, 160], ('64.0',)),
     ('patch_size', [0, 192, 160], ('[0, 192, 160]',)),
     ('batch_size', 0, ('is 0',)),
-    ('batch_size', True, ('True',)),
+    ('batch_size', True, ('is true',)),
     ('convs_per_stage', 1.5, ('1.5',)),
     ('features', [], ('[]',)),
     ('features', 32, ('32', 'each stage')),
-    ('strides', [[1, 1, 1]] * 5, ('6 stages that features has',)),
+    ('strides', [[1, 1, 1]] * 5, ('each stage (6, as features has)',)),
     ('strides', [[1, 1]] * 6, ('3 whole numbers',)),
-    ('kernel_sizes', [[3, 3, 3]] * 7, ('6 stages that features has',)),
+    ('kernel_sizes', [[3, 3, 3]] * 7, ('each stage (6, as features has)',)),
     ('kernel_sizes', [3] * 6, ('[3, 3, 3, 3, 3, 3]',)),
-    ('residual_blocks', [1, 3], ('[1, 3]', '6 stages')),
-    ('batch_dice', 'no', ("'no'", 'true or false')),
+    ('residual_blocks', [1, 3], ('[1, 3]', 'each stage (6,')),
+    ('batch_dice', 'no', ('"no"', 'true or false')),
     ('learning_rate', 0.1, ('unknown', 'patch_size')),
   ]
 ]
@@ -93,7 +95,7 @@ def test_plan_and_data_agree_on_the_std(scheme, std):
     return
   with pytest.raises(ValueError) as error:
     planner.check_plan(edited)
-  assert_one_line(error, f'normalization[0].std is {std}')
+  assert_one_line(error, f'normalization[0].std is {json.dumps(std)}')
   with pytest.raises(InputError) as error:
     preprocess.check(settings)
   assert_one_line(error, f'a std of {std:g}', 'above 0')
@@ -124,8 +126,8 @@ def test_every_missing_key_is_named():
       with pytest.raises(ValueError) as error:
         planner.check_plan(edited)
       assert str(error.value) == f'{prefix}{key} is missing'
-  with pytest.raises(ValueError, match='the plan is 3'):
-    planner.check_plan(3)
+  with pytest.raises(ValueError, match='the plan is null; .* an object with'):
+    planner.check_plan(None)
 
 
 def test_sensible_edits_pass():

@@ -29,6 +29,19 @@ def test_a_cache_folder_that_is_named_needs_no_home(tmp_path, no_home):
   assert_one_line(error, 'HOME', 'set config.data.cache_dir')
 
 
+def test_what_there_is_one_of_is_no_plural(tmp_path):
+  config = shrink(load('unet'), num_steps=1)
+  config.data.phantom.num_train = 1
+  config.data.phantom.num_val = config.data.phantom.num_test = 0
+  config.mesh.data = 8
+  config, sources, _ = opening.open_run(config, tmp_path / 'run')
+  config.batch_size = 1
+  lines = prepare.describe(config, sources).splitlines()
+  assert lines[0] == 'data      phantom: 1 case (1 train), channels: 1'
+  (line,) = [line for line in lines if line.startswith('training')]
+  assert line.startswith('training  1 step of 1 patch of 16x16, ')
+
+
 def test_data_that_half_precision_would_spoil_are_said(tmp_path, capsys):
   for folder in ('images', 'labels'):
     (tmp_path / 'cells' / folder).mkdir(parents=True)

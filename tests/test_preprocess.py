@@ -70,7 +70,7 @@ def test_a_value_that_is_not_finite_names_the_case(value):
   image[1, 1] = value
   with pytest.raises(InputError) as error:
     preprocess(case(image), Preprocessing())
-  assert_one_line(error, 'a case: 1 of 9 image values', 'only finite')
+  assert_one_line(error, 'a case: 1 of 9 image values', 'allowed are finite')
 
 
 def test_image_and_label_are_resized_to_one_grid():

@@ -250,7 +250,7 @@ def test_no_blocks_are_the_plain_network(none):
 @pytest.mark.parametrize(
   'fields, message',
   [
-    ({'residual_blocks': (1, 2)}, '2 entries, but depth=3'),
+    ({'residual_blocks': (1, 2)}, 'as many entries as stages, depth=3'),
     ({'residual_blocks': -1}, 'residual_blocks=-1.*positive'),
     ({'residual_blocks': (1, 0, 1)}, 'residual_blocks.*positive'),
     ({'residual_blocks': 1, 'residual': True}, 'only one of them'),

@@ -61,13 +61,13 @@ def test_fold_may_be_a_text():
 @pytest.mark.parametrize(
   ('options', 'parts'),
   [
-    ({'fold': 5}, ['data.fold: 5', '0 to 4', "'all'"]),
-    ({'fold': -1}, ['data.fold: -1', '0 to 4']),
-    ({'fold': 'none'}, ["data.fold: 'none'", '0 to 4']),
-    ({'fold': 1.5}, ['data.fold: 1.5', '0 to 4']),
-    ({'num_folds': 1}, ['data.num_folds: 1', '2 or more']),
+    ({'fold': 5}, ['data.fold is 5', '0 to 4', "'all'"]),
+    ({'fold': -1}, ['data.fold is -1', '0 to 4']),
+    ({'fold': 'none'}, ["data.fold is 'none'", '0 to 4']),
+    ({'fold': 1.5}, ['data.fold is 1.5', '0 to 4']),
+    ({'num_folds': 1}, ['data.num_folds is 1', '2 or more']),
     ({'num_folds': 7}, ['DATA: 6 cases', '7 folds', "fold='all'"]),
-    ({'fold_order': 'random'}, ["'random'", "'shuffled', 'block'"]),
+    ({'fold_order': 'random'}, ["'random'", 'shuffled, block']),
   ],
 )
 def test_wrong_folds_are_errors(options, parts):
@@ -93,7 +93,11 @@ def test_all_folds_are_written_and_read(tmp_path):
 
 
 def test_all_folds_refuses_what_split_names_refuses():
-  for num_folds, part in ((1, 'data.num_folds: 1'), (0, '0;'), (4, '4 folds')):
+  for num_folds, part in (
+    (1, 'data.num_folds is 1'),
+    (0, '0;'),
+    (4, '4 folds'),
+  ):
     with pytest.raises(InputError) as error:
       splits.all_folds(['a', 'b', 'c'], num_folds=num_folds)
     assert_one_line(error, part)
@@ -104,7 +108,7 @@ def test_a_file_may_hold_a_single_fold():
   for fold in (1, 'all', -1):
     with pytest.raises(InputError) as error:
       splits.fold_index(fold, 1)
-    assert_one_line(error, f'data.fold: {fold!r}; allowed are 0 and')
+    assert_one_line(error, f'data.fold is {fold!r}; allowed are 0 and')
 
 
 def test_a_file_of_splits_may_leave_cases_out(tmp_path):
@@ -126,7 +130,13 @@ def test_a_file_of_splits_may_leave_cases_out(tmp_path):
     ('[{"train": [1], "val": ["b"]}]', ["no list 'train'"]),
     (
       '[{"train": ["a"], "val": ["b"]}, {"train": ["a"], "val": ["x", "y"]}]',
-      ['fold 1', "2 names under 'val'", "'x'", '3 cases', "such as 'a'"],
+      [
+        'fold 1',
+        "2 names of no case under 'val'",
+        "'x'",
+        '3 cases',
+        "such as 'a'",
+      ],
     ),
     ('[{"train": ["a", "b"], "val": ["b"]}]', ["case 'b' occurs twice"]),
     ('[{"train": ["a", "a"], "val": ["b"]}]', ["case 'a' occurs twice"]),

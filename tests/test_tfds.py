@@ -323,7 +323,7 @@ def test_case_key_changes_with_the_data_and_its_labels(
     ('pets:9.9.9', {}, r"'pets:9\.9\.9'.*allowed"),
     ('pets', {'image_key': 'photo'}, "'photo'.*segmentation_mask Image"),
     ('pets', {'mask_key': 'label'}, "'label'.*found.*label ClassLabel"),
-    ('pets', {'classes': ('a', 'b')}, '2 data.classes.*3 label values'),
+    ('pets', {'classes': ('a', 'b')}, 'of 2 classes.*3 label values'),
     ('scans', {'image_key': 'scan'}, "'segmentation_mask' or 'label'.*lesion"),
     ('scans', {'image_key': 'scan', 'mask_key': 'broken'}, r'label 0\.5'),
     ('scans', {'image_key': 'scan', 'mask_key': 'wide'}, r'\(4, 6, 7\) do not'),
@@ -341,7 +341,9 @@ def test_value_of_no_class_is_named_with_its_case(data_dir):
   source = tfds_source.open_tfds(
     'pets', data_dir=data_dir, label_values=(1, 2)
   )['train']
-  with pytest.raises(InputError, match=f'{source.names[0]}: label values 3'):
+  with pytest.raises(
+    InputError, match=f'{source.names[0]}: label values of no class: 3'
+  ):
     source[0]
 
 
@@ -369,5 +371,5 @@ def test_a_stray_pixel_in_masks_is_no_class(tmp_path, monkeypatch, caplog):
 def test_a_case_of_other_channels_is_the_odd_one(data_dir):
   source = tfds_source.open_tfds('pets', data_dir=data_dir)['train']
   source.channels = 1
-  with pytest.raises(InputError, match='3 channels; allowed are 1, as most'):
+  with pytest.raises(InputError, match='3 channels; allowed is 1, as most'):
     source[0]

@@ -145,12 +145,12 @@ def test_listed_files_that_are_not_there(tmp_path):
   (tmp_path / 'labelsTr' / 'b.nii.gz').unlink()
   line = error_of(tmp_path)
   assert_one_line(
-    line, 'dataset.json: lists ./imagesTr/a.nii.gz, which is not there',
+    line, "dataset.json: lists './imagesTr/a.nii.gz', which is not there",
     'allowed are files below', '1 more problem;',
   )  # fmt: skip
   source = open_volumes(tmp_path, strict=False)['train']
   assert source.names == ('c',) and len(source.problems) == 2
-  assert 'lists ./labelsTr/b.nii.gz' in source.problems[1]
+  assert "lists './labelsTr/b.nii.gz'" in source.problems[1]
 
 
 def test_nothing_of_what_is_listed_is_there(tmp_path):
@@ -160,7 +160,7 @@ def test_nothing_of_what_is_listed_is_there(tmp_path):
   )  # fmt: skip
   for strict in (True, False):
     line = error_of(tmp_path, strict=strict)
-    assert_one_line(line, 'lists imagesTr/a.nii.gz', '1 more problem')
+    assert_one_line(line, "lists 'imagesTr/a.nii.gz'", '1 more problem')
 
 
 def test_missing_partners(tmp_path):

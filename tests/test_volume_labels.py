@@ -38,7 +38,7 @@ def test_a_value_in_one_voxel_is_told_and_given_values_win(tmp_path):
   assert source.label_values == (0, 1, 2, 9)
   (line,) = source.oddities
   assert_all_in(
-    line, 'labels/b.nii.gz: the value 9 is in 1 voxel of 1 of the 3 labels',
+    line, 'labels/b.nii.gz: the value 9 is in 1 voxel of 1 of 3 labels',
     'mistake', 'data.label_values', '0, 1, 2',
   )  # fmt: skip
   source = open_volumes(tmp_path, label_values=(0, 1, 2))['train']
@@ -47,7 +47,9 @@ def test_a_value_in_one_voxel_is_told_and_given_values_win(tmp_path):
   found = inspect_case(source, 1)
   assert found.errors == () and found.case is not None
   (line,) = found.warnings
-  assert_all_in(line, 'labels/b.nii.gz: label ids 9 (1 voxel)', 'ignored')
+  assert_all_in(
+    line, 'labels/b.nii.gz: label ids of no class', ': 9 (1 voxel);', 'ignored'
+  )
 
 
 @pytest.mark.parametrize('value', [-1, 40000])
@@ -65,7 +67,7 @@ def test_many_voxels_of_no_class_are_no_strays(tmp_path):
   write_labels(tmp_path, {'a': label_array((0, 1, 2, 7))})
   source = open_volumes(tmp_path, label_values=(0, 1, 2))['train']
   (line,) = inspect_case(source, 0).errors
-  assert_all_in(line, 'a.nii.gz: label ids 7 (30 voxels) are of no class')
+  assert_all_in(line, 'a.nii.gz: label ids of no class: 7 (30 voxels)')
   # Nor is anything a stray that dataset.json says nothing about.
   write_decathlon(tmp_path / 'set')
   save(tmp_path / 'set' / 'labelsTr' / 'a.nii.gz', one_voxel_of(9))
@@ -117,7 +119,9 @@ def test_labels_that_are_no_ids_are_named_with_their_values(tmp_path):
 
 def test_empty_labels_do_not_hide_unreadable_ones(tmp_path):
   write_labels(tmp_path, {name: label_array((0,)) for name in 'abc'})
-  assert_one_line(error_of(tmp_path), 'every one of the 3 labels is empty')
+  assert_one_line(
+    error_of(tmp_path), 'every label is empty (all 0), in 3 files'
+  )
   save(tmp_path / 'labels' / 'b.nii.gz', np.full(SHAPE, 0.5, np.float32))
   line = error_of(tmp_path, strict=False)
   assert_one_line(line, 'labels/b.nii.gz: the label holds 0.5 in 120')
@@ -162,10 +166,10 @@ def test_numbered_objects_are_recognised_and_can_be_one_class(tmp_path):
   assert named.label_values == (0, 255)
   assert_one_line(
     error_of(tmp_path, instances='foreground', label_values=(0, 1, 2)),
-    'data.label_values: (0, 1, 2) beside data.instances',
+    'data.label_values is (0, 1, 2) beside data.instances',
   )
   assert_one_line(
-    error_of(tmp_path, instances='cells'), "data.instances: 'cells'; allowed"
+    error_of(tmp_path, instances='cells'), "data.instances is 'cells'; allowed"
   )
   source = open_volumes(tmp_path, instances='classes')['train']
   assert source.label_values == tuple(range(31))

@@ -114,7 +114,7 @@ def test_regions_and_ignored_voxels(tmp_path):
   want = np.select([ids == 2, ids == 5, ids == 7], [1, 2, -1], 0)
   np.testing.assert_array_equal(source[0].label, inside(want))
   assert_one_line(
-    error_of(tmp_path, label_values=(0, 2)), 'data.label_values', 'lack 5'
+    error_of(tmp_path, label_values=(0, 2)), 'data.label_values', 'without 5'
   )
 
 
@@ -276,7 +276,9 @@ def test_labels_that_make_no_classes(tmp_path):
   paths = [tmp_path / 'labels' / f'{name}.nii.gz' for name in 'ab']
   for path in paths:
     save(path, empty)
-  assert_one_line(error_of(tmp_path), 'every one of the 2 labels is empty')
+  assert_one_line(
+    error_of(tmp_path), 'every label is empty (all 0), in 2 files'
+  )
   save(paths[1], empty.astype(np.int16) - 1)
   assert_one_line(error_of(tmp_path), paths[1], 'ids from -1 to -1')
   many = 2 * np.arange(300).reshape(10, 6, 5).astype(np.int16)
@@ -284,9 +286,9 @@ def test_labels_that_make_no_classes(tmp_path):
   assert_one_line(error_of(tmp_path), '300 ids', '256 at most')
   for values in ((0, -3), (0, 40000)):
     line = error_of(tmp_path, label_values=values)
-    assert_one_line(line, f'data.label_values: {values[1]}', '0 to 32767')
+    assert_one_line(line, f'data.label_values has {values[1]}', '0 to 32767')
   line = error_of(tmp_path, label_values=(0, 1), classes=['a'])
-  assert_one_line(line, '1 data.classes')
+  assert_one_line(line, 'of 1 class,')
 
 
 def test_a_damaged_label_stops_the_scan_unless_all_are_to_be_listed(tmp_path):

@@ -112,6 +112,6 @@ except InputError as error:
 """)
   assert 'from the data set on the device' in output
   assert output.splitlines()[-1] == (
-    'TensorFlow is not installed, and reads the batches where the data set '
-    'does not lie on the device; see config.data.device_cache'
+    'TensorFlow is not installed; it reads the batches where the data set '
+    'does not lie on the device (config.data.device_cache)'
   )

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from medseg_jax.runtime.errors import counted
+
 STEP_PARTS = {
   'reading': 'reading patches',
   'host_to_device': 'host to device',
@@ -34,8 +36,8 @@ def tables(result: dict[str, Any]) -> str:
 def _training(result) -> Iterable[str]:
   size = 'x'.join(map(str, result['patch_size']))
   yield (
-    f'TRAINING STEP  {result["batch_size"]} patches of {size}, '
-    f'{result["dtype"]}, {result["num_devices"]} x {result["device"]}'
+    f'TRAINING STEP  {counted(result["batch_size"], "patch", "patches")} of '
+    f'{size}, {result["dtype"]}, {result["num_devices"]} x {result["device"]}'
   )
   yield from _parts(
     STEP_PARTS, result['breakdown_ms'], result['breakdown_share']

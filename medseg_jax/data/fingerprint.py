@@ -7,7 +7,7 @@ import numpy as np
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import nonzero_box
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 # Values a channel that the samples of all cases hold together: 40 MB. (The
 # recipe takes ten times as many; the percentiles agree to their noise.)
@@ -112,14 +112,16 @@ def merge(fingerprints: Sequence[CaseFingerprint]) -> Fingerprint:
     wanted = len(first.shape), first.intensities.shape[1]
     if kind != wanted:
       raise InputError(
-        f'{f.name} has {kind[0]} axes and {kind[1]} channels, {first.name} '
+        f'{f.name} has {kind[0]} axes and '
+        f'{counted(kind[1], "channel")}, {first.name} '
         f'{wanted[0]} and {wanted[1]}; all cases need the same'
       )
   num_values = sum(len(f.intensities) for f in fingerprints)
   if not num_values:
     raise InputError(
-      f'none of the {len(fingerprints)} training cases has a foreground voxel; '
-      'at least one label must hold a class other than the background'
+      f'no voxel of the foreground in '
+      f'{counted(len(fingerprints), "training case")}; at least one label must '
+      'hold a class other than the background'
     )
   channels = range(first.intensities.shape[1])
   return Fingerprint(

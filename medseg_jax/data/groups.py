@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import expand_home
 
 # Case -> group.
@@ -44,7 +44,7 @@ def read_groups(group: str, names: Sequence[str]) -> Groups:
   if missing:
     raise InputError(
       f'config.data.group {group!r} gives no group to {len(missing)} of '
-      f'{len(names)} cases ({some(missing)}); {how}'
+      f'{counted(len(names), "case")} ({some(missing)}); {how}'
     )
   return {name: found[name] for name in names}
 
@@ -122,7 +122,9 @@ def _from_csv(path: pathlib.Path) -> Groups:
     if not any(cells) or (number == 1 and cells[:2] == ['case', 'group']):
       continue
     if len(cells) != 2 or not all(cells):
-      raise InputError(f'{path}, line {number}: {len(row)} columns; {form}')
+      raise InputError(
+        f'{path}, line {number}: {counted(len(row), "column")}; {form}'
+      )
     case, group = cells
     if found.setdefault(case, group) != group:
       raise InputError(

@@ -41,14 +41,15 @@ def choose(
   """
   if wish not in WISHES:
     raise InputError(
-      f'data.instances: {quote(wish)}; allowed are '
+      f'config.data.instances is {quote(wish)}; allowed are '
       f'{", ".join(map(repr, WISHES))}'
     )
   if wish == 'foreground':
     if label_values and len(label_values) != 2:
       raise InputError(
-        f'data.label_values: {len(label_values)} values; allowed are two with '
-        "data.instances='foreground', of the background and of all objects"
+        f'config.data.label_values is {quote(tuple(label_values))}; allowed '
+        "are two values with data.instances='foreground', of the background "
+        'and of all objects'
       )
     return wish
   if wish or label_values or len(classes) > 2:

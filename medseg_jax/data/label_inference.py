@@ -15,7 +15,7 @@ from medseg_jax.data.labels import (
   unknown_values,
 )
 from medseg_jax.data.mask_values import SPREAD, SPREADS, MaskValues, Pool, pool
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 # A value with a smaller share of its pixels in 2x2 blocks can be a stray.
 LOOSE_SHARE = 0.25
@@ -63,8 +63,8 @@ def infer_label_values(masks: Sequence[MaskValues]) -> tuple[int, ...]:
   if len(values) == 1:
     if values[0] != 0 or any(mask.lossy and mask.values[-1] for mask in masks):
       raise InputError(
-        f'{masks[0].path.parent}: one label value, {values[0]}, in all '
-        f'{len(masks)} masks; allowed are two or more (or give '
+        f'{masks[0].path.parent}: one label value only, {values[0]}, in '
+        f'{counted(len(masks), "mask")}; allowed are two or more (or give '
         'data.label_values)'
       )
     return (0, 255)
@@ -148,12 +148,11 @@ def describe_snapped(
   texts = []
   for i in strays[:limit]:
     value, count = pooled.values[i], int(pooled.counts[i])
-    pixels = f'{count} pixel{"s" * (count != 1)}'
     where = f'in {pooled.files[i]} files'
     if pooled.files[i] == 1:
       path = next(mask.path for mask in masks if value in mask.values)
       where = f'of {pathlib.PurePath(path).name}'
-    texts.append(f'{value} ({pixels} {where})')
+    texts.append(f'{value} ({counted(count, "pixel")} {where})')
   if len(strays) > limit:
     texts.append(f'... ({len(strays)} values in all)')
   return ', '.join(texts)

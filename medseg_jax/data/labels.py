@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medseg_jax.runtime.errors import InputError, quote
+from medseg_jax.runtime.errors import InputError, counted, quote
 
 # More values than this are the numbers of single objects; and more than the
 # second with most of them loose are a picture.
@@ -31,10 +31,13 @@ def unknown_values(
   """
   texts = [str(int(value)) for value in values[:8]]
   if counts:
-    texts = [f'{t} ({n} pixels)' for t, n in zip(texts, counts, strict=False)]
+    texts = [
+      f'{text} ({counted(n, "pixel")})'
+      for text, n in zip(texts, counts, strict=False)
+    ]
   more = f', ... ({len(values)} in all)' if len(values) > 8 else ''
   return InputError(
-    f'{where}: label values {", ".join(texts)}{more} are of no class{files}; '
+    f'{where}: label values of no class: {", ".join(texts)}{more}{files}; '
     f'allowed are data.label_values {_few(label_values)}'
   )
 
@@ -58,8 +61,8 @@ def name_classes(
   """
   if len(label_values) < 2 or len(set(label_values)) < len(label_values):
     raise InputError(
-      f'data.label_values: {_few(label_values)}; allowed are two or more '
-      'different integers, the background first'
+      f'config.data.label_values is {_few(label_values)}; allowed are two or '
+      'more different integers, the background first'
     )
   if not classes:
     if len(label_values) == 2:
@@ -68,8 +71,9 @@ def name_classes(
     return ('background', *numbered)
   if len(classes) != len(label_values):
     raise InputError(
-      f'{where}: {len(classes)} data.classes {_few(classes)} for '
-      f'{len(label_values)} label values {_few(label_values)}; allowed is one '
+      f'{where}: config.data.classes is {_few(classes)}, of '
+      f'{counted(len(classes), "class", "classes")}, but there are '
+      f'{len(label_values)} label values, {_few(label_values)}; allowed is one '
       'class for each value (data.label_values may name values that are absent)'
     )
   return tuple(classes)

@@ -15,7 +15,7 @@ from medseg_jax.data.resample import (
   resize_linear,
   resize_nearest,
 )
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 
 class Preprocessing(NamedTuple):
@@ -214,8 +214,8 @@ def _check_fits(case: Case, p: Preprocessing) -> None:
   if image.dtype.kind == 'f' and not np.isfinite(image).all():
     count = int((~np.isfinite(image)).sum())
     raise InputError(
-      f'{case.name}: {count} of {image.size} image values are NaN or infinite; '
-      'only finite values are allowed'
+      f'{case.name}: {count} of {image.size} image values NaN or infinite; '
+      'allowed are finite values'
     )
   if p.resize and len(p.resize) != rank:
     raise InputError(
@@ -223,7 +223,7 @@ def _check_fits(case: Case, p: Preprocessing) -> None:
     )
   if p.channels and len(p.channels) != image.shape[-1]:
     raise InputError(
-      f'{case.name} has {image.shape[-1]} channels; the plan has '
+      f'{case.name} has {counted(image.shape[-1], "channel")}; the plan has '
       f'{len(p.channels)}'
     )
   if p.axes and len(p.axes) != rank:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medseg_jax.runtime.errors import InputError, quote
+from medseg_jax.runtime.errors import InputError, counted, quote
 from medseg_jax.runtime.files import read_json, write_atomically
 
 # The seed that published folds of the Medical Segmentation Decathlon use.
@@ -54,7 +54,8 @@ def split_names(
   """
   if fold_order not in FOLD_ORDERS:
     raise InputError(
-      f'data.fold_order: {fold_order!r}; allowed are {FOLD_ORDERS}'
+      f'config.data.fold_order is {fold_order!r}; allowed are '
+      f'{", ".join(FOLD_ORDERS)}'
     )
   names = sorted(names)
   if fold_order == 'block':
@@ -63,15 +64,16 @@ def split_names(
     return names, []
   if num_folds < 2:
     raise InputError(
-      f"data.num_folds: {num_folds}; allowed are 2 or more, or data.fold='all'"
+      f'config.data.num_folds is {num_folds}; allowed are 2 or more, or '
+      "data.fold='all'"
     )
   index = fold_index(fold, num_folds)
   group_of = {name: (groups or {}).get(name, name) for name in names}
   units = list(dict.fromkeys(group_of.values()))  # in the order of the names
   if len(units) < num_folds:
-    cases = f'{len(names)} case{"s" * (len(names) != 1)}'
+    cases = counted(len(names), 'case')
     if len(units) < len(names):
-      cases += f' in {len(units)} group{"s" * (len(units) != 1)}'
+      cases += f' in {counted(len(units), "group")}'
     raise InputError(
       f'{where}: {cases} cannot make {num_folds} folds; allowed are '
       "data.fold='all' (train on every case), data.num_folds from 2 to the "
@@ -158,9 +160,10 @@ def read_splits(path: str | os.PathLike, names: Sequence[str]) -> list[Fold]:
       unknown = [name for name in cases if name not in known]
       if unknown:
         raise InputError(
-          f'{where}: {len(unknown)} names under {part!r} are of no case, the '
-          f'first is {quote(unknown[0])}; allowed are the names of the '
-          f'{len(known)} cases, such as {quote(min(known, default="none"))}'
+          f'{where}: {counted(len(unknown), "name")} of no case under '
+          f'{part!r}, the first is {quote(unknown[0])}; allowed are the names '
+          f'of {counted(len(known), "case")}, such as '
+          f'{quote(min(known, default="none"))}'
         )
       for name in cases:
         if name in seen:
@@ -181,7 +184,9 @@ def fold_index(fold: int | str, num_folds: int) -> int:
   text = str(fold).strip()
   if not text.isdecimal() or int(text) >= num_folds:
     last = f' to {num_folds - 1}' * (num_folds > 1)  # a file may hold one
-    raise InputError(f"data.fold: {quote(fold)}; allowed are 0{last} and 'all'")
+    raise InputError(
+      f"config.data.fold is {quote(fold)}; allowed are 0{last} and 'all'"
+    )
   return int(text)
 
 

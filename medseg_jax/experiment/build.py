@@ -24,7 +24,7 @@ from medseg_jax.models.blocks import check_divisible
 from medseg_jax.models.norms import MAX_GROUPS
 from medseg_jax.optim import create_optimizer, create_schedule
 from medseg_jax.runtime import sharding
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.step import TrainStep, check_batch_splits
 from medseg_jax.training import device_cache
 
@@ -196,9 +196,9 @@ def check_statistics(config: ConfigDict, model: Model) -> None:
   more = ', a batch (or part of one) of 2 or more' if norm == 'batch' else ''
   raise InputError(
     f'config.patch_size {patch} leaves a single voxel at the lowest of '
-    f'{config.model.depth} resolutions, so {norm} norm has one value to take '
-    f'mean and deviation of, and nothing is learnt; what would do: a patch of '
-    f'{tuple(2 * size for size in patch)}, config.model.depth '
+    f'{counted(config.model.depth, "resolution")}, so {norm} norm has one '
+    'value to take mean and deviation of, and nothing is learnt; what would '
+    f'do: a patch of {tuple(2 * size for size in patch)}, config.model.depth '
     f'{config.model.depth - 1}{more}'
   )
 

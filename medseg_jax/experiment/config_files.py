@@ -55,7 +55,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
   version = found.pop('version', 1)
   if type(version) is not int or not 1 <= version <= VERSION:
     raise InputError(
-      f'{path} is of version {version!r:.20}; this program '
+      f'{path}: of version {version!r:.20}; this program '
       f'({medseg_jax.__version__}) reads up to {VERSION}'
     )
   return complete(found, path)
@@ -85,8 +85,8 @@ def complete(found: dict[str, Any], where: str | pathlib.Path) -> ConfigDict:
   _complete(config, defaults, '', unknown, where)
   if unknown:
     print(
-      f'warning   {where}: {shorten(", ".join(unknown), 200)} are no keys that '
-      f'this program ({medseg_jax.__version__}) knows; they are not looked at'
+      f'warning   {where}: keys that this program ({medseg_jax.__version__}) '
+      f'does not know are not looked at: {shorten(", ".join(unknown), 200)}'
     )
   try:
     return ConfigDict(to_tuples(config))

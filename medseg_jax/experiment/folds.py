@@ -66,7 +66,7 @@ def divide(
   if not names['train']:
     raise InputError(
       f'config.data: every case to train on in {config.data.path} is a copy of '
-      'one that is held out'
+      'one that is held out; allowed is at least one case of its own'
     )
   own = {split: opened.get(split, opened['train']) for split in names}
   return {
@@ -184,8 +184,8 @@ def _tell_groups(together: dict[str, str], config: ConfigDict) -> None:
   if config.data.group:
     number = len(set(together.values()))
     print(
-      f'groups    {len(together)} cases in {number} groups '
-      f'(config.data.group), which no fold parts'
+      f'groups    {counted(len(together), "case")} in '
+      f'{counted(number, "group")} (config.data.group), which no fold parts'
     )
 
 

@@ -17,7 +17,7 @@ from medseg_jax.data.groups import some
 from medseg_jax.data.identity import is_blank
 from medseg_jax.experiment import model_folder
 from medseg_jax.experiment.case_digests import Digests
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import read_json, write_atomically
 
 FILE, VERSION = 'held_out.json', 1
@@ -158,19 +158,20 @@ def check_resuming(
   ]
   if moved:
     raise InputError(
-      f'{workdir}: {len(moved)} of the {len(before)} cases that the training '
-      f'held out would train now ({some(moved)}); {back}'
+      f'{workdir}: {len(moved)} of {counted(len(before), "case")} that the '
+      f'training held out would train now ({some(moved)}); {back}'
     )
   gone = [name for name, value in before.items() if value not in held]
   if gone and len(gone) == len(before):
     raise InputError(
-      f'{workdir}: none of the {len(before)} cases that the training held out '
-      f'({some(gone)}) is held out by this data; {back}'
+      f'{workdir}: no case that the training held out ({some(gone)}) is '
+      f'held out by this data; {back}'
     )
   if gone:
     print(
-      f'warning   {len(gone)} of the {len(before)} cases that the training '
-      f'held out are gone, or were changed: {some(gone)}'
+      f'warning   gone, or changed: {len(gone)} of '
+      f'{counted(len(before), "case")} that the training held out '
+      f'({some(gone)})'
     )
 
 
@@ -204,6 +205,6 @@ def _refuse_trained(
       known = {n: record.trained[cases[n]] for n in seen}
       names = some(n if n == k else f'{n} as {k}' for n, k in known.items())
       raise InputError(
-        f'{where}: {len(seen)} of the {len(cases)} cases to be scored have '
+        f'{where}: {len(seen)} of {counted(len(cases), "case")} to be scored '
         f'trained this model ({names}); {back}'
       )

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 import medseg_jax
 from medseg_jax.experiment.config_files import complete
 from medseg_jax.losses import uses_sigmoid
-from medseg_jax.runtime.errors import InputError, doing, quote, shorten
+from medseg_jax.runtime.errors import InputError, counted, doing, quote, shorten
 from medseg_jax.runtime.files import flush, flush_names, parse_json, replacing
 
 FORMAT, FORMAT_VERSION = 'medseg_jax model', 1
@@ -206,7 +206,8 @@ def pack(folder: pathlib.Path, target: pathlib.Path) -> None:
   """
   if target.exists():
     raise InputError(
-      f'{target} is there already and is not overwritten; name another --output'
+      f'{target}: is there already and is not overwritten; name another '
+      '--output'
     )
   read_description(folder)
   with replacing(target) as temporary, zipfile.ZipFile(temporary, 'w') as file:
@@ -292,7 +293,9 @@ def _read_member(path: pathlib.Path, name: str) -> bytes:
     with zipfile.ZipFile(path) as file:
       members = [m for m in file.namelist() if m.split('/')[-1] == name]
       if len(members) != 1:
-        raise InputError(f'{path}: {len(members)} files {name}; {allowed}')
+        raise InputError(
+          f'{path}: {counted(len(members), "file")} {name}; {allowed}'
+        )
       return file.read(members[0])
   except (
     zipfile.BadZipFile,

@@ -1,7 +1,7 @@
-"""Keys of a trained model's config, set on the command line.
+"""Keys of a config, set on the command line.
 
-The model brings its config with it, so that `--config.key=value` needs no file
-of a config: what there is to set, and of which type, the model's own tells.
+A trained model brings its config with it, so that `--config.key=value` needs no
+file of one: what there is to set, and of which type, the model's own tells.
 """
 
 import ast
@@ -53,7 +53,7 @@ def apply(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
   """Sets keys of `config`, each to a value of the type that it has.
 
   Args:
-    config: of a trained model, resolved.
+    config: any.
     overrides: (key, text), such as ('inference.overlap', '0.25').
 
   Raises:
@@ -67,8 +67,7 @@ def apply(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
     if not isinstance(section, ConfigDict) or name not in section:
       near = difflib.get_close_matches(key, keys_of(config), n=1, cutoff=0.0)
       raise InputError(
-        f'config.{key} is not in the config of this model; did you mean '
-        f'config.{near[0]}?'
+        f'unknown key config.{key}; did you mean config.{near[0]}?'
       )
     before = section[name]
     if isinstance(before, ConfigDict):
@@ -104,7 +103,7 @@ def _read(key: str, text: str, before: Any) -> Any:
     value = tuple(_items(text, value))
     if not all(_alike(item, before) for item in value):
       example = before or (2, 2)
-      raise _wrong(key, text, f'values like {str(example)[:_LONGEST]}')
+      raise _wrong(key, text, f'a list like {str(example)[:_LONGEST]}')
     return value
   if before is None:
     return value

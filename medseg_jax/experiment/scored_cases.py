@@ -156,9 +156,9 @@ def _tell_lost(split: str, cases: dict[str, str], there: set[str]) -> None:
   lost = [name for name, value in cases.items() if value not in there]
   if lost:
     print(
-      f'warning   of {counted(len(cases), "case")} held out as {split} '
-      f'{len(lost)} are gone, or were changed ({some(lost)}): the scores are '
-      'of the others'
+      f'warning   gone, or changed: {len(lost)} of '
+      f'{counted(len(cases), "case")} held out as {split} ({some(lost)}); the '
+      'scores are of the others'
     )
 
 

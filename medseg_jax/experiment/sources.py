@@ -9,6 +9,11 @@ from medseg_jax.data.case import Source
 from medseg_jax.runtime.errors import InputError, InputErrors
 
 SOURCES = ('phantom', 'folder', 'volumes', 'tfds')
+_NEEDED = {
+  'folder': 'the folder of the images and masks',
+  'volumes': 'the folder of the data set',
+  'tfds': 'the data set, such as oxford_iiit_pet',
+}
 
 
 def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
@@ -20,8 +25,16 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
     config: its section `data`, and the patch size for phantoms.
     strict: of volumes: whether problems with the files are errors at once;
       otherwise they are left for the survey to list.
+
+  Raises:
+    InputError: no such source, no path, or see the source.
   """
   data = config.data
+  if data.source in _NEEDED and not data.path:
+    raise InputError(
+      f'config.data.path is empty; with config.data.source={data.source} it '
+      f'names {_NEEDED[data.source]}'
+    )
   naming = dict(classes=_classes(data), label_values=tuple(data.label_values))
   instances = data.get('instances', '')  # later than the first models
   if data.source == 'phantom':
@@ -89,8 +102,8 @@ def check_train(opened: dict[str, Source], data: ConfigDict) -> None:
   """Raises InputError where there is no case to train on."""
   if 'train' not in opened:
     raise InputError(
-      f'config.data: no case to train on in {data.source} {data.path}; a train '
-      'split with at least one case is needed'
+      f'config.data: no case to train on in {data.path or data.source}; a '
+      'train split with at least one case is needed'
     )
 
 

@@ -10,7 +10,7 @@ from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment.config_files import to_tuples
 from medseg_jax.experiment.sources import listed
 from medseg_jax.experiment.survey import survey
-from medseg_jax.runtime.errors import InputError, quote
+from medseg_jax.runtime.errors import InputError, quote_json
 from medseg_jax.runtime.files import read_json, write_atomically
 
 
@@ -88,9 +88,9 @@ def read(
   for key, value in facts.items():
     if plan[key] != value:
       raise InputError(
-        f'{path} has the {key} {quote(plan[key])}, but {source.root} has '
-        f'{quote(value)}; use another --workdir, or move the plan away to plan '
-        'anew'
+        f'{path}: {key} is {quote_json(plan[key])}, but {source.root} has '
+        f'{quote_json(value)}; use another --workdir, or move the plan away to '
+        'plan anew'
       )
   asked = {'preset': config.plan.preset}
   if config.plan.memory_gb:
@@ -98,8 +98,8 @@ def read(
   for key, value in asked.items():
     if plan[key] != value:
       raise InputError(
-        f'config.plan.{key} is {value}, but {path} was made with '
-        f'{quote(plan[key])}; use another --workdir, or move the plan away to '
+        f'config.plan.{key} is {value!r}, but {path} was made with '
+        f'{plan[key]!r}; use another --workdir, or move the plan away to '
         'plan anew'
       )
   return plan

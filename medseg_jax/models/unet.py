@@ -141,8 +141,8 @@ class UNet(nn.Module):
       entries = value if isinstance(value, tuple) else (value,)
       if isinstance(value, tuple) and len(value) != self.depth:
         raise ValueError(
-          f'{field}={value!r} has {len(value)} entries, but '
-          f'depth={self.depth}: one for each stage'
+          f'{field}={value!r} is not allowed: as many entries as stages, '
+          f'depth={self.depth}'
         )
       per_axis = field in ('kernel_sizes', 'strides')
       for entry in entries:

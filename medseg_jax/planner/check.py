@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from medseg_jax.runtime.errors import quote
+from medseg_jax.runtime.errors import quote, quote_json
 
 # Beyond these are overflows, of no use as sizes or intensities.
 _LARGEST, _LARGEST_INT = 1e30, 2**31 - 1
@@ -76,16 +76,17 @@ def check_plan(plan: dict) -> None:
     'normalization',
     plan['normalization'],
     lambda v: _is_list(v) and len(v) == len(names),
-    f'a list with an entry for each of the {len(names)} channels',
+    f'a list with an entry for each channel, {len(names)}',
   )
   for i, entry in enumerate(plan['normalization']):
     _check_normalization(f'normalization[{i}]', entry)
   configurations = plan['configurations']
+  is_object = isinstance(configurations, dict)
   _check(
     'configurations',
     # Its names only: the rest would fill the terminal.
-    list(configurations) if isinstance(configurations, dict) else None,
-    lambda v: v and set(v) <= set(CONFIGURATIONS),
+    list(configurations) if is_object else configurations,
+    lambda v: is_object and v and set(v) <= set(CONFIGURATIONS),
     'an object with one or more of ' + ', '.join(CONFIGURATIONS),
   )
   for name, configuration in configurations.items():
@@ -141,20 +142,19 @@ def _check_configuration(where: str, c: Any, rank: int) -> None:
     'a whole number above 0 for each stage',
   )
   stages = len(features)
+  each_stage = f'each stage ({stages}, as features has)'
   for key in ('strides', 'kernel_sizes'):
     _check(
       f'{where}.{key}',
       c[key],
       _is_list_of(_is_list_of(_is_int(1), rank), stages),
-      f'{rank} whole numbers above 0 for each of the {stages} stages that '
-      'features has',
+      f'{rank} whole numbers above 0 for {each_stage}',
     )
   _check(
     f'{where}.residual_blocks',
     c['residual_blocks'],
     lambda v: v == [] or _is_list_of(_is_int(1), stages)(v),
-    f'[] for a plain network, or a whole number for each of the {stages} '
-    'stages that features has',
+    f'[] for a plain network, or a whole number for {each_stage}',
   )
   _check(
     f'{where}.strides[0]',
@@ -196,15 +196,17 @@ def _check(
   key: str, value: Any, is_valid: Callable[[Any], Any], allowed: str
 ) -> None:
   if not is_valid(value):
-    raise ValueError(f'{key} is {quote(value)}; allowed: {allowed}')
+    raise ValueError(f'{key} is {quote_json(value)}; allowed: {allowed}')
 
 
 def _check_keys(
   where: str, found: Any, keys: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> None:
   if not isinstance(found, dict):
-    where = where or 'the plan'
-    raise ValueError(f'{where} is {quote(found)}; allowed: an object')
+    raise ValueError(
+      f'{where or "the plan"} is {quote_json(found)}; allowed: an object with '
+      + ', '.join(keys)
+    )
   prefix = where and f'{where}.'
   for key in keys:
     if key not in found:

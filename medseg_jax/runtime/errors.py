@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator, Sequence
 
@@ -57,7 +58,7 @@ class InputErrors(InputError):
     more = len(problems) - 1
     super().__init__(
       problems[0]
-      + f' ({more} more problem{"s" * (more > 1)}; --mode=plan lists all)'
+      + f' ({counted(more, "more problem")}; --mode=plan lists all)'
       * (more > 0)
     )
     self.problems = tuple(problems)
@@ -143,14 +144,19 @@ def explain(
   return f'{text}; {remedy}' if remedy else text
 
 
-def counted(count: int, noun: str) -> str:
-  """Returns '1 case' or '3 cases'."""
-  return f'{count} {noun}{"s" * (count != 1)}'
+def counted(count: int, noun: str, plural: str = '') -> str:
+  """Returns '1 case' or '3 cases'; '2 patches' where that is the `plural`."""
+  return f'{count} {noun if count == 1 else plural or f"{noun}s"}'
 
 
 def quote(value: object, longest: int = _SHORT) -> str:
   """Returns `repr(value)`, shortened in the middle, for a message."""
   return shorten(repr(value), longest)
+
+
+def quote_json(value: object, longest: int = 2 * _SHORT) -> str:
+  """Returns a value as a JSON file has it, shortened, for a message."""
+  return shorten(json.dumps(value, default=repr), longest)
 
 
 def shorten(text: str, longest: int) -> str:

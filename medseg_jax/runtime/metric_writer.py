@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from medseg_jax.runtime.errors import doing
+from medseg_jax.runtime.errors import counted, doing
 from medseg_jax.runtime.files import parse_json, write_atomically
 
 
@@ -171,7 +171,7 @@ def _drop_lines(path: pathlib.Path, resume_step: int | None) -> None:
   steps = [_step_of(line) for line in lines]
   if None in steps:
     logging.getLogger(__name__).warning(
-      '%s: dropped %d unreadable line(s)', path, steps.count(None)
+      '%s: dropped %s', path, counted(steps.count(None), 'unreadable line')
     )
   kept = [
     line

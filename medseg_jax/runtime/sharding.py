@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 
 def create_mesh(*, data: int = -1, spatial: int = 1) -> Mesh:
@@ -28,8 +28,8 @@ def create_mesh(*, data: int = -1, spatial: int = 1) -> Mesh:
     data = max(num_devices // spatial, 1)
   if data * spatial != num_devices:
     raise InputError(
-      f'config.mesh is {data} x {spatial} (data x spatial), but there are '
-      f'{num_devices} devices; the product has to be {num_devices}'
+      f'config.mesh is {data} x {spatial} (data x spatial) for '
+      f'{counted(num_devices, "device")}; the product has to be {num_devices}'
     )
   # Auto axes: the compiler chooses the layout of everything in between.
   # Explicit axes, the default, reject vmapped augmentation.
@@ -60,8 +60,8 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     down = batch_size // share * share
     near = f'{down} or {down + share}' if down > 0 else f'{share}'
     raise InputError(
-      f'config.batch_size is {batch_size}, which {share} devices on the data '
-      f'axis cannot share; the nearest that they can: {near}'
+      f'config.batch_size is {batch_size}, which {counted(share, "device")} on '
+      f'the data axis cannot share; the nearest that they can: {near}'
     )
 
 

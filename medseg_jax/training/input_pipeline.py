@@ -53,8 +53,8 @@ def create_batches(
     import tensorflow as tf  # late: seconds to import, and only this needs it
   except ImportError as error:
     raise InputError(
-      'TensorFlow is not installed, and reads the batches where the data set '
-      'does not lie on the device; see config.data.device_cache'
+      'TensorFlow is not installed; it reads the batches where the data set '
+      'does not lie on the device (config.data.device_cache)'
     ) from error
 
   with contextlib.suppress(RuntimeError):  # too late where it runs already

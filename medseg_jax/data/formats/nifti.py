@@ -31,7 +31,7 @@ from medseg_jax.data.formats.nifti_stream import (
   read_end,
   truncated,
 )
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import replacing
 
 __all__ = (
@@ -320,8 +320,8 @@ def _check_finite(path: pathlib.Path, array: np.ndarray) -> None:
       count, example = count + bad.size, bad[0]
   if count:
     raise InputError(
-      f'{path}: {count} voxels are not finite or beyond {_LARGEST:g}, such as '
-      f'{example:g}; allowed are finite intensities'
+      f'{path}: {counted(count, "voxel")} not finite or beyond {_LARGEST:g}, '
+      f'such as {example:g}; allowed are finite intensities'
     )
 
 

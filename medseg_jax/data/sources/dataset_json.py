@@ -14,14 +14,13 @@ may overlap. The id of the name `ignore` marks voxels that nobody labelled:
    "regions_class_order": [1, 2]}
 """
 
-import json
 import os
 import pathlib
 from typing import Any, NamedTuple
 
 from medseg_jax.data.formats import images
 from medseg_jax.data.formats.nifti_header import SUFFIXES
-from medseg_jax.runtime.errors import InputError, quote, shorten
+from medseg_jax.runtime.errors import InputError, counted, quote, quote_json
 from medseg_jax.runtime.files import read_json
 
 # Ids up to here fit the small integers that masks are stored in.
@@ -87,7 +86,7 @@ def read_dataset_json(path: str | os.PathLike) -> DatasetJson:
   ending = content.get('file_ending', SUFFIXES[0])
   if ending not in SUFFIXES:
     raise InputError(
-      f'{path}: "file_ending" {quote(ending)}; allowed are '
+      f'{path}: "file_ending" {quote_json(ending)}; allowed are '
       f'{" ".join(SUFFIXES)} (convert the files to NIfTI)'
     )
   values = _values_by_name(content['labels'], path)
@@ -125,7 +124,7 @@ def _values_by_name(
       or not 0 <= min(of_name) <= max(of_name) <= MAX_VALUE
     ):
       raise InputError(
-        f'{path}: "labels" has {_json({key: value})}; allowed is {_LABELS}'
+        f'{path}: "labels" has {quote_json({key: value})}; allowed is {_LABELS}'
         f' with ids from 0 to {MAX_VALUE} and names of one line'
       )
     if name in values:
@@ -187,8 +186,9 @@ def _region_order(
   ids = tuple(map(_to_id, order)) if isinstance(order, list) else ()
   if len(ids) != len(regions) or not set(ids) <= set(label_values):
     raise InputError(
-      f'{path}: "regions_class_order" is {quote(order)}; allowed is a list of '
-      f'the {len(regions)} ids to write for the regions '
+      f'{path}: "regions_class_order" is '
+      f'{"missing" if order is None else quote_json(order)}; allowed is a list '
+      f'of {counted(len(regions), "id")} to write for the regions '
       f'{images.name_some(name for name, _ in regions)}'
     )
   return ids
@@ -209,7 +209,7 @@ def _channel_names(
     or not all(_is_name(name) for name in names.values())
   ):
     raise InputError(
-      f'{path}: "{key}" is {_json(names)}; allowed is '
+      f'{path}: "{key}" is {quote_json(names)}; allowed is '
       '{"0": "T1", "1": "T2", ...}, a name for each channel from 0'
     )
   return tuple(by_number[number] for number in range(len(by_number)))
@@ -228,7 +228,7 @@ def _training(
     label = entry.get('label') if isinstance(entry, dict) else None
     if not all(isinstance(f, str) and f.isprintable() for f in (image, label)):
       raise InputError(
-        f'{path}: "training" has {_json(entry)}; allowed is a list of '
+        f'{path}: "training" has {quote_json(entry)}; allowed is a list of '
         '{"image": file, "label": file}'
       )
     pairs.append(Entry(image, label))
@@ -257,8 +257,3 @@ def _is_name(value: Any) -> bool:
     and value.isprintable()
     and 0 < len(value) <= _LONGEST_NAME
   )
-
-
-def _json(value: Any) -> str:
-  """Returns a value as the file has it, for a message."""
-  return shorten(json.dumps(value), 120)

@@ -20,7 +20,7 @@ from medseg_jax.data.case import Case, colour_names
 from medseg_jax.data.formats import images
 from medseg_jax.data.sources.folder_files import Files, find_files
 from medseg_jax.runtime import stop_signal
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import files_key
 
 
@@ -182,9 +182,10 @@ def open_folder(
       share = label_inference.snapped_share(masks, label_values)
     if snapped:
       logging.warning(
-        '%s, %s: snapped %.2g %% of the mask pixels, in %d of %d files, to the '
+        '%s, %s: snapped %.2g %% of the mask pixels, in %d of %s, to the '
         'nearest of %s: %s; data.label_values keeps a value as a class',
-        root, split, 100 * share, len(snapped), len(masks), label_values,
+        root, split, 100 * share, len(snapped), counted(len(masks), 'file'),
+        label_values,
         label_inference.describe_snapped(masks, label_values),
       )  # fmt: skip
     sources[split] = FolderSource(
@@ -230,8 +231,8 @@ def _look_at_all(
       images.one_line(error.removeprefix(f'{root}/')) for error in errors[:2]
     )
     raise InputError(
-      f'{root}: {len(errors)} of {len(every_case)} cases have files that '
-      f'cannot be used; the first: {first}'
+      f'{root}: files that cannot be used in {len(errors)} of '
+      f'{len(every_case)} cases; the first: {first}'
     )
   looks = iter(looks)
   return {split: [next(looks) for _ in files] for split, files in cases.items()}
@@ -258,9 +259,10 @@ def _agree_on_channels(
     kinds = {3: colour, 1: [look for look in looks if look.channels == 1]}
     few = min(kinds, key=lambda channels: len(kinds[channels]))
     logging.warning(
-      '%s: %d of %d images are %s (%s), unlike the others; all are read with 3 '
+      '%s: %s among %d images, unlike the others: %s; all are read with 3 '
       'channels',
-      root, len(kinds[few]), len(looks), {3: 'in colour', 1: 'grey'}[few],
+      root, counted(len(kinds[few]), {3: 'colour image', 1: 'grey image'}[few]),
+      len(looks),
       images.name_some(look.image.name for look in kinds[few]),
     )  # fmt: skip
   return 3 if colour else 1

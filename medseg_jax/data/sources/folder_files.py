@@ -11,7 +11,7 @@ from typing import NamedTuple
 from absl import logging
 
 from medseg_jax.data.formats import images
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 SPLITS = ('train', 'val', 'test')
 MASK_FOLDERS = ('labels', 'masks')
@@ -170,12 +170,13 @@ def _match_masks(
     problems = []
     if missing:
       problems.append(
-        f'{len(missing)} of {len(names)} images without a mask '
+        f'{len(missing)} of {counted(len(names), "image")} without a mask '
         f'({images.name_some(missing, 3)})'
       )
     if extra:
       problems.append(
-        f'{len(extra)} masks without an image ({images.name_some(extra, 3)})'
+        f'{counted(len(extra), "mask")} without an image '
+        f'({images.name_some(extra, 3)})'
       )
     raise InputError(
       f'{mask_folder}: {" and ".join(problems)} in {image_folder}; allowed is '

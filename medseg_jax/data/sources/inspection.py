@@ -15,7 +15,7 @@ from medseg_jax.data.formats import nifti
 from medseg_jax.data.identity import digest, is_blank
 from medseg_jax.data.sources.volume_labels import count_ids
 from medseg_jax.data.sources.volumes import VolumeSource
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 # A case is odd where its spacing or shape is so many times off the median ...
 ODD_FACTOR = {'spacing': 2.0, 'shape': 3.0}
@@ -135,7 +135,7 @@ def describe_classes(
     count = sum(each)
     lines.append(
       f'{name} ({value}): {count:,} voxel{"s" * (count != 1)} in {len(each)} '
-      f'of {len(found)} labels'
+      f'of {counted(len(found), "label")}'
     )
   return lines
 

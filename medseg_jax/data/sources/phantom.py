@@ -33,9 +33,9 @@ class PhantomSource:
     """
     self._shape = tuple(int(n) for n in shape)
     self._spacing = spacing_of(self._shape)
-    for name, value in (('seed', seed), (f'number of {split}', num_cases)):
+    for name, value in (('seed', seed), (f'num_{split}', num_cases)):
       if not 0 <= value < 10**9:
-        raise InputError(f'phantom {name}: found {value}, allowed 0 to 10^9-1')
+        raise InputError(f'phantom {name} is {value}; allowed are 0 to 10^9-1')
     self._seed = int(seed)
     self.names = tuple(f'{split}_{i:04d}' for i in range(num_cases))
     self._indices = tuple(SPLIT_START[split] + i for i in range(num_cases))

@@ -54,7 +54,9 @@ def spacing_of(shape: tuple[int, ...]) -> tuple[float, ...]:
     InputError: unless the shape has one to three axes, each >= 4.
   """
   if not 1 <= len(shape) <= 3 or min(shape) < 4:
-    raise InputError(f'phantom shape: found {shape}, allowed 1 to 3 axes >= 4')
+    raise InputError(
+      f'phantom shape is {shape}; allowed are 1 to 3 axes of at least 4'
+    )
   fields = FIELD_OF_VIEW[3 - len(shape) :]
   return tuple(fov / n for fov, n in zip(fields, shape, strict=True))
 

@@ -34,7 +34,7 @@ from medseg_jax.data.sources.tfds_features import (
   image_and_mask,
 )
 from medseg_jax.runtime import stop_signal
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import content_hash
 
 SPLITS = {'train': ('train',), 'val': ('validation', 'val'), 'test': ('test',)}
@@ -94,8 +94,8 @@ class TfdsSource:
     image, mask = image_and_mask(example, self._keys, where)
     if image.shape[-1] != self.channels:
       raise InputError(
-        f'{where}: {image.shape[-1]} channels; allowed are {self.channels}, as '
-        'most cases have'
+        f'{where}: {counted(image.shape[-1], "channel")}; allowed is '
+        f'{self.channels}, as most cases have'
       )
     if self.instances:
       mask = np.where(mask == self.label_values[0], *self.label_values)
@@ -252,8 +252,8 @@ def _import_tfds():
     import tensorflow_datasets as tfds
   except ImportError as error:
     raise InputError(
-      f"data.source 'tfds': {error}; it needs `pip install tensorflow-cpu "
-      'tensorflow-datasets`'
+      f"config.data.source is 'tfds': {error}; it needs `pip install "
+      'tensorflow-cpu tensorflow-datasets`'
     ) from error
   # Refused where TensorFlow runs already: whoever started it has decided.
   with contextlib.suppress(RuntimeError):
@@ -270,6 +270,7 @@ def _open_builder(name: str, data_dir: str):
     builder = tfds.builder(name, data_dir=data_dir or None)
   except (ValueError, AssertionError, ImportError, OSError) as error:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = reason.rstrip('.')
     raise InputError(
       f'TFDS data set {name!r} in {place}: {reason}; allowed is a data set '
       f'that is prepared there, see `{command}`'

@@ -20,7 +20,7 @@ def find_mask(info, image_key: str, mask_key: str) -> str:
   if not is_array(image_key):
     raise InputError(
       f'{info.full_name}: no image or tensor feature {image_key!r}; found '
-      f'{found}; name it in the image key'
+      f'{found}; name it in config.data.tfds.image_key'
     )
   candidates = [mask_key] if mask_key else MASK_KEYS
   for key in candidates:
@@ -28,7 +28,8 @@ def find_mask(info, image_key: str, mask_key: str) -> str:
       return key
   raise InputError(
     f'{info.full_name}: no mask feature {" or ".join(map(repr, candidates))} '
-    f'that is an image or a tensor; found {found}; name it in the mask key'
+    f'that is an image or a tensor; found {found}; name it in '
+    'config.data.tfds.mask_key'
   )
 
 

@@ -23,7 +23,7 @@ from medseg_jax.data.sources.volume_files import (
   channels_beside,
   list_cases,
 )
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 # Formats of scanners, microscopes and cameras beside those that are read.
 _OTHER_SCANS = (
@@ -139,7 +139,7 @@ def _in_folder(
     )
   hidden = sum(1 for path in folder.iterdir() if path.name.startswith('.'))
   if hidden:
-    unused.append(f'{hidden} hidden file{"s" * (hidden > 1)}')
+    unused.append(counted(hidden, 'hidden file'))
   match = _match_images(readable)
   if channels is not None:
     match = list_cases(readable, channels)

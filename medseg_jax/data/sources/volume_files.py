@@ -20,7 +20,7 @@ from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import list_folder, name_some
 from medseg_jax.data.formats.nifti_header import SUFFIXES
 from medseg_jax.data.sources.folder_files import MASK_SUFFIXES
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 _CHANNEL = re.compile(r'(.+)_([0-9]{4})')
 
@@ -103,7 +103,7 @@ def match_folder(
   if rest:
     count = len(rest)
     oddities.append(
-      f'{image_folder}: {count} image{"s" * (count > 1)} without a label in '
+      f'{image_folder}: {counted(count, "image")} without a label in '
       f'{label_folder} {"are" if count > 1 else "is"} left out '
       f'({name_some(path.name for path in rest.values())}); a label has the '
       f'name of the case, or that and one of {", ".join(MASK_SUFFIXES)}'
@@ -146,9 +146,10 @@ def list_cases(
     problem = _missing_channel(folder, name, group, channels)
     if not problem and len(group) > channels:
       problem = (
-        f'{folder}: case {name} has {len(group)} channel files; allowed is the '
-        f'number of channels of the training, {_numbered(name, channels)} '
-        '(numbers of cases must not begin with _0000)'
+        f'{folder}: case {name} has {counted(len(group), "channel file")}; '
+        'allowed is the number of channels of the training, '
+        f'{_numbered(name, channels)} (numbers of cases must not begin with '
+        '_0000)'
       )
     if problem:
       failures.append(Failure(name, problem))
@@ -244,7 +245,7 @@ def _wrong_channels(case: VolumeFiles, channels: int) -> str:
   match = _CHANNEL.fullmatch(case.name)
   files = _numbered(match[1] if match else case.name, channels)
   return (
-    f'{case.images[0]}: {found} channel{"s" * (found != 1)}; allowed is the '
+    f'{case.images[0]}: {counted(found, "channel")}; allowed is the '
     f'number of channels of the training, {channels}'
     + f', in one file or in {files}'
     * (channels > 1)

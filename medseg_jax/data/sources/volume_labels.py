@@ -16,7 +16,7 @@ from medseg_jax.data import labels, numbered_objects
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.sources.dataset_json import MAX_VALUE, DatasetJson
-from medseg_jax.runtime.errors import InputError, InputErrors, quote
+from medseg_jax.runtime.errors import InputError, InputErrors, counted, quote
 
 # A value of fewer voxels than a cube of 3 looks like a slip of the hand.
 FEW = 27
@@ -71,7 +71,7 @@ def find_meaning(
   """
   if instances not in INSTANCES:
     raise InputError(
-      f'data.instances: {quote(instances)}; allowed are '
+      f'config.data.instances is {quote(instances)}; allowed are '
       f'{", ".join(map(repr, INSTANCES))}'
     )
   if instances == 'foreground':
@@ -107,7 +107,7 @@ def count_ids(ids: np.ndarray) -> dict[int, int]:
 def name_counts(counts: dict[int, int]) -> str:
   """Returns, say, `5 (40 voxels), 9 (1 voxel)`."""
   return name_some(
-    (f'{value} ({n} voxel{"s" * (n != 1)})' for value, n in counts.items()), 8
+    (f'{value} ({counted(n, "voxel")})' for value, n in counts.items()), 8
   )
 
 
@@ -144,8 +144,9 @@ def _one_foreground(
   values = label_values or (0, 1)
   if len(values) != 2 or values[0] != 0 or not 0 < values[1] <= MAX_VALUE:
     raise InputError(
-      f"data.label_values: {quote(values)} beside data.instances='foreground'; "
-      'allowed are two, 0 and the value to write for all others, or none'
+      f'config.data.label_values is {quote(values)} beside '
+      "data.instances='foreground'; allowed are two, 0 and the value to write "
+      'for all others, or none'
     )
   return Meaning(
     classes=labels.name_classes(classes, values, str(root)),
@@ -165,7 +166,7 @@ def _name_values(
   outside = [value for value in values if not 0 <= value <= MAX_VALUE]
   if outside:
     raise InputError(
-      f'data.label_values: {outside[0]}; allowed are 0 to {MAX_VALUE}'
+      f'config.data.label_values has {outside[0]}; allowed are 0 to {MAX_VALUE}'
     )
   default = labels.name_classes(classes, values, str(root))
   if not classes:
@@ -184,9 +185,9 @@ def _name_values(
   lost = sorted(ids - set(index))
   if lost:
     raise InputError(
-      f'data.label_values: {quote(values)} lack {name_some(lost)}, which '
-      f'regions of '
-      f'{root / "dataset.json"} have; allowed are all their ids'
+      f'config.data.label_values is {quote(values)}, without '
+      f'{name_some(lost)}, which regions of {root / "dataset.json"} have; '
+      'allowed are all their ids'
     )
   return Meaning(
     classes=default,
@@ -217,8 +218,9 @@ def _infer(
     raise InputErrors(
       problems
       or [
-        f'{root}: every one of the {len(paths)} labels is empty (all 0); '
-        'allowed are at least two ids, 0 for the background'
+        f'{root}: every label is empty (all 0), in '
+        f'{counted(len(paths), "file")}; allowed are at least two ids, 0 for '
+        'the background'
       ]
     )
   if values[0] < 0 or values[-1] > MAX_VALUE:
@@ -310,9 +312,9 @@ def _rare_values(
     where = [path for path, ids in found.items() if value in ids]
     n = total[value]
     lines.append(
-      f'{where[0]}: the value {value} is in {n} voxel{"s" * (n != 1)} of '
-      f'{len(where)} of the {len(found)} labels, which looks like a mistake; '
-      'it is a class of its own unless data.label_values says '
+      f'{where[0]}: the value {value} is in {counted(n, "voxel")} of '
+      f'{len(where)} of {counted(len(found), "label")}, which looks like a '
+      'mistake; it is a class of its own unless data.label_values says '
       f'{name_some(rest, 8)}'
     )
   return lines

@@ -21,7 +21,7 @@ from medseg_jax.data.sources.volume_files import (
   match_folder,
   same_name,
 )
-from medseg_jax.runtime.errors import InputError, quote, shorten
+from medseg_jax.runtime.errors import InputError, counted, quote
 
 _LAYOUTS = (
   'imagesTr with labelsTr, images with labels or masks, or the latter in train '
@@ -147,7 +147,7 @@ def _match_listed(root: pathlib.Path, training: Sequence[Entry]) -> Layout:
       not os.path.isfile(label)
     )
     problems += [
-      f'{where}: lists {shorten(file, 100)}, which is not there; allowed are '
+      f'{where}: lists {quote(file, 100)}, which is not there; allowed are '
       f'files below {root}'
       for file in missing
     ]
@@ -164,8 +164,8 @@ def _match_listed(root: pathlib.Path, training: Sequence[Entry]) -> Layout:
     extra = [path.name for path in found.values() if path not in listed]
     if extra:
       oddities.append(
-        f'{folder}: {len(extra)} files that {where} does not list are left '
-        f'out ({name_some(extra)})'
+        f'{folder}: left out, as {where} does not list them: '
+        f'{counted(len(extra), "file")} ({name_some(extra)})'
       )
   cases = tuple(files[name] for name in sorted(files))
   return Layout(cases, tuple(problems), tuple(oddities))

@@ -30,7 +30,7 @@ from medseg_jax.data.sources.volume_labels import (
   to_indices,
 )
 from medseg_jax.data.sources.volume_layouts import find_layouts
-from medseg_jax.runtime.errors import InputError, InputErrors
+from medseg_jax.runtime.errors import InputError, InputErrors, counted
 from medseg_jax.runtime.files import files_key
 
 
@@ -126,7 +126,7 @@ class VolumeSource:
     found = image.array.shape[-1]
     if found != self.channels:
       raise InputError(
-        f'{paths[0]}: {found} channel{"s" * (found != 1)}; allowed is the '
+        f'{paths[0]}: {counted(found, "channel")}; allowed is the '
         f"number of the data set's channels, {self.channels} "
         f'({name_some(self.channel_names)})'
       )
@@ -167,14 +167,14 @@ class VolumeSource:
     label, ids = self.files[index].label, name_counts(found)
     if self.strays_ignored and sum(found.values()) < FEW:
       return '', (
-        f'{label}: label ids {ids} are of no class by data.label_values; these '
+        f'{label}: label ids of no class by data.label_values: {ids}; these '
         'voxels are ignored, in training and in scores'
       )
     ignored = ''
     if self.ignore_value is not None:
       ignored = f', ignore {self.ignore_value}'
     return (
-      f'{label}: label ids {ids} are of no class; allowed are '
+      f'{label}: label ids of no class: {ids}; allowed are '
       f'{name_some(self.label_values, 20)}{ignored} (see dataset.json or '
       'data.label_values)'
     ), ''
@@ -247,7 +247,8 @@ def open_volumes(
   """
   if not 0 <= grid_tolerance < math.inf:
     raise InputError(
-      f'data.grid_tolerance: {grid_tolerance}; allowed are voxels from 0 on'
+      f'config.data.grid_tolerance is {grid_tolerance}; allowed are voxels '
+      'from 0 on'
     )
   root = pathlib.Path(path)
   described = root / 'dataset.json'
@@ -327,7 +328,7 @@ def _check_names(
     return  # each is told when it is read
   if count != len(names) and 2 * agree > len(cases) > 1:
     raise InputError(
-      f'{described}: names {len(names)} channel{"s" * (len(names) != 1)} '
+      f'{described}: names {counted(len(names), "channel")} '
       f'({name_some(names)}), but {agree} of {len(cases)} cases have {count}; '
       'allowed is a name for each channel'
     )
