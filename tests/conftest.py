@@ -31,6 +31,8 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 
 ROOT = pathlib.Path(__file__).parent.parent
+# What takes as long hangs. A busy machine needs minutes for what takes seconds.
+HANG_S = 1200
 
 
 @pytest.fixture(autouse=True)

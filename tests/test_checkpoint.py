@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import HANG_S, ROOT
 from data_cases import assert_one_line
 
 from medseg_jax.runtime import checkpoint_files
@@ -202,7 +202,7 @@ gc.collect()
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=HANG_S,
   )
   assert done.returncode == 0 and done.stderr == ''
   assert done.stdout.count('\n') == 3

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import HANG_S, ROOT
 from model_cases import image_of, one_cpu, random_variables
 
 from medseg_jax.experiment import build
@@ -88,7 +88,7 @@ jax.eval_shape(
     | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=HANG_S,
   )
   assert done.returncode == 0, done.stderr
 
@@ -187,7 +187,7 @@ def loops(tmp_path_factory):
       env=environment,
       capture_output=True,
       text=True,
-      timeout=300,
+      timeout=HANG_S,
     )
     assert done.returncode == 0, done.stderr
     found[name] = done.stdout, float(done.stdout.splitlines()[-1])

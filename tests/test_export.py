@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import HANG_S, ROOT
 from small import train_on_balls
 
 from medseg_jax import export
@@ -90,7 +90,7 @@ def test_a_program_agrees_on_a_real_scan(
     cwd=tmp_path,
     env=os.environ | {'JAX_PLATFORMS': 'cpu'},
     check=True,
-    timeout=300,
+    timeout=HANG_S,
   )
   logits = np.load(tmp_path / 'logits.npy')
   np.testing.assert_allclose(logits, expected, atol=1e-3)
@@ -109,7 +109,7 @@ def test_the_command_line_exports(trained, tmp_path):
     env=os.environ | {'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=HANG_S,
   )
   assert done.returncode == 0, done.stderr
   assert (tmp_path / 'a' / 'balls.zip').stat().st_size > 1000

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import HANG_S, ROOT
 
 from medseg_jax.runtime import host_memory
 
@@ -40,7 +40,7 @@ def run(folder, *command, before='', name='__file__', stdin=None, **variables):
     env=kept | variables,
     capture_output=True,
     text=True,
-    timeout=60,
+    timeout=HANG_S,
     cwd=folder,
     input=stdin and stdin.read_text(),
   )

@@ -5,6 +5,7 @@ import threading
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import HANG_S
 from data_cases import assert_one_line
 from scipy import ndimage
 
@@ -243,7 +244,7 @@ def test_the_next_case_is_prepared_meanwhile_unless_the_image_is_large(
         yield smooth_case((8, 8), seed=i, spacing=(1.0, 1.0), name=f'{i}')
 
     def predict(tiles):
-      ahead.append(second.wait(2.0 if large else 0.2))
+      ahead.append(second.wait(HANG_S if large else 0.2))
       return affine(tiles)
 
     ahead = []

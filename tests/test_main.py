@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from absl.testing import flagsaver
-from conftest import ROOT, write_pairs
+from conftest import HANG_S, ROOT, write_pairs
 from PIL import Image
 from predict_cases import write_model
 from small import load, shrink
@@ -327,7 +327,7 @@ def test_help_is_no_error(flag):
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=HANG_S,
   )
   assert done.returncode == 0 and done.stderr == ''
   assert '--workdir' in done.stdout and 'overwrite' in done.stdout
@@ -339,7 +339,7 @@ def test_the_command_itself_exits_with_1_and_one_line():
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=HANG_S,
   )
   assert done.returncode == 1 and done.stdout == ''
   assert (
@@ -361,7 +361,7 @@ def test_debug_shows_the_traceback_too():
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=HANG_S,
   )
   assert done.returncode == 1
   assert 'Traceback' in done.stderr

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import ROOT
+from conftest import HANG_S, ROOT
 from flax import traverse_util
 from PIL import Image
 from small import load, shrink, train_on_balls
@@ -144,7 +144,7 @@ def test_a_zip_predicts_in_another_place_without_the_run(
     env=environment,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=HANG_S,
   )
   assert done.returncode == 0, done.stderr
   assert sorted(p.name for p in target.parent.iterdir()) == [

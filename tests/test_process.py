@@ -6,7 +6,7 @@ import sys
 
 import jax
 import pytest
-from conftest import ROOT
+from conftest import HANG_S, ROOT
 from model_cases import one_cpu
 
 from medseg_jax.runtime import process
@@ -48,7 +48,7 @@ def run(cache, *args, **environment):
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=HANG_S,
   )
   assert done.returncode == 0 and done.stderr == '', done.stderr
   return done.stdout.splitlines()

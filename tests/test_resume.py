@@ -9,7 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import HANG_S, ROOT
 from orbax.checkpoint import v1 as ocp
 from small import load, shrink, step_that_meets_nan
 
@@ -35,6 +35,17 @@ config.eval_every = 10
 train.run(config, pathlib.Path({workdir!r}))
 """
 
+# Holds the run at a step, so that whoever stops it before its end may be slow.
+HOLD = """
+save = Checkpoints.save
+def save_and_hold(self, which, step, *args):
+  save(self, which, step, *args)
+  if step >= {step}:
+    self.wait()
+    sys.stdin.readline()
+Checkpoints.save = save_and_hold
+"""
+
 
 def start(workdir, tmp_path, *, num_steps=30, extra=''):
   """Starts the run in `workdir` and returns its process."""
@@ -49,6 +60,7 @@ def start(workdir, tmp_path, *, num_steps=30, extra=''):
     [sys.executable, '-c', code],
     cwd=ROOT,
     text=True,
+    stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
   )
@@ -62,12 +74,12 @@ def latest(workdir) -> int:
 
 def wait_for_step(workdir, step, process):
   """Returns once a checkpoint of at least `step` exists."""
-  for _ in range(1200):
+  for _ in range(10 * HANG_S):
     if latest(workdir) >= step:
       return
     assert process.poll() is None, process.stdout.read()
     time.sleep(0.1)
-  raise AssertionError('no checkpoint in two minutes')
+  raise AssertionError(f'no checkpoint of step {step}')
 
 
 def arrays(workdir):
@@ -88,25 +100,25 @@ def without_clocks(workdir):
 def test_killed_or_stopped_and_resumed_it_equals_an_uninterrupted_run(tmp_path):
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
   process = start(whole, tmp_path)
-  output, _ = process.communicate(timeout=300)
+  output, _ = process.communicate(timeout=HANG_S)
   assert process.returncode == 0, output
 
-  process = start(broken, tmp_path)
+  process = start(broken, tmp_path, extra=HOLD.format(step=20))
   wait_for_step(broken, 6, process)
   process.kill()
   process.wait()
   assert 6 <= latest(broken) < 30
 
-  process = start(broken, tmp_path)
+  process = start(broken, tmp_path, extra=HOLD.format(step=26))
   wait_for_step(broken, latest(broken) + 4, process)
   process.send_signal(signal.SIGTERM)
-  output, _ = process.communicate(timeout=300)
+  output, _ = process.communicate('go on\n', timeout=HANG_S)
   assert process.returncode != 0
   assert 'SIGTERM at step' in output and 'saved' in output, output
   assert latest(broken) < 30
 
   process = start(broken, tmp_path)
-  output, _ = process.communicate(timeout=300)
+  output, _ = process.communicate(timeout=HANG_S)
   assert process.returncode == 0 and 'going on from step' in output, output
   for a, b in zip(arrays(whole), arrays(broken), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -157,7 +169,7 @@ config.log_every = 0
 config.checkpoint_every = 0
 """
   process = start(workdir, tmp_path, num_steps=8, extra=limit)
-  output, _ = process.communicate(timeout=300)
+  output, _ = process.communicate(timeout=HANG_S)
   assert process.returncode != 0
   assert 'cannot save the latest checkpoint' in output, output
   assert 'step 4 is kept' in output
@@ -183,8 +195,8 @@ def test_looking_at_a_training_does_not_disturb_its_saving(tmp_path):
   again.save(LATEST, 3, {'a': jax.numpy.zeros(3)}, {})
   again.wait()
   again.close()
-  for _ in range(100):  # it clears in the background
+  for _ in range(10 * HANG_S):  # it clears in the background
     if not half.exists():
       return
     time.sleep(0.1)
-  raise AssertionError('still there after ten seconds')
+  raise AssertionError('what was half written is still there')

@@ -11,7 +11,7 @@ import threading
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, write_volumes
+from conftest import HANG_S, ROOT, write_volumes
 
 from medseg_jax.data.formats import images
 from medseg_jax.data.sources import folder
@@ -44,7 +44,7 @@ def run(folder, at_import, *args, stdout=subprocess.PIPE):
     stdout=stdout,
     stderr=subprocess.PIPE,
     text=True,
-    timeout=120,
+    timeout=HANG_S,
   )
 
 
@@ -196,7 +196,7 @@ def busy(same):
 def test_the_second_signal_ends_what_does_not_look():
   process = busy(same=0)
   process.send_signal(signal.SIGINT)
-  assert process.wait(60) == 130
+  assert process.wait(HANG_S) == 130
   assert process.stderr.read() == 'ended at once\n'
   process.stdin.close()
 
@@ -206,7 +206,7 @@ def test_one_ctrl_c_may_come_twice_or_as_two_kinds():
   process.send_signal(signal.SIGINT)
   process.send_signal(signal.SIGTERM)
   assert 'SIGTERM: stopping' in process.stderr.readline()
-  _, errors = process.communicate(timeout=60)
+  _, errors = process.communicate(timeout=HANG_S)
   assert 'Stopped: stopped by SIGINT' in errors
 
 
@@ -232,7 +232,7 @@ except Stopped as error:
     [sys.executable, 'program.py'],
     env=os.environ | {'PYTHONPATH': str(ROOT)},
     cwd=tmp_path,
-    timeout=60,
+    timeout=HANG_S,
   )
   assert done.returncode == 143
 

@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 from absl.testing import flagsaver
-from conftest import ROOT, write_volumes
+from conftest import HANG_S, ROOT, write_volumes
 from data_cases import assert_all_in, assert_one_line
 
 from medseg_jax import export, main
@@ -265,7 +265,7 @@ def test_a_disk_that_fills_leaves_no_traceback_and_whole_lines(tmp_path):
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=HANG_S,
   )
   assert done.stderr == '' and done.returncode == 0
   assert done.stdout.startswith(f'{tmp_path}/')
@@ -313,7 +313,7 @@ def test_a_log_on_a_full_disk_is_one_line():
       stdout=full,
       stderr=subprocess.PIPE,
       text=True,
-      timeout=120,
+      timeout=HANG_S,
     )
   assert done.returncode == 1
   reason = os.strerror(errno.ENOSPC)

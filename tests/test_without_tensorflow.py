@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import HANG_S, ROOT
 from PIL import Image
 from small import load, shrink
 
@@ -30,7 +30,7 @@ def run(code):
   done = subprocess.run(
     [sys.executable, '-c', head + code],
     cwd=ROOT,
-    timeout=300,
+    timeout=HANG_S,
     capture_output=True,
     text=True,
   )
