@@ -6,13 +6,17 @@ import os
 import pathlib
 import pwd
 import shutil
+import sys
 import tempfile
 
 import jax
 import nibabel
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from PIL import Image
+
+from medseg_jax import main
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
@@ -51,6 +55,21 @@ def no_home(own_cache, monkeypatch):
   monkeypatch.delenv('HOME', raising=False)
   monkeypatch.delenv('XDG_CACHE_HOME')
   monkeypatch.setattr(pwd, 'getpwuid', nobody)
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+  """Returns a function from arguments that are no good to stderr's text."""
+  monkeypatch.chdir(ROOT)
+
+  def call(*args):
+    monkeypatch.setattr(sys, 'argv', ['main', *map(str, args)])
+    capsys.readouterr()
+    with flagsaver.flagsaver():
+      assert main.main() == 1
+    return capsys.readouterr().err
+
+  return call
 
 
 @pytest.fixture(scope='session')

@@ -5,9 +5,16 @@ import struct
 import zlib
 
 import numpy as np
+import pytest
 from PIL import Image
 from scipy import ndimage
 
+from medseg_jax.data.sources import folder
+from medseg_jax.runtime.errors import InputError
+
+RNG = np.random.default_rng(0)
+MASK = np.zeros((8, 9), np.uint8)
+MASK[2:5, 3:7] = 255
 BINARY = np.array([[0, 255, 255], [255, 0, 0]], np.uint8)
 
 
@@ -16,6 +23,22 @@ def save(path, array, mode=None, **options):
   image = Image.fromarray(array)
   (image.convert(mode) if mode else image).save(path, **options)
   return path
+
+
+def write_pairs(root, stems, *, mask_folder='labels', mask=MASK, rgb=False):
+  shape = mask.shape + ((3,) if rgb else ())
+  for stem in stems:
+    image = RNG.integers(0, 256, shape, dtype=np.uint8)
+    save(root / 'images' / f'{stem}.png', image)
+    save(root / mask_folder / f'{stem}.png', mask)
+
+
+def error_line(path, **options):
+  """Returns what is said of a folder of images and masks."""
+  with pytest.raises(InputError) as error:
+    folder.open_folder(path, **options)
+  assert_one_line(error)
+  return str(error.value)
 
 
 def save_palette(path, index, colours):

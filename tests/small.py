@@ -18,6 +18,26 @@ from medseg_jax.experiment import (
 )
 from medseg_jax.step import TrainStep
 
+# What is promised of benchmark.json.
+BENCHMARK_KEYS = {
+  'device',
+  'num_devices',
+  'dtype',
+  'batch_size',
+  'patch_size',
+  'compile_s',
+  'step_ms',
+  'images_per_s',
+  'end_to_end_images_per_s',
+  'data_wait_frac',
+  'flops_per_step',
+  'tflops_per_s',
+  'peak_tflops_per_s',
+  'mfu',
+  'peak_memory_bytes',
+  'inference_images_per_s',
+}
+
 if str(ROOT) not in sys.path:
   sys.path.append(str(ROOT))
 

@@ -7,32 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import load, shrink
+from small import BENCHMARK_KEYS, load, shrink
 
 from medseg_jax import benchmark
 from medseg_jax.benchmarking import machine, sweep
 from medseg_jax.benchmarking.sweep import Row
 from medseg_jax.benchmarking.table import tables
 from medseg_jax.experiment.compiled_steps import CompiledSteps
-
-KEYS = {
-  'device',
-  'num_devices',
-  'dtype',
-  'batch_size',
-  'patch_size',
-  'compile_s',
-  'step_ms',
-  'images_per_s',
-  'end_to_end_images_per_s',
-  'data_wait_frac',
-  'flops_per_step',
-  'tflops_per_s',
-  'peak_tflops_per_s',
-  'mfu',
-  'peak_memory_bytes',
-  'inference_images_per_s',
-}
 
 
 def model_of_a_device(limit, *, each=10, fixed=50, best=64, seconds=None):
@@ -152,14 +133,14 @@ def small_config():
 def check(result, output, workdir):
   assert json.loads(output.splitlines()[-1]) == result
   assert result == json.loads((workdir / 'benchmark.json').read_text())
-  assert set(result) >= KEYS
+  assert set(result) >= BENCHMARK_KEYS
   assert max(map(len, tables(result).splitlines())) <= 80
   assert tables(result) in output
 
 
 def example(**changes):
   """Returns results with long names and large numbers."""
-  result = dict.fromkeys(KEYS) | {
+  result = dict.fromkeys(BENCHMARK_KEYS) | {
     'device': 'NVIDIA H100 80GB HBM3',
     'num_devices': 8,
     'dtype': 'bfloat16',

@@ -6,35 +6,23 @@ import unicodedata
 import numpy as np
 import pytest
 from absl import logging
-from data_cases import assert_all_in, put_another_in_its_place, save
+from data_cases import (
+  MASK,
+  assert_all_in,
+  error_line,
+  put_another_in_its_place,
+  save,
+  write_pairs,
+)
 from PIL import Image
 
 from medseg_jax.data import splits
 from medseg_jax.data.sources import folder as folder_lib
 from medseg_jax.runtime.errors import InputError
 
-RNG = np.random.default_rng(0)
-MASK = np.zeros((8, 9), np.uint8)
-MASK[2:5, 3:7] = 255
-
-
-def write_pairs(root, stems, *, mask_folder='labels', mask=MASK, rgb=False):
-  shape = mask.shape + ((3,) if rgb else ())
-  for stem in stems:
-    image = RNG.integers(0, 256, shape, dtype=np.uint8)
-    save(root / 'images' / f'{stem}.png', image)
-    save(root / mask_folder / f'{stem}.png', mask)
-
 
 def names(sources):
   return {split: list(source.names) for split, source in sources.items()}
-
-
-def error_line(path, **options):
-  with pytest.raises(InputError) as error:
-    folder_lib.open_folder(path, **options)
-  assert '\n' not in str(error.value)
-  return str(error.value)
 
 
 # Layouts.

@@ -1,30 +1,9 @@
 """Folders as people have them: bad files, strange ones, strays, one split."""
 
 import numpy as np
-import pytest
-from data_cases import assert_all_in, save
+from data_cases import MASK, RNG, assert_all_in, error_line, save, write_pairs
 
 from medseg_jax.data.sources import folder as folder_lib
-from medseg_jax.runtime.errors import InputError
-
-RNG = np.random.default_rng(0)
-MASK = np.zeros((8, 9), np.uint8)
-MASK[2:5, 3:7] = 255
-
-
-def write_pairs(root, stems, *, mask_folder='labels', mask=MASK, rgb=False):
-  shape = mask.shape + ((3,) if rgb else ())
-  for stem in stems:
-    image = RNG.integers(0, 256, shape, dtype=np.uint8)
-    save(root / 'images' / f'{stem}.png', image)
-    save(root / mask_folder / f'{stem}.png', mask)
-
-
-def error_line(path, **options):
-  with pytest.raises(InputError) as error:
-    folder_lib.open_folder(path, **options)
-  assert '\n' not in str(error.value)
-  return str(error.value)
 
 
 def test_all_bad_files_are_counted_and_the_first_are_named(tmp_path):

@@ -9,7 +9,6 @@ import sys
 import zipfile
 
 import pytest
-from absl.testing import flagsaver
 from conftest import HANG_S, ROOT, write_volumes
 from data_cases import assert_all_in, assert_one_line
 
@@ -45,16 +44,11 @@ EVERYTHING = NOT_JSON | OTHER_JSON
 
 
 @pytest.fixture
-def complaint(monkeypatch, capsys):
+def complaint(refused):
   """Returns a function from arguments to all that stderr gets, one line."""
-  monkeypatch.chdir(ROOT)
 
   def call(*args):
-    monkeypatch.setattr(sys, 'argv', ['main', *map(str, args)])
-    capsys.readouterr()
-    with flagsaver.flagsaver():
-      assert main.main() == 1
-    text = capsys.readouterr().err
+    text = refused(*args)
     assert text.startswith('error: ') and text.count('\n') == 1, text
     return text
 
