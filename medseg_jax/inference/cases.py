@@ -64,15 +64,13 @@ def predict_cases(
   would need too much memory.
 
   Args:
-    predict_fn: `[N, *patch_size, C] -> [N, *patch_size, K]`.
+    predict_fn: see `inference.sliding_window`, as `patch_size`, `overlap` and
+      `batch_size`.
     cases: read one after the other.
     preprocessing: as in training.
     channels: of the training images; a grey image is repeated to as many.
-    patch_size: of the tiles; of a 2-D network, two numbers for volumes too.
-    overlap: of neighbouring tiles.
-    batch_size: N, tiles predicted at once.
     decode: logits `[..., K]` to class indices `[...]`, both NumPy.
-    probabilities: whether to keep them; `K` half floats a voxel.
+    probabilities: whether they are kept, too.
     activate: logits `[..., K]` to probabilities, all 0 outside the crop. None
       for exclusive classes: softmax, and 1 for class 0 outside.
     has_background: with `activate`, whether class 0 is the background, and 1
