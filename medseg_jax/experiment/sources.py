@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
 from medseg_jax.runtime.errors import InputError, InputErrors
+from medseg_jax.runtime.files import expand_home
 
 SOURCES = ('phantom', 'folder', 'volumes', 'tfds')
 
@@ -24,6 +25,9 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
   data = config.data
   naming = dict(classes=_classes(data), label_values=tuple(data.label_values))
   instances = data.get('instances', '')  # later than the first models
+  known = []
+  if data.get('group', '').lower().endswith('.csv'):
+    known = [expand_home(data.group, or_set='config.data.group').absolute()]
   if data.source == 'phantom':
     from medseg_jax.data.sources.phantom import open_phantom
 
@@ -40,6 +44,7 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
     return open_folder(
       data.path,
       roi=data.roi,
+      known=known,
       instances=instances,
       **naming,
     )
@@ -52,6 +57,7 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
         instances=data.instances,
         grid_tolerance=data.grid_tolerance,
         strict=strict,
+        known=known,
         **naming,
       )
     except InputErrors as error:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -125,6 +125,7 @@ def open_folder(
   label_values: Sequence[int] = (),
   instances: str = '',
   roi: str = '',
+  known: Collection[pathlib.Path] = (),
 ) -> dict[str, FolderSource]:
   """Returns the sources of a data set by split: of `train`, `val`, `test`.
 
@@ -144,12 +145,13 @@ def open_folder(
       or more than two `classes` are given.
     roi: name of a folder beside `images` whose masks (nonzero is inside) mark
       the region to evaluate; empty for none.
+    known: files of the folder that the run uses otherwise.
 
   Raises:
     InputError: the layout, a file, or a label value is not allowed.
   """
   root = pathlib.Path(path)
-  cases = find_files(root, roi)
+  cases = find_files(root, roi, known)
   found = _look_at_all(root, cases)
   channels = _agree_on_channels(root, found)
   values = {

@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -224,6 +224,7 @@ def open_volumes(
   instances: str = '',
   grid_tolerance: float = nifti.TOLERANCE,
   strict: bool = True,
+  known: Collection[pathlib.Path] = (),
 ) -> dict[str, VolumeSource]:
   """Returns the sources `train` and `test`, as far as there are labels of it.
 
@@ -241,6 +242,7 @@ def open_volumes(
     grid_tolerance: how far a label may lie off its image, in voxels.
     strict: whether problems of the layout (such as a label without an image)
       are errors. Otherwise they are `problems` of the sources, to be listed.
+    known: files of the folder that the run uses otherwise.
 
   Raises:
     InputError: the layout, a file or a label value is not allowed.
@@ -254,7 +256,7 @@ def open_volumes(
   info = None
   if os.path.lexists(described):  # also what is no file is looked at, and told
     info = read_dataset_json(described)
-  layouts = find_layouts(root, info.training if info else None)
+  layouts = find_layouts(root, info.training if info else None, known)
   problems = [line for layout in layouts.values() for line in layout.problems]
   whole = layouts.get('train', layouts.get('test'))
   if problems and (strict or not whole.files):
