@@ -27,6 +27,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   config.data.path = opening.absolute(config.data)
   opened = sources.open_all(config, strict=False)
   sources.check_train(opened, config.data)
+  sources.tell_oddities(opened.values())
   plan = volume_plan.make(config, opened)
   path = workdir / 'plan.json'
   if path.exists():

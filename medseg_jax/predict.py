@@ -12,7 +12,12 @@ from ml_collections import ConfigDict
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.sources.volume_files import Failure
-from medseg_jax.experiment import build, prediction_jobs, trained_model
+from medseg_jax.experiment import (
+  build,
+  prediction_jobs,
+  sources,
+  trained_model,
+)
 from medseg_jax.experiment.prediction_jobs import PICTURES, Job, Work
 from medseg_jax.experiment.prediction_record import Record, hash_files, maker_of
 from medseg_jax.inference.cases import Prediction, predict_each
@@ -100,6 +105,8 @@ def run(
   pictures = _Pictures(work.folder / PICTURES, tuple(config.data.classes))
   if jobs:
     prediction_jobs.remove_unfinished(jobs)
+    if config.data.source == 'volumes':
+      sources.tell(prediction_jobs.find_oddities(jobs))
     print(build.describe_network(config, mesh), flush=True)
     trained = trained_model.compile_predictor(config, weights, mesh)
     lap('compile')

@@ -84,6 +84,7 @@ def choose(
     by_split = _as_recorded(record, opened, digests)
   found = _choose_split(by_split, split, config)
   source = by_split[found]
+  data_sources.tell_oddities([source])
   origin = digests.get(found, digests.get('train', {}))
   by_name = {name: origin[name] for name in source.names}
   validated = own and found == 'val'

@@ -1,11 +1,14 @@
 """The data of a run, opened as its config says."""
 
+import concurrent.futures
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ml_collections import ConfigDict
 
+from medseg_jax.data.cache import num_workers
 from medseg_jax.data.case import Source
+from medseg_jax.data.sources.volumes import VolumeSource, open_volumes
 from medseg_jax.runtime.errors import InputError, InputErrors
 from medseg_jax.runtime.files import expand_home
 
@@ -49,8 +52,6 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
       **naming,
     )
   if data.source == 'volumes':
-    from medseg_jax.data.sources.volumes import open_volumes
-
     try:
       return open_volumes(
         data.path,
@@ -78,6 +79,27 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
   raise InputError(
     f'config.data.source is {data.source!r}; allowed are ' + ', '.join(SOURCES)
   )
+
+
+def tell_oddities(opened: Iterable[Source]) -> None:
+  """Prints what is odd about the layout and the headers of volumes.
+
+  Once a run, when their files are opened for whatever purpose.
+  """
+  lines: list[str] = []
+  for source in opened:
+    if isinstance(source, VolumeSource):
+      lines += source.oddities
+      with concurrent.futures.ThreadPoolExecutor(num_workers()) as pool:
+        for found in pool.map(source.find_oddities, range(len(source))):
+          lines += found
+  tell(lines)
+
+
+def tell(lines: Iterable[str]) -> None:
+  """Prints each line once, as a warning."""
+  for line in dict.fromkeys(lines):
+    print(f'warning   {line}', flush=True)
 
 
 def listed(problems: Sequence[str], where: str | os.PathLike) -> InputError:

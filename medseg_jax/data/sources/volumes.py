@@ -22,6 +22,7 @@ from medseg_jax.data.sources import volume_files
 from medseg_jax.data.sources.already_read import AlreadyRead
 from medseg_jax.data.sources.dataset_json import read_dataset_json
 from medseg_jax.data.sources.volume_files import VolumeFiles
+from medseg_jax.data.sources.volume_geometry import find_oddities
 from medseg_jax.data.sources.volume_labels import (
   FEW,
   count_ids,
@@ -106,7 +107,7 @@ class VolumeSource:
       problem, _ = self.judge_ids(index, count_ids(ids.array))
       if problem:
         raise InputError(problem)
-      label = self.to_classes(self.align_label(index, ids, image).array)
+      label = self.to_classes(self.align_label(index, ids, image))
     return Case(
       name=files.name,
       image=image.array,
@@ -134,7 +135,7 @@ class VolumeSource:
 
   def align_label(
     self, index: int, ids: nifti.Volume, image: nifti.Volume
-  ) -> nifti.Aligned:
+  ) -> np.ndarray:
     """Returns the ids `[z, y, x]` of case `index` on the grid of its image.
 
     Raises:
@@ -148,6 +149,10 @@ class VolumeSource:
       where=str(self.files[index].images[0]),
       tolerance=self.grid_tolerance,
     )
+
+  def find_oddities(self, index: int) -> tuple[str, ...]:
+    """Returns a line for each oddity in the headers of case `index`."""
+    return find_oddities(self.files[index], self.grid_tolerance)
 
   def judge_ids(self, index: int, counts: dict[int, int]) -> tuple[str, str]:
     """Returns a line that names ids of no class, and one that names strays.
