@@ -22,8 +22,8 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
 
   Args:
     config: its section `data`, and the patch size for phantoms.
-    strict: of volumes: whether problems with the files are errors at once;
-      otherwise they are left for the survey to list.
+    strict: whether problems with the files are errors at once; otherwise they
+      are left for the survey to list, and to the reading of the case.
   """
   data = config.data
   naming = dict(classes=_classes(data), label_values=tuple(data.label_values))
@@ -48,6 +48,7 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
       data.path,
       roi=data.roi,
       known=known,
+      strict=strict,
       instances=instances,
       **naming,
     )
