@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax.data.case import Case, Source
+from medseg_jax.data.case import Source
 from medseg_jax.experiment import build, scored_cases, trained_model
-from medseg_jax.inference.cases import predict_cases
+from medseg_jax.experiment.failures import Failures
+from medseg_jax.inference.cases import predict_cases, predict_each
 from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report
 from medseg_jax.report.kept_masks import KeptMasks
@@ -29,12 +30,16 @@ class Scored(NamedTuple):
   """What the cases of a split scored.
 
   Attributes:
-    records: one a case, as `report.summarize` takes them.
-    masks: what was predicted, of some cases.
+    source: the cases that were scored: all but those that failed.
+    records: one for each of them, as `report.summarize` takes them.
+    masks: what was predicted, of some of them.
+    failures: the cases that could not be scored.
   """
 
+  source: Source
   records: list[dict]
   masks: KeptMasks
+  failures: Failures
 
 
 def run(
@@ -48,6 +53,9 @@ def run(
 ) -> dict:
   """Evaluates a trained model, writes the report, returns the summary.
 
+  A case that cannot be read costs none of the others: it is named in the report
+  and at the end.
+
   Args:
     config: resolved, as training left it.
     workdir: of the training; with `model` only where the report goes.
@@ -56,6 +64,10 @@ def run(
     model: a model folder or its zip, in place of the workdir's.
     mesh: what the tiles are spread over, which need not be the training's;
       None for all devices of this process.
+
+  Raises:
+    InputError: nothing can be scored; after all the others, that a case was
+      not.
   """
   mesh = mesh or sharding.local_mesh()
   cases = scored_cases.choose(config, workdir, split=split, model=model)
@@ -68,7 +80,7 @@ def run(
       'note      the best weights were chosen on such cases: the numbers '
       'are too good for new images'
     )
-  return report_split(
+  summary, failures = report_split(
     trained.predict_fn,
     cases.source,
     config=config,
@@ -79,6 +91,8 @@ def run(
     step=trained.step,
     checkpoint=trained.which,
   )
+  failures.tell(len(cases.source), 'case', 'scored')
+  return summary
 
 
 def report_split(
@@ -93,8 +107,10 @@ def report_split(
   checkpoint: str,
   folder: str = '',
   scored: Scored | None = None,
-) -> dict:
+) -> tuple[dict, Failures]:
   """Evaluates, writes summary, cases and panels, prints the table.
+
+  Returns the summary, and the cases that are not in its numbers.
 
   Args:
     predict_fn: see `score_cases`.
@@ -120,14 +136,14 @@ def report_split(
       desc=f'evaluate {split}',
     )
   records = scored.records
-  summary = summarize(records, config, split=split, step=step)
+  summary = summarize(scored, config, split=split, step=step)
   summary['checkpoint'] = checkpoint
   summary['data'] = scored_cases.evaluated(config)
   place = workdir / 'evaluation' / folder
   report.write_report(place, summary, records)
   chosen = report.rank_cases(records)
   names = ('best', 'median', 'worst') if len(chosen) == 3 else ('best', 'worst')
-  pictures = panels(predict_fn, source, chosen, scored, **settings)
+  pictures = panels(predict_fn, chosen, scored, **settings)
   paths = [workdir / 'panels' / f'{folder}_{name}.png' for name in names]
   try:
     for path, picture in zip(paths, pictures, strict=False):
@@ -139,43 +155,43 @@ def report_split(
   cases = counted(len(records), 'case')
   print(f'\n{folder}: {cases}, {checkpoint} weights, step {step}')
   print(report.table(summary))
+  if failed := scored.failures.found:
+    print(
+      f'warning   {len(failed)} of {counted(len(source), "case")} could not be '
+      'scored and are in none of these numbers'
+    )
   print(f'report    {place}/summary.json, {place}/cases.csv')
   if chosen:
     print('pictures  ' + ', '.join(map(str, paths[: len(chosen)])), flush=True)
-  return summary
+  return summary, scored.failures
 
 
 def summarize(
-  records: Sequence[dict], config: ConfigDict, *, split: str, step: int
+  scored: Scored, config: ConfigDict, *, split: str, step: int
 ) -> dict:
   """Returns the summary of the classes or regions that were scored."""
   names = case_scores.scored_names(config.data.classes, config.data.regions)
-  return report.summarize(records, names, split=split, step=step)
-
-
-def read(
-  source: Source, indices: Iterable[int], progress: Progress | None = None
-) -> Iterator[Case]:
-  """Yields the cases at `indices`, counted on `progress`."""
-  for index in indices:
-    yield source[index]
-    if progress is not None:
-      progress.advance()
+  failed = {failure.name: failure.reason for failure in scored.failures.found}
+  return report.summarize(
+    scored.records, names, split=split, step=step, failed=failed
+  )
 
 
 def panels(
   predict_fn: Callable[[jax.Array], jax.Array],
-  source: Source,
   indices: Sequence[int],
   scored: Scored,
   **settings: Any,
 ) -> Iterator[np.ndarray]:
-  """Yields the panel of each case at `indices`, uint8 `[h, w, 3]`.
+  """Yields the panel of each record at `indices`, uint8 `[h, w, 3]`.
 
   Predicts anew what of them was not kept.
   """
+  source = scored.source
   gone = [index for index in indices if index not in scored.masks]
-  predicted = predict_cases(predict_fn, read(source, gone), **settings)
+  predicted = predict_cases(
+    predict_fn, (source[index] for index in gone), **settings
+  )
   for index in indices:
     if index in gone:
       case, pred, _ = next(predicted)
@@ -205,6 +221,7 @@ def score_cases(
 ) -> Scored:
   """Returns what each case of `source` scored.
 
+  A case that fails, while it is read or predicted, costs none of the others.
   Counts are taken case by case on the case's own grid, so that neither the
   number of devices nor a last partial batch can change a digit.
 
@@ -223,14 +240,23 @@ def score_cases(
   if thorough and data.source == 'volumes':
     scoring['surface_tolerance'] = config.evaluation.surface_tolerance
     scoring['lesions'] = config.evaluation.lesions
-  records, masks = [], KeptMasks(keep)
+  records, masks, failures = [], KeptMasks(keep), Failures()
+
+  def fail(index: int, error: Exception) -> None:
+    failures.add(error, case=source.names[index])
+
   progress = contextlib.nullcontext()
   if desc:
     progress = Progress(len(source), unit='case', desc=desc)
-  with progress as counted:
-    cases = read(source, range(len(source)), counted)
-    predicted = predict_cases(predict_fn, cases, **settings)
-    for index, (case, pred, _) in enumerate(predicted):
+  with progress as counted_cases:
+    predicted = predict_each(
+      predict_fn,
+      range(len(source)),
+      read=source.__getitem__,
+      failed=fail,
+      **settings,
+    )
+    for _, (case, pred, _) in predicted:
       score = functools.partial(
         case_scores.score_case,
         pred,
@@ -241,10 +267,14 @@ def score_cases(
       record = {'case': case.name, **score()}
       if case.roi is not None:
         record['roi'] = score(where=case.roi)
+      masks.keep(len(records), pred)
       records.append(record)
-      masks.keep(index, pred)
+      if counted_cases is not None:
+        counted_cases.advance()
       del case, pred, score  # before the next one: they may be gigabytes
-  return Scored(records, masks)
+  if failures.found:
+    source = source.subset([record['case'] for record in records])
+  return Scored(source, records, masks, failures)
 
 
 def mean_dice(summary: dict) -> float:

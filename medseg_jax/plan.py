@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medseg_jax import planner
-from medseg_jax.experiment import opening, sources, volume_plan
+from medseg_jax.experiment import mirroring, opening, sources, volume_plan
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import write_atomically
 
@@ -27,6 +27,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   config.data.path = opening.absolute(config.data)
   opened = sources.open_all(config, strict=False)
   sources.check_train(opened, config.data)
+  sources.tell_oddities(opened.values())
   plan = volume_plan.make(config, opened)
   path = workdir / 'plan.json'
   if path.exists():
@@ -39,5 +40,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   else:
     write_atomically(path, planner.to_json(plan).encode())
   print(planner.describe(plan))
+  resolved = opening.resolve(config, opened['train'], plan)
+  if warning := mirroring.side_warning(resolved):
+    print(warning)
   print(f'plan      {path} (may be edited; its notes say why)', flush=True)
   return plan

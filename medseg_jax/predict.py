@@ -4,15 +4,19 @@ import errno
 import os
 import pathlib
 import time
-import traceback
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats.images import name_some
-from medseg_jax.data.sources.volume_files import Failure
-from medseg_jax.experiment import build, prediction_jobs, trained_model
+from medseg_jax.experiment import (
+  build,
+  prediction_jobs,
+  sources,
+  trained_model,
+)
+from medseg_jax.experiment.failures import Failures
 from medseg_jax.experiment.prediction_jobs import PICTURES, Job, Work
 from medseg_jax.experiment.prediction_record import Record, hash_files, maker_of
 from medseg_jax.inference.cases import Prediction, predict_each
@@ -82,9 +86,9 @@ def run(
   lap('look at the input')
   if work.unused:
     print(f'not used  in {input_path}: {name_some(work.unused, 20)}')
-  failed = _Failures(work.failures)
+  failed = Failures(work.failures)
   if not work.jobs:
-    failed.tell(len(work.failures))
+    failed.tell(len(work.failures), 'image', 'segmented')
   check_writable(work.folder)  # before all that takes time
   weights = trained_model.load_variables(
     config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
@@ -100,10 +104,15 @@ def run(
   pictures = _Pictures(work.folder / PICTURES, tuple(config.data.classes))
   if jobs:
     prediction_jobs.remove_unfinished(jobs)
+    if config.data.source == 'volumes':
+      sources.tell(prediction_jobs.find_oddities(jobs))
     print(build.describe_network(config, mesh), flush=True)
     trained = trained_model.compile_predictor(config, weights, mesh)
     lap('compile')
     hashes = {}
+
+    def fail(job: Job, error: Exception) -> None:
+      failed.add(error, case=job.name, file=job.images[0])
 
     def read(job: Job) -> Case:
       case = prediction_jobs.read(job, volumes=config.data.source == 'volumes')
@@ -114,7 +123,7 @@ def run(
       trained.predict_fn,
       jobs,
       read=read,
-      failed=failed.add,
+      failed=fail,
       probabilities=config.inference.probabilities,
       **trained_model.prediction_settings(config, mesh),
     )
@@ -135,7 +144,7 @@ def run(
         except Exception as error:
           if isinstance(error, OSError) and error.errno in _NO_PLACE:
             raise _no_place(error, job, done) from error
-          failed.add(job, error)
+          fail(job, error)
         else:
           pictures.add(prediction)
         lap('write')
@@ -148,52 +157,8 @@ def run(
     + ', '.join(f'{k} {format_seconds(v)}' for k, v in took.items()),
     flush=True,
   )
-  failed.tell(len(work.jobs) + len(work.failures))
-
-
-class _Failures:
-  """The images that were not segmented, to be named at the end.
-
-  Keeps texts only: an error would hold on to the arrays that it was met with.
-  """
-
-  def __init__(self, failures: tuple[Failure, ...]):
-    self._found = list(failures)
-    self._traceback = ''
-
-  def add(self, job: Job, error: Exception) -> None:
-    file = str(job.images[0])
-    text = ' '.join(str(error).split())
-    if isinstance(error, MemoryError):
-      text = f'{file}: there is not enough memory for it' + (
-        f' ({text})' if text else ''
-      )
-    elif isinstance(error, OSError) and not isinstance(error, InputError):
-      text = f'{file}: {error.strerror or text}'
-    elif not isinstance(error, InputError):
-      text = f'{file}: {type(error).__name__}: {text}'
-      self._traceback = self._traceback or traceback.format_exc()
-    elif text.startswith((f'{job.name} ', f'{job.name}: ')):
-      text = file + text.removeprefix(job.name)  # the file says more
-    elif file not in text:
-      text = f'{file}: {text}'
-    self._found.append(Failure(job.images[0].name, text))
-
-  def tell(self, total: int) -> None:
-    """Raises InputError where there are any, after a line for each."""
-    if not self._found:
-      return
-    for failure in self._found:
-      print(f'failed    {failure.reason}')
-    first, names = self._found[0], [failure.name for failure in self._found]
-    text = f'not segmented: {len(names)} of {counted(total, "image")}'
-    text += (
-      f' ({name_some(names, 10)}); the first: ' if len(names) > 1 else ': '
-    )
-    error = InputError(text + first.reason)
-    if self._traceback:  # for --debug
-      error.add_note(self._traceback)
-    raise error
+  total = len(work.jobs) + len(work.failures)
+  failed.tell(total, 'image', 'segmented')
 
 
 class _Pictures:

@@ -25,6 +25,7 @@ from medseg_jax.experiment.compiled_steps import (
   CompiledSteps,
   compile_steps,
 )
+from medseg_jax.experiment.failures import Failures
 from medseg_jax.experiment.restored_state import restore_state
 from medseg_jax.prepare import describe, prepare
 from medseg_jax.runtime import sharding, workdir_lock
@@ -51,7 +52,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
 
   Raises:
     InputError: the config or the data make no sense, a loss was not finite, or
-      another run trains in `workdir`.
+      another run trains in `workdir`; after all else, that a case could not be
+      scored.
     Stopped: SIGTERM or Ctrl-C, after saving.
   """
   with workdir_lock.hold(workdir):
@@ -141,12 +143,12 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       variables, step = trained_model.restore_variables(
         checkpoints, BEST, config, mesh
       )
-  summary = {}
+  summary, failures, split = {}, Failures(), ''
   if predict_fn is None:
     print('no split is held out, so nothing is evaluated')
   else:
     split = 'test' if 'test' in sources else 'val'
-    summary = evaluate.report_split(
+    summary, failures = evaluate.report_split(
       functools.partial(predict_fn, variables),
       sources[split],
       config=config,
@@ -167,6 +169,8 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     checkpoint=which,
     scores=summary or None,
   )
+  if split:
+    failures.tell(len(sources[split]), 'case', 'scored')
   return summary
 
 

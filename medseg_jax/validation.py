@@ -91,19 +91,26 @@ class Validation:
         keep=len(self.source) if final else 1,
         desc='evaluate val' if final else '',
       )
-      [picture] = evaluate.panels(predict, self.source, [0], scored, **settings)
+      first = [0] if scored.records else []
+      pictures = list(evaluate.panels(predict, first, scored, **settings))
     if final:
       self.scored = scored
-    summary = evaluate.summarize(
-      scored.records, self.config, split='val', step=step
-    )
+    summary = evaluate.summarize(scored, self.config, split='val', step=step)
     if read_line(self.workdir, step, 'val') is None:
       numbers = {name: summary['mean'][name] for name in _NUMBERS}
       self.writer.scalars(step, 'val', numbers)
-      self.writer.image(step, 'val', 'first_case', picture)
+      for picture in pictures:
+        self.writer.image(step, 'val', 'first_case', picture)
     dice = evaluate.mean_dice(summary)
     say(f'step {step}/{self.config.num_steps}  val Dice {dice:.4f}')
-    if dice > self._best():
+    if failed := scored.failures.found:
+      # Of other cases the same weights have another Dice: no choice by that.
+      say(
+        f'warning   step {step}: {len(failed)} of {len(self.source)} val cases '
+        'could not be scored, so these weights cannot be the best; the first: '
+        f'{failed[0].reason}'
+      )
+    elif dice > self._best():
       self.checkpoints.save(BEST, step, state, {'dice': dice})
 
   def _best(self) -> float:

@@ -135,6 +135,14 @@ REGIONS = {'background': 0, 'whole': [1, 2], 'core': [2]}
       {'labels': REGIONS, 'regions_class_order': [1, 5]},
       ['"regions_class_order" is [1, 5]'],
     ),
+    (
+      {'labels': REGIONS, 'regions_class_order': [1, 1]},
+      ['"regions_class_order" is [1, 1]', 'no two the same'],
+    ),
+    (
+      {'labels': {'background': 0, 'a': [1, 1]}, 'regions_class_order': [1]},
+      ['"a": [1, 1]', 'each once'],
+    ),
   ],
 )
 def test_wrong_files_are_errors(tmp_path, content, parts):

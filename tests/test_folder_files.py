@@ -32,17 +32,25 @@ def test_what_is_not_used_is_named_once(tmp_path, caplog):
   (tmp_path / 'train' / 'images' / 'patient 3').mkdir()
   for name in (
     'train/images/scan.nrrd', 'test/labels/c.dcm', 'train/extra.mha',
-    'train/fov/a.png', 'more/x.png', 'README.md', '.hidden',
+    'train/fov/a.png', 'more/x.png', 'README.md', '.hidden', 'notes.doc',
+    'train/LICENSE', 'dataset.json', 'groups.csv', 'others.csv', 'Thumbs.db',
+    'train/images/readme.txt', 'readme.zip',
   ):  # fmt: skip
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('')
+  (tmp_path / 'val' / 'images').mkdir(parents=True)  # without masks
+  known = {tmp_path / 'groups.csv'}
   with caplog.at_level('WARNING'):
-    folder_lib.open_folder(tmp_path)
+    folder_lib.open_folder(tmp_path, known=known)
   (line,) = [record.getMessage() for record in caplog.records]
   assert_all_in(
-    line, f'{tmp_path}: not used: more, ',
-    'train/extra.mha', 'train/fov', 'train/images/patient 3', '(6 in all)',
+    line, f'{tmp_path}: not used: train/images/patient 3, ',
+    'train/images/scan.nrrd', 'test/labels/c.dcm', 'more, ', '(10 in all)',
   )  # fmt: skip
+  for name in ('notes.doc', 'others.csv', 'readme.zip'):
+    (tmp_path / name).unlink()
+  (tmp_path / 'val' / 'images').rmdir()
+  (tmp_path / 'val').rmdir()
   for name in ('train/images/patient 3', 'train/fov', 'more'):
     for path in (tmp_path / name).iterdir():
       path.unlink()
@@ -52,7 +60,7 @@ def test_what_is_not_used_is_named_once(tmp_path, caplog):
   (tmp_path / 'train' / 'extra.mha').unlink()
   caplog.clear()
   with caplog.at_level('WARNING'):
-    folder_lib.open_folder(tmp_path)
+    folder_lib.open_folder(tmp_path, known=known)
   assert not caplog.records
 
 

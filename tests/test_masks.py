@@ -293,6 +293,9 @@ def test_names_of_classes():
   with pytest.raises(InputError) as error:
     labels.name_classes(('a', 'b', 'c'), (0, 1), 'DATA')
   assert_one_line(error, 'DATA', "('a', 'b', 'c'), of 3 classes", '(0, 1)')
+  with pytest.raises(InputError) as error:
+    labels.name_classes(('a', 'b', 'a'), (0, 1, 2), 'DATA')
+  assert_one_line(error, 'DATA', "'a' more than once", 'a name of its own')
   for values in ((0,), (0, 0)):
     with pytest.raises(InputError, match='data.label_values'):
       labels.name_classes((), values, 'x')

@@ -12,7 +12,7 @@ from data_cases import assert_one_line
 from flax import linen as nn
 from small import load, shrink
 
-from medseg_jax import prepare
+from medseg_jax import plan, prepare
 from medseg_jax.augment import create_augment, read_size
 from medseg_jax.experiment import (
   build,
@@ -141,7 +141,7 @@ def test_a_workdir_of_before_there_were_axes(tmp_path):
   assert build.augment_fields(old)['flip_axes'] == (0, 1, 2)
 
 
-@pytest.mark.parametrize('flip_axes', [(3,), (-1,), ('x',), (0, 0.5)])
+@pytest.mark.parametrize('flip_axes', [(3,), (-1,), ('x',), (0, 0.5), (0, 0)])
 def test_axes_that_images_do_not_have(flip_axes):
   config = config_of()
   config.augment.flip_axes = flip_axes
@@ -170,7 +170,9 @@ def test_flips_of_some_axes_are_drawn_as_those_of_all():
   assert (rows != label).any() and (every != rows).any()
 
 
-@pytest.mark.parametrize('value', [(3,), (-1,), 1, ('x',), 'xy', (0.5,)])
+@pytest.mark.parametrize(
+  'value', [(3,), (-1,), 1, ('x',), 'xy', (0.5,), (1, 1)]
+)
 def test_flip_axes_of_the_library(value):
   with pytest.raises(ValueError, match='flip_axes is .*allowed'):
     create_augment(flip_axes=value)
@@ -276,6 +278,9 @@ def test_the_warning_comes_once_before_the_work(tmp_path, capsys):
     words = capsys.readouterr().out
     assert words.count('warning   left, right') == count
     assert words.count('mirrored along 0, 1 alone') == 1 - count
+    plan.run(config, tmp_path / 'run')
+    words = capsys.readouterr().out
+    assert words.count('warning   left, right') == count
   config.augment.flip_axes = (3,)
   with pytest.raises(InputError, match='flip_axes'):
     prepare.run(config, tmp_path / 'run')

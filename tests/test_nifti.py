@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from medseg_jax.data.formats import nifti
-from medseg_jax.data.formats.nifti_align import align
+from medseg_jax.data.formats.nifti_align import align, gap_between
 
 ORDERS = list(
   itertools.product(
@@ -331,10 +331,10 @@ def test_real_hippocampus(real_data, tmp_path):
     stored = nib.load(folder / 'labelsTr' / name)
     assert stored.shape == label.array.shape[::-1]
     assert label.array.dtype == np.uint8
-    aligned, oddity = align(
-      label.array, label.grid, image.grid, what=name, where=name
-    )
-    assert not oddity and label.oddities == image.oddities == ()
+    names = dict(what=name, where=name)
+    aligned = align(label.array, label.grid, image.grid, **names)
+    assert not gap_between(label.grid, image.grid, **names)
+    assert label.grid.oddities == image.grid.oddities == ()
     assert set(np.unique(aligned)) == {0, 1, 2}
     assert image.spacing == (1, 1, 1)
     # Anterior lies in front of posterior: y runs to Posterior.

@@ -9,7 +9,7 @@ from data_cases import assert_all_in, assert_one_line
 from scipy.spatial.transform import Rotation
 
 from medseg_jax.data.formats import nifti
-from medseg_jax.data.formats.nifti_align import align
+from medseg_jax.data.formats.nifti_align import align, gap_between
 from medseg_jax.data.formats.nifti_geometry import (
   from_file_order,
   grid_of,
@@ -25,8 +25,9 @@ def align_files(array, affine, to_shape, to_affine, **options):
   grid = grid_of(np.asarray(affine, float), array.shape[:3])
   to = grid_of(np.asarray(to_affine, float), to_shape)
   inside = from_file_order(array, grid)
-  aligned, oddity = align(inside, grid, to, what='a', where='b', **options)
-  return to_file_order(aligned, to), oddity
+  options = dict(what='a', where='b', **options)
+  aligned = align(inside, grid, to, **options)
+  return to_file_order(aligned, to), gap_between(grid, to, **options)
 
 
 def test_all_orders_align():

@@ -6,7 +6,9 @@ import pytest
 from data_cases import assert_all_in, assert_one_line
 
 from medseg_jax.data.formats import nifti
-from medseg_jax.data.formats.nifti_align import align
+from medseg_jax.data.formats.nifti_align import align, gap_between
+from medseg_jax.data.sources.volume_files import VolumeFiles
+from medseg_jax.data.sources.volume_geometry import find_oddities
 from medseg_jax.runtime.errors import InputError
 
 ARRAY = np.random.default_rng(0).integers(0, 5, (6, 7, 4)).astype(np.int16)
@@ -41,9 +43,9 @@ def affine_of(spacing, origin=(0, 0, 0), signs=(1, 1, 1)):
 def aligned(label_path, image_path, **options):
   label = nifti.read_label(label_path)
   image = nifti.read_image(image_path)
-  array, oddity = align(
-    label.array, label.grid, image.grid, what='label', where='image', **options
-  )
+  names = dict(what='label', where='image', **options)
+  array = align(label.array, label.grid, image.grid, **names)
+  oddity = gap_between(label.grid, image.grid, **names)
   return array, image.array[..., 0], oddity
 
 
@@ -54,7 +56,7 @@ def test_sizes_are_those_of_pixdim_where_the_sform_says_others(tmp_path):
   volume = nifti.read_image(path)
   np.testing.assert_allclose(volume.spacing, sizes[::-1], rtol=1e-6)
   assert nib.aff2axcodes(volume.affine) == ('S', 'P', 'L')
-  (line,) = volume.oddities
+  (line,) = volume.grid.oddities
   assert_all_in(
     line, path, '1x1x1 mm in the sform', '1.316x1.316x10 mm in pixdim'
   )
@@ -91,7 +93,7 @@ def test_sizes_that_differ_by_rounding_are_the_same(tmp_path):
   sform = affine_of((0.48828125, 0.48828125, 3))
   path = save(tmp_path / 'a.nii', sform=sform, pixdim=(0.4883, 0.4883, 3))
   volume = nifti.read_image(path)
-  assert volume.oddities == ()
+  assert volume.grid.oddities == ()
   assert volume.spacing == (3, 0.48828125, 0.48828125)
 
 
@@ -105,7 +107,7 @@ def test_sform_and_qform_that_differ_are_told(tmp_path):
   ):
     path = save(tmp_path / 'a.nii', sform=straight, qform=qform)
     volume = nifti.read_image(path)
-    (line,) = volume.oddities
+    (line,) = volume.grid.oddities
     assert_all_in(
       line, path, 'sform and qform differ', 'sform is taken', *parts
     )
@@ -118,7 +120,7 @@ def test_sform_and_qform_that_differ_are_told(tmp_path):
     array, expected, _ = aligned(label, path)
     np.testing.assert_array_equal(array, expected)
   path = save(tmp_path / 'a.nii', sform=straight, qform=straight)
-  assert nifti.read_image(path).oddities == ()
+  assert nifti.read_image(path).grid.oddities == ()
 
 
 def test_what_is_no_geometry_gives_way_to_what_is(tmp_path):
@@ -126,10 +128,10 @@ def test_what_is_no_geometry_gives_way_to_what_is(tmp_path):
   path = save(tmp_path / 'a.nii', sform=np.zeros((4, 4)), qform=good)
   volume = nifti.read_image(path)
   assert volume.spacing == (3, 2, 1)
-  (line,) = volume.oddities
+  (line,) = volume.grid.oddities
   assert_all_in(line, path, 'its sform [0 0 0 0;', 'the qform is taken')
   path = save(tmp_path / 'a.nii', sform=good, qform=good, quatern_b=3)
-  (line,) = nifti.read_image(path).oddities
+  (line,) = nifti.read_image(path).grid.oddities
   assert_all_in(line, path, 'qform is no rotation', 'the sform is taken')
 
 
@@ -148,7 +150,9 @@ def test_sizes_in_pixdim_that_are_none(tmp_path, pixdim, text, spacing):
   path = save(tmp_path / 'a.nii', sform=sform, pixdim=pixdim)
   volume = nifti.read_image(path)
   assert volume.spacing == spacing
-  assert_all_in(volume.oddities[0], path, f'spacing {text} in pixdim', 'taken')
+  assert_all_in(
+    volume.grid.oddities[0], path, f'spacing {text} in pixdim', 'taken'
+  )
 
 
 def test_units_other_than_mm_are_told(tmp_path):
@@ -157,14 +161,14 @@ def test_units_other_than_mm_are_told(tmp_path):
     path = save(tmp_path / 'a.nii', sform=sform, xyzt_units=code | 8)
     volume = nifti.read_image(path)
     np.testing.assert_allclose(volume.spacing, np.array([4, 3, 2]) * factor)
-    (line,) = volume.oddities
+    (line,) = volume.grid.oddities
     size = f'{2 * factor:g}x{3 * factor:g}x{4 * factor:g} mm'
     assert_all_in(line, path, unit, size)
   for code in (0, 2):
     path = save(tmp_path / 'a.nii', sform=sform, xyzt_units=code)
-    assert nifti.read_image(path).oddities == ()
+    assert nifti.read_image(path).grid.oddities == ()
   path = save(tmp_path / 'a.nii', sform=sform, xyzt_units=5)
-  (line,) = nifti.read_image(path).oddities
+  (line,) = nifti.read_image(path).grid.oddities
   assert_all_in(line, path, 'no unit has the code 5', 'mm is taken')
 
 
@@ -172,7 +176,7 @@ def test_axes_off_right_angles_are_told(tmp_path):
   sform = affine_of((1, 1, 2))
   sform[0, 2] = 0.4  # a gantry that is tilted
   volume = nifti.read_image(save(tmp_path / 'a.nii', sform=sform))
-  (line,) = volume.oddities
+  (line,) = volume.grid.oddities
   assert_all_in(line, 'a.nii', '11.3 degrees off right angles')
 
 
@@ -199,8 +203,7 @@ def test_a_file_without_a_position_beside_one_that_has_it(tmp_path, signs):
   assert mask.header['sform_code'] == mask.header['qform_code'] == 0
   # Where neither has a position, nothing is at odds.
   assert aligned(tmp_path / 'mask.nii', without)[2] == ''
-  image = nifti.read_channels([without])
-  (line,) = image.oddities
+  (line,) = find_oddities(VolumeFiles('plain', (without,)))
   assert_all_in(line, without, 'no position', 'Left, Anterior, Superior')
 
 

@@ -14,6 +14,7 @@ from medseg_jax.runtime.errors import InputError
 def config_for(root, **keys):
   config = shrink(load('auto_cpu'), path=root, num_steps=2)
   config.data.update(keys)
+  config.augment.flip_prob = 0.0  # the classes are called left and right
   return config
 
 

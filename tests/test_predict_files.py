@@ -51,7 +51,7 @@ def test_what_fails_is_named_and_the_others_are_done(
   (scans / 'zero.png').write_bytes(b'')
   Image.new('RGB', (20, 20), 'red').save(scans / 'rgb.png')
   Image.new('L', (20, 20)).save(scans / 'a.gif')
-  for name in ('x.mha', 'y.nrrd', 'z.nii.gz'):
+  for name in ('x.mha', 'y.nrrd', 'y.png.bz2', 'z.nii.gz', 'z.zip'):
     (scans / name).write_bytes(b'x')
   (scans / 'IM0001').write_bytes(b'\0' * 128 + b'DICM')
   write_images(scans / 'more', 'q')
@@ -69,7 +69,7 @@ def test_what_fails_is_named_and_the_others_are_done(
   monkeypatch.setattr(prediction_jobs, 'read', read)
   with pytest.raises(InputError) as error:
     run(workdir, scans, tmp_path / 'out')
-  assert_one_line(error, 'not segmented: 11 of 12 images')
+  assert_one_line(error, 'not segmented: 13 of 14 images')
   assert list(masks(tmp_path / 'out')) == ['c.png']
   lines = capsys.readouterr().out.splitlines()
   failed = [line for line in lines if line.startswith('failed    ')]
@@ -79,15 +79,18 @@ def test_what_fails_is_named_and_the_others_are_done(
     [f'{scans}/cut.png: cannot be read'],
     [f'{scans}/zero.png: cannot be read'],
     [f'{scans}/rgb.png has 3 channels', 'in training', 'allowed are'],
-    [f'{scans}/x.mha: files .mha are not read', '.png'],
+    [f'{scans}/IM0001: an image under a name of no image', '2-D images: .apng'],
+    [f'{scans}/x.mha: files .mha are not read'],
     [f'{scans}/y.nrrd: files .nrrd are not read'],
-    [f'{scans}/z.nii.gz: a NIfTI volume', '2-D images'],
-    [f'{scans}/IM0001: an image under a name of no image'],
+    [f'{scans}/y.png.bz2: an archive; unpack it'],
+    [f'{scans}/z.nii.gz: a NIfTI volume, which is not read'],
+    [f'{scans}/z.zip: an archive; unpack it'],
     [f'{scans}/more: a folder', 'more/q.tif', '--input'],
     [f'{scans}/gone.png: no such file'],
   ):
     assert sum(all(p in line for p in parts) for line in failed) == 1, parts
-  assert len(failed) == 11
+  assert len(failed) == 13
+  assert sum('this model takes 2-D images' in line for line in failed) == 1
   [unused] = [line for line in lines if line.startswith('not used')]
   assert_all_in(unused, 'notes.txt', 'nothing/', '1 hidden file')
 
@@ -157,10 +160,11 @@ def test_what_is_bad_among_volumes(volumes, tmp_path, capsys):
     noise = np.random.default_rng(0).normal(size=shape)
     nibabel.Nifti1Image(noise, np.eye(4)).to_filename(new / f'{name}.nii')
   (new / 'other.mha').write_text('ObjectType = Image')
+  (new / 'case_09.nii.bz2').write_bytes(b'BZh9')
   (new / 'picture.png').write_bytes(b'')
   with pytest.raises(InputError) as error:
     run(workdir, new, out)
-  assert_one_line(error, '5 of 7 images', 'case_01.nii.gz', 'other.mha')
+  assert_one_line(error, '6 of 8 images', 'case_01.nii.gz', 'other.mha')
   found = sorted(path.name for path in out.glob('*.nii.gz'))
   assert found == ['case_00.nii.gz', 'case_02.nii.gz']
   lines = capsys.readouterr().out.splitlines()
@@ -168,7 +172,8 @@ def test_what_is_bad_among_volumes(volumes, tmp_path, capsys):
   assert_all_in(
     failed, 'empty.nii.gz: an empty', 'slice.nii: a single', 'two.nii: 2 chan'
   )
-  assert_all_in(failed, 'other.mha', broken)
+  assert_all_in(failed, 'other.mha', broken, 'case_09.nii.bz2: an archive')
+  assert failed.count('this model takes') == 1
   assert any('not used' in x and 'picture.png' in x for x in lines)
 
 

@@ -42,16 +42,22 @@ def config_of(cache, *, num_steps=6):
 def whole(tmp_path_factory):
   """Returns workdir, summary and predicted cases of an undisturbed run."""
   folder, predicted = tmp_path_factory.mktemp('whole'), []
-  real = evaluate.predict_cases
+  each, for_panels = evaluate.predict_each, evaluate.predict_cases
 
-  def watch(predict_fn, cases, **settings):
-    for prediction in real(predict_fn, cases, **settings):
+  def watch(predict_fn, items, **settings):
+    for item, prediction in each(predict_fn, items, **settings):
+      predicted.append(prediction.case.name)
+      yield item, prediction
+
+  def watch_panels(predict_fn, cases, **settings):
+    for prediction in for_panels(predict_fn, cases, **settings):
       predicted.append(prediction.case.name)
       yield prediction
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'device_count', lambda: 1)
-    patch.setattr(evaluate, 'predict_cases', watch)
+    patch.setattr(evaluate, 'predict_each', watch)
+    patch.setattr(evaluate, 'predict_cases', watch_panels)
     summary = train.run(config_of(folder / 'cache'), folder / 'run')
   return folder / 'run', summary, predicted
 

@@ -197,69 +197,6 @@ def test_images_without_labels_are_left_out_and_counted(tmp_path, split):
   )  # fmt: skip
 
 
-def test_what_is_not_used_is_named(tmp_path):
-  write_pairs(tmp_path, 'ab', images='imagesTr', labels='labelsTr')
-  write_pairs(tmp_path, 'c', images='imagesTs', labels='later')
-  (tmp_path / 'imagesTr' / 'c.mha').write_bytes(b'')
-  (tmp_path / 'imagesTr' / 'more').mkdir()
-  (tmp_path / 'imagesTr' / '.DS_Store').write_bytes(b'')
-  (tmp_path / 'labelsTs').mkdir()
-  (tmp_path / 'labelsTs' / 'readme.txt').write_bytes(b'to come')
-  write_json(tmp_path, labels=LABELS, modality={'0': 'CT'})
-  sources = open_volumes(tmp_path)
-  assert list(sources) == ['train']
-  first, second = sources['train'].oddities
-  assert_all_in(first, 'imagesTr: not used: c.mha, more;', '.nii.gz .nii')
-  assert_all_in(second, 'labelsTs: no NIfTI files', 'no test split', 'readme')
-
-
-def test_a_list_stays_below_its_folder(tmp_path):
-  root, other = tmp_path / 'set', tmp_path / 'other'
-  write_pairs(other, 'xyz')
-  for name, image in (
-    ('up', '../other/images/x.nii.gz'),
-    ('far', str(other / 'images' / 'x.nii.gz')),
-    ('link', 'imagesTr/link.nii.gz'),
-    ('folder', 'linked/x.nii.gz'),
-    ('root', '.'),
-  ):
-    write_decathlon(
-      root, 'ab', training=[
-        {'image': 'imagesTr/a.nii.gz', 'label': 'labelsTr/a.nii.gz'},
-        {'image': image, 'label': 'labelsTr/b.nii.gz'},
-      ],
-    )  # fmt: skip
-    if name == 'link':
-      (root / 'imagesTr' / 'link.nii.gz').symlink_to(other / 'images/x.nii.gz')
-    if name == 'folder':
-      (root / 'linked').symlink_to(other / 'images')
-    line = error_of(root)
-    assert_one_line(line, 'dataset.json: lists', image, 'not below', root)
-    assert open_volumes(root, strict=False)['train'].names == ('a',)
-  # Labels likewise, and the files of channels.
-  write_decathlon(
-    root, 'ab', training=[
-      {'image': 'imagesTr/a.nii.gz', 'label': '../other/labels/x.nii.gz'},
-      {'image': 'imagesTr/c.nii.gz', 'label': 'labelsTr/b.nii.gz'},
-    ],
-  )  # fmt: skip
-  (root / 'imagesTr' / 'c_0000.nii.gz').symlink_to(other / 'images/x.nii.gz')
-  line = error_of(root)
-  assert_one_line(line, "'../other/labels/x.nii.gz'", '1 more problem')
-  assert 'c_0000.nii.gz' in line.value.problems[1]
-
-
-def test_a_root_that_is_a_link_and_links_inside_are_fine(tmp_path):
-  root = tmp_path / 'set'
-  write_decathlon(root, 'ab')
-  annexed = root / '.git' / 'annex' / '7f3a'
-  annexed.parent.mkdir(parents=True)
-  (root / 'imagesTr' / 'a.nii.gz').rename(annexed)
-  (root / 'imagesTr' / 'a.nii.gz').symlink_to(annexed)
-  (tmp_path / 'link').symlink_to(root)
-  assert open_volumes(tmp_path / 'link')['train'].names == ('a', 'b')
-
-
 @pytest.mark.parametrize(
   'name', ['a' * 300, 'b' * 9000, 'c\0d', '\ud800', '', 'x\ny']
 )

@@ -366,10 +366,10 @@ def _checked_axes(value: Any) -> tuple[int, ...] | None:
     axes = tuple(map(operator.index, value))
   except TypeError:
     axes = (-1,)
-  if not set(axes) <= {0, 1, 2}:
+  if not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
     raise ValueError(
       f'augment field flip_axes is {value!r}, allowed: some of the axes 0, 1 '
-      'and, in 3-D, 2, or None for all'
+      'and, in 3-D, 2, each once, or None for all'
     )
   return axes
 

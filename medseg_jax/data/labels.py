@@ -56,8 +56,8 @@ def name_classes(
   """Returns `classes`, or default names where empty, one for each value.
 
   Raises:
-    InputError: label values that repeat or are fewer than two, or another
-      number of classes.
+    InputError: label values or names that repeat, fewer than two values, or
+      another number of classes.
   """
   if len(label_values) < 2 or len(set(label_values)) < len(label_values):
     raise InputError(
@@ -75,6 +75,12 @@ def name_classes(
       f'{counted(len(classes), "class", "classes")}, but there are '
       f'{len(label_values)} label values, {_few(label_values)}; allowed is one '
       'class for each value (data.label_values may name values that are absent)'
+    )
+  repeated = [name for name in classes if list(classes).count(name) > 1]
+  if repeated:  # scores are told apart by the names
+    raise InputError(
+      f'{where}: data.classes {_few(classes)} has {quote(repeated[0])} more '
+      'than once; allowed is a name of its own for each class'
     )
   return tuple(classes)
 

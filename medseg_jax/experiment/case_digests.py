@@ -21,19 +21,25 @@ from medseg_jax.runtime.files import read_json, write_atomically
 from medseg_jax.runtime.progress import Progress
 
 REMEMBERED = 'image_digests.json'
+_UNREAD = 'unread'
 
 # Of each split the digest of each case, by name.
 Digests = dict[str, dict[str, str]]
 
 
 def digests_of(
-  by_split: Mapping[str, Source], *, root: str | os.PathLike = ''
+  by_split: Mapping[str, Source],
+  *,
+  root: str | os.PathLike = '',
+  strict: bool = True,
 ) -> Digests:
   """Returns the digest of every case of every split.
 
   Args:
     by_split: the cases.
     root: folder of all caches; '' is the user's cache folder.
+    strict: whether a case that cannot be read is an error; otherwise it gets a
+      digest that no other case has, see `is_unread`.
 
   Raises:
     InputError: a case cannot be read.
@@ -41,15 +47,17 @@ def digests_of(
   known = _read(root)
   found, new = {}, {}
   for split, source in by_split.items():
-    keys = [source.case_key(i) for i in range(len(source))]
+    keys = [_key(source, i, strict) for i in range(len(source))]
     if isinstance(source, PhantomSource):  # made, not read: the key says all
       computed = {k: hashlib.sha256(k.encode()).hexdigest()[:16] for k in keys}
     else:
       computed = known
       missing = [i for i, key in enumerate(keys) if key not in known]
-      fresh = _compute(source, missing, split)
+      fresh = _compute(source, missing, split, strict)
       computed = known | {keys[i]: value for i, value in fresh.items()}
-      new |= {keys[i]: value for i, value in fresh.items()}
+      new |= {
+        keys[i]: value for i, value in fresh.items() if not is_unread(value)
+      }
     found[split] = {
       name: _of_a_blank(name) if is_blank(computed[key]) else computed[key]
       for name, key in zip(source.names, keys, strict=True)
@@ -57,6 +65,26 @@ def digests_of(
   if new:
     remember(new, root=root)
   return found
+
+
+def is_unread(digest: str) -> bool:
+  """Returns whether a digest is of a case that could not be read."""
+  return digest.startswith(_UNREAD)
+
+
+def _unread(split: str, name: str) -> str:
+  text = f'{split}/{name}'.encode('utf-8', 'surrogateescape')
+  return f'{_UNREAD} {hashlib.sha256(text).hexdigest()[:10]}'
+
+
+def _key(source: Source, index: int, strict: bool) -> str:
+  """Returns the key of a case, or where its files are gone one of its own."""
+  try:
+    return source.case_key(index)
+  except (InputError, OSError):
+    if strict:
+      raise
+    return _unread('key', source.names[index])
 
 
 def _of_a_blank(name: str) -> str:
@@ -88,13 +116,20 @@ def _place(root: str | os.PathLike) -> pathlib.Path:
   return root_folder(root) / REMEMBERED
 
 
-def _compute(source: Source, indices: list[int], split: str) -> dict[int, str]:
+def _compute(
+  source: Source, indices: list[int], split: str, strict: bool
+) -> dict[int, str]:
   """Returns the digests of the cases at `indices`, reading them."""
   if not indices:
     return {}
 
   def read(index: int) -> str:
-    return digest(source[index].image)
+    try:
+      return digest(source[index].image)
+    except (InputError, OSError, MemoryError):
+      if strict:
+        raise
+      return _unread(split, source.names[index])
 
   # TFDS reads one case after the other, quickly; threads make it jump.
   workers = num_workers() if hasattr(source, 'files') else 1

@@ -106,10 +106,10 @@ def _order(config: ConfigDict) -> tuple[int, ...]:
 def _chosen(config: ConfigDict, rank: int) -> tuple[int, ...]:
   """Returns the checked `config.augment.flip_axes`, all where it is ()."""
   axes = tuple(config.augment.get('flip_axes', ()))  # older configs have none
-  if not set(axes) <= set(range(rank)):
+  if not set(axes) <= set(range(rank)) or len(set(axes)) < len(axes):
     raise InputError(
       f'config.augment.flip_axes is {axes}; allowed are some of '
-      f'{_names(range(rank))}, or () for all'
+      f'{_names(range(rank))}, each once, or () for all'
     )
   return axes or tuple(range(rank))
 

@@ -42,6 +42,7 @@ def open_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
   strict = (workdir / 'plan.json').exists() or not volumes
   opened = sources.open_all(config, strict=strict)
   sources.check_train(opened, config.data)
+  sources.tell_oddities(opened.values())
   plan = volume_plan.obtain(config, opened, workdir) if volumes else None
   digests = digests_of(opened, root=config.data.cache_dir)
   # Folds that were lost are made again, but not written before it is certain

@@ -3,7 +3,7 @@
 import collections
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from medseg_jax.data.case import Case
 from medseg_jax.data.formats import images, nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.formats.nifti_header import SUFFIXES
-from medseg_jax.data.sources import to_predict
+from medseg_jax.data.sources import to_predict, volume_geometry
 from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
 from medseg_jax.experiment.prediction_record import Maker, Record
 from medseg_jax.runtime.errors import InputError
@@ -101,12 +101,16 @@ def plan(
   return Work(folder, tuple(jobs), found.failures, found.unused)
 
 
+def find_oddities(jobs: Sequence[Job]) -> Iterator[str]:
+  """Yields a line for each thing at odds in the headers of volumes."""
+  for job in jobs:
+    yield from volume_geometry.find_oddities(VolumeFiles(job.name, job.images))
+
+
 def read(job: Job, *, volumes: bool) -> Case:
   """Returns the case of a job, without a label."""
   if volumes:
     volume = nifti.read_channels(job.images)
-    for line in volume.oddities:
-      print(f'warning   {line}', flush=True)
     return Case(job.name, volume.array, None, volume.spacing, volume.affine)
   image = images.read_image(job.images[0])
   return Case(job.name, image, None, (1.0,) * (image.ndim - 1))

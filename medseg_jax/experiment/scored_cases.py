@@ -23,7 +23,7 @@ from medseg_jax.experiment import (
   opening,
 )
 from medseg_jax.experiment import sources as data_sources
-from medseg_jax.experiment.case_digests import Digests, digests_of
+from medseg_jax.experiment.case_digests import Digests, digests_of, is_unread
 from medseg_jax.experiment.held_out import Record
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import read_json
@@ -66,8 +66,13 @@ def choose(
   """
   config.data.path = opening.absolute(config.data)
   record = held_out.of_model(model) if model else held_out.read(workdir)
-  opened = data_sources.open_all(config)
-  digests = digests_of(opened, root=config.data.cache_dir)
+  opened = data_sources.open_all(config, strict=False)
+  problems = [line for s in opened.values() for line in _problems(s)]
+  if problems:
+    raise data_sources.listed(list(dict.fromkeys(problems)), config.data.path)
+  # A case that cannot be read is not left out silently, but fails as it is
+  # scored.
+  digests = digests_of(opened, root=config.data.cache_dir, strict=False)
   if record is None:
     print(
       f'warning   {model or workdir} does not say which cases have trained: '
@@ -75,7 +80,9 @@ def choose(
     )
     own = _is_where_it_was(config, workdir, model)
   else:
-    own = _is_own(record, digests, config)
+    assumed = _as_named(record, digests)
+    own = _is_own(record, assumed, config)
+    digests = assumed if own else digests
   if not own:
     by_split = _whole(opened)
   elif record is None or str(config.data.fold) != record.fold:
@@ -84,6 +91,7 @@ def choose(
     by_split = _as_recorded(record, opened, digests)
   found = _choose_split(by_split, split, config)
   source = by_split[found]
+  data_sources.tell_oddities([source])
   origin = digests.get(found, digests.get('train', {}))
   by_name = {name: origin[name] for name in source.names}
   validated = own and found == 'val'
@@ -95,6 +103,28 @@ def choose(
     validated = not val.isdisjoint(by_name.values())
   folder = found if own else _free_folder(found, config, workdir)
   return ScoredCases(source, found, folder, validated)
+
+
+def _problems(source: Source) -> tuple[str, ...]:
+  return getattr(source, 'problems', ())
+
+
+def _as_named(record: Record, digests: Digests) -> Digests:
+  """Returns the digests, where a case cannot be read that of its name.
+
+  So it stays in its split of the training's own data.
+  """
+  trained = {name: value for value, name in record.trained.items()}
+  result = {}
+  for split, cases in digests.items():
+    named = record.held_out.get(split, {})
+    if split == 'train':
+      named = trained | record.held_out.get('val', {})
+    result[split] = {
+      name: named.get(name, value) if is_unread(value) else value
+      for name, value in cases.items()
+    }
+  return result
 
 
 def _is_where_it_was(

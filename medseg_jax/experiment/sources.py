@@ -1,12 +1,16 @@
 """The data of a run, opened as its config says."""
 
+import concurrent.futures
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ml_collections import ConfigDict
 
+from medseg_jax.data.cache import num_workers
 from medseg_jax.data.case import Source
+from medseg_jax.data.sources.volumes import VolumeSource, open_volumes
 from medseg_jax.runtime.errors import InputError, InputErrors
+from medseg_jax.runtime.files import expand_home
 
 SOURCES = ('phantom', 'folder', 'volumes', 'tfds')
 _NEEDED = {
@@ -23,8 +27,8 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
 
   Args:
     config: its section `data`, and the patch size for phantoms.
-    strict: of volumes: whether problems with the files are errors at once;
-      otherwise they are left for the survey to list.
+    strict: whether problems with the files are errors at once; otherwise they
+      are left for the survey to list, and to the reading of the case.
 
   Raises:
     InputError: no such source, no path, or see the source.
@@ -37,6 +41,9 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
     )
   naming = dict(classes=_classes(data), label_values=tuple(data.label_values))
   instances = data.get('instances', '')  # later than the first models
+  known = []
+  if data.get('group', '').lower().endswith('.csv'):
+    known = [expand_home(data.group, or_set='config.data.group').absolute()]
   if data.source == 'phantom':
     from medseg_jax.data.sources.phantom import open_phantom
 
@@ -53,18 +60,19 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
     return open_folder(
       data.path,
       roi=data.roi,
+      known=known,
+      strict=strict,
       instances=instances,
       **naming,
     )
   if data.source == 'volumes':
-    from medseg_jax.data.sources.volumes import open_volumes
-
     try:
       return open_volumes(
         data.path,
         instances=data.instances,
         grid_tolerance=data.grid_tolerance,
         strict=strict,
+        known=known,
         **naming,
       )
     except InputErrors as error:
@@ -85,6 +93,27 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
   raise InputError(
     f'config.data.source is {data.source!r}; allowed are ' + ', '.join(SOURCES)
   )
+
+
+def tell_oddities(opened: Iterable[Source]) -> None:
+  """Prints what is odd about the layout and the headers of volumes.
+
+  Once a run, when their files are opened for whatever purpose.
+  """
+  lines: list[str] = []
+  for source in opened:
+    if isinstance(source, VolumeSource):
+      lines += source.oddities
+      with concurrent.futures.ThreadPoolExecutor(num_workers()) as pool:
+        for found in pool.map(source.find_oddities, range(len(source))):
+          lines += found
+  tell(lines)
+
+
+def tell(lines: Iterable[str]) -> None:
+  """Prints each line once, as a warning."""
+  for line in dict.fromkeys(lines):
+    print(f'warning   {line}', flush=True)
 
 
 def listed(problems: Sequence[str], where: str | os.PathLike) -> InputError:

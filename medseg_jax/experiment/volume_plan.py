@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from medseg_jax import planner
 from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment.config_files import to_tuples
-from medseg_jax.experiment.sources import listed
+from medseg_jax.experiment.sources import listed, tell
 from medseg_jax.experiment.survey import survey
 from medseg_jax.runtime.errors import InputError, quote_json
 from medseg_jax.runtime.files import read_json, write_atomically
@@ -40,15 +40,14 @@ def obtain(
 def make(config: ConfigDict, opened: dict[str, VolumeSource]) -> dict[str, Any]:
   """Returns the plan for the data, after a survey.
 
-  Prints what is odd, and how much there is of each class.
+  Prints what is odd about voxels, and how much there is of each class.
 
   Raises:
     InputError: the one error in the data; of several, each is printed.
   """
   found = survey(opened, root=config.data.cache_dir)
   source = opened['train']
-  for line in found.warnings:
-    print(f'warning   {line}', flush=True)
+  tell(found.warnings)
   for line in found.classes:
     print(f'class     {line}', flush=True)
   if found.errors:

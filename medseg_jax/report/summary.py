@@ -50,8 +50,12 @@ def summarize(
   *,
   split: str,
   step: int,
+  failed: Mapping[str, str] | None = None,
 ) -> dict:
   """Returns the content of `summary.json`, with None for what is undefined.
+
+  `num_cases` counts the cases that were scored, `num_failed` those that could
+  not be, and `failed` says of each why: they are in none of the numbers.
 
   A class's value is the mean over the cases in which it is defined; `n_valid`
   counts those for Dice. `dice_pooled` is the Dice of all voxels of all cases
@@ -77,11 +81,14 @@ def summarize(
     classes: names of the classes, background first.
     split: name of the split that was evaluated.
     step: training step of the checkpoint.
+    failed: why each case that is in no record could not be scored, by name.
   """
   summary = {
     'split': split,
     'step': int(step),
     'num_cases': len(records),
+    'num_failed': len(failed or {}),
+    'failed': dict(failed or {}),
     **_summarize_region(records, classes),
   }
   rois = [record['roi'] for record in records if 'roi' in record]
@@ -98,7 +105,8 @@ def write_report(
   text = json.dumps(summary, indent=2, allow_nan=False) + '\n'
   write_atomically(directory / 'summary.json', text.encode())
   # A file name that is no valid text must not cost the evaluation.
-  rows = _csv_text(records).encode('utf-8', errors='backslashreplace')
+  text = _csv_text(records, summary.get('failed', {}))
+  rows = text.encode('utf-8', errors='backslashreplace')
   write_atomically(directory / 'cases.csv', rows)
 
 
@@ -268,8 +276,11 @@ def _mean(values: Iterable[float | None]) -> float | None:
   return math.fsum(values) / len(values) if values else None
 
 
-def _csv_text(records: Sequence[Mapping]) -> str:
-  """Returns a row per case, region ('image', 'roi') and class."""
+def _csv_text(records: Sequence[Mapping], failed: Mapping[str, str]) -> str:
+  """Returns a row per case, region ('image', 'roi') and class.
+
+  And where there are such one without numbers per case that failed.
+  """
   present = _present(
     row for record in records for row in record['classes'].values()
   )
@@ -280,9 +291,9 @@ def _csv_text(records: Sequence[Mapping]) -> str:
   ]
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(
-    ('case', 'class', 'region', *METRICS, 'pixel_accuracy', *COUNTS, *more)
-  )
+  columns = ['case', 'class', 'region', *METRICS, 'pixel_accuracy', *COUNTS]
+  columns += more + ['failed'] * bool(failed)
+  writer.writerow(columns)
   for record in records:
     regions = {'image': record}
     if 'roi' in record:
@@ -302,8 +313,11 @@ def _csv_text(records: Sequence[Mapping]) -> str:
               _cell(numbers.get(key), int if key in LESION_COUNTS else float)
               for key in more
             ),
+            *([''] * bool(failed)),
           )
         )
+  for case, reason in failed.items():
+    writer.writerow([case, *[''] * (len(columns) - 2), reason])
   return text.getvalue()
 
 

@@ -15,7 +15,11 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from medseg_jax.data.formats.nifti_align import TOLERANCE, Aligned, align
+from medseg_jax.data.formats.nifti_align import (
+  TOLERANCE,
+  align,
+  gap_between,
+)
 from medseg_jax.data.formats.nifti_geometry import Grid, times, to_file_order
 from medseg_jax.data.formats.nifti_header import (
   SUFFIXES,
@@ -35,7 +39,7 @@ from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import replacing
 
 __all__ = (
-  'TOLERANCE', 'Aligned', 'Grid', 'Volume', 'align', 'read_channels',
+  'TOLERANCE', 'Grid', 'Volume', 'align', 'gap_between', 'read_channels',
   'read_header', 'read_image', 'read_label', 'stem', 'write_label',
   'write_volume',
 )  # fmt: skip
@@ -53,12 +57,10 @@ class Volume(NamedTuple):
   Attributes:
     array: image `[z, y, x, C]` or label `[z, y, x]`.
     grid: its geometry.
-    oddities: a line for each thing in the header that is at odds.
   """
 
   array: np.ndarray
   grid: Grid
-  oddities: tuple[str, ...] = ()
 
   @property
   def spacing(self) -> tuple[float, float, float]:
@@ -95,7 +97,7 @@ def read_image(path: str | os.PathLike) -> Volume:
     array = _read_voxels(path, stream, file, dtype, convert)
   if dtype.kind == 'f':
     _check_finite(path, array)
-  return Volume(array, file.grid, file.grid.oddities)
+  return Volume(array, file.grid)
 
 
 def read_channels(
@@ -121,19 +123,13 @@ def read_channels(
       f'{paths[0]}: a constant image, {flat[0]:g} everywhere; allowed are '
       'images with at least two intensities'
     )
-  if not image.grid.placed:
-    line = (
-      f'{paths[0]}: its header says no position or orientation (sform and '
-      'qform codes 0); the axes are taken to run to Left, Anterior, Superior'
-    )
-    image = image._replace(oddities=(line, *image.oddities))
   return image
 
 
 def _stack(
   paths: Sequence[str | os.PathLike], first: Volume, tolerance: float
 ) -> Volume:
-  arrays, oddities = [], []
+  arrays = []
   for path in paths:
     volume = read_image(path) if arrays else first
     if volume.array.shape[-1] > 1:
@@ -141,22 +137,19 @@ def _stack(
         f'{path}: {volume.array.shape[-1]} channels; allowed is one channel in '
         f'each of the {len(paths)} files of a case'
       )
-    aligned = align(
-      volume.array,
-      volume.grid,
-      first.grid,
-      what=str(path),
-      where=str(paths[0]),
-      tolerance=tolerance,
+    arrays.append(
+      align(
+        volume.array,
+        volume.grid,
+        first.grid,
+        what=str(path),
+        where=str(paths[0]),
+        tolerance=tolerance,
+      )
     )
-    arrays.append(aligned.array)
-    oddities += [*volume.oddities, aligned.oddity]
   dtypes = {array.dtype for array in arrays}
   dtype = dtypes.pop() if len(dtypes) == 1 else np.float32
-  return first._replace(
-    array=np.concatenate(arrays, axis=-1, dtype=dtype),
-    oddities=tuple(filter(None, oddities)),
-  )
+  return first._replace(array=np.concatenate(arrays, axis=-1, dtype=dtype))
 
 
 def read_label(path: str | os.PathLike) -> Volume:
@@ -197,7 +190,7 @@ def read_label(path: str | os.PathLike) -> Volume:
     if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max
   )
   array = array.astype(smallest, copy=False)
-  return Volume(array, file.grid, file.grid.oddities)
+  return Volume(array, file.grid)
 
 
 def read_header(path: str | os.PathLike) -> Grid:

@@ -22,13 +22,6 @@ SAME = 1e-3
 TOLERANCE = 0.1
 
 
-class Aligned(NamedTuple):
-  """An array on the grid asked for, and a line if it is odd, else ''."""
-
-  array: np.ndarray
-  oddity: str
-
-
 class _Match(NamedTuple):
   """How the axes of one file lie in those of another.
 
@@ -55,7 +48,7 @@ def align(
   what: str,
   where: str,
   tolerance: float = TOLERANCE,
-) -> Aligned:
+) -> np.ndarray:
   """Returns `array` flipped and permuted onto another grid of the same space.
 
   Where one of the files has no position in its header, shape and spacing are
@@ -75,6 +68,52 @@ def align(
   Raises:
     InputError: another shape, or a voxel lies further off.
   """
+  match = _match(grid, to, what=what, where=where, tolerance=tolerance)
+  view = to_file_order(array, grid)
+  view = view.transpose(*match.order, *range(3, array.ndim))
+  view = view[tuple(slice(None, None, int(step)) for step in match.steps)]
+  return np.ascontiguousarray(from_file_order(view, to))
+
+
+def gap_between(
+  grid: Grid,
+  to: Grid,
+  *,
+  what: str,
+  where: str,
+  tolerance: float = TOLERANCE,
+) -> str:
+  """Returns a line on what `align` lets pass, though it is odd, or ''.
+
+  Args:
+    grid: of the array that would be aligned.
+    to: see `align`, as all that follow.
+    what: see there.
+    where: see there.
+    tolerance: see there.
+
+  Raises:
+    InputError: as `align`.
+  """
+  match = _match(grid, to, what=what, where=where, tolerance=tolerance)
+  if match.voxels > SAME:
+    return (
+      f'{what}: up to {_off(match)} off the grid of {where}; it is taken as on '
+      f'it, as data.grid_tolerance is {tolerance:g} voxels'
+    )
+  if grid.placed != to.placed:  # what neither says cannot be at odds
+    return (
+      f'{what}: shape and spacing are those of {where}, but the header of the '
+      f'{"latter" if grid.placed else "former"} says no position (sform and '
+      'qform codes 0); the voxels are taken as they stand in the files'
+    )
+  return ''
+
+
+def _match(
+  grid: Grid, to: Grid, *, what: str, where: str, tolerance: float
+) -> _Match:
+  """Returns how two grids of the same space belong together; see `align`."""
   tolerance = max(tolerance, SAME)
   shapes = file_shape(grid), file_shape(to)
   placed = grid.placed and to.placed
@@ -87,30 +126,18 @@ def align(
   if not match.voxels <= tolerance:
     match = min(matches, key=lambda m: m.voxels)
   shape = tuple(shapes[0][axis] for axis in match.order)
-  off = f'{match.mm:.4g} mm, {match.voxels:.4g} voxels'
   if shape != shapes[1] or not match.voxels <= tolerance:
     differ = _differences(match, *shapes, placed=placed)
     raise InputError(
-      f'{what}: not on the grid of {where}, off by up to {off} ({differ}); '
-      f'allowed is data.grid_tolerance, {tolerance:g} voxels, flipped or '
-      'permuted axes included'
+      f'{what}: not on the grid of {where}, off by up to {_off(match)} '
+      f'({differ}); allowed is data.grid_tolerance, {tolerance:g} voxels, '
+      'flipped or permuted axes included'
     )
-  oddity = ''
-  if grid.placed != to.placed:  # what neither says cannot be at odds
-    oddity = (
-      f'{what}: shape and spacing are those of {where}, but the header of the '
-      f'{"latter" if grid.placed else "former"} says no position (sform and '
-      'qform codes 0); the voxels are taken as they stand in the files'
-    )
-  if match.voxels > SAME:
-    oddity = (
-      f'{what}: up to {off} off the grid of {where}; it is taken as on it, as '
-      f'data.grid_tolerance is {tolerance:g} voxels'
-    )
-  view = to_file_order(array, grid)
-  view = view.transpose(*match.order, *range(3, array.ndim))
-  view = view[tuple(slice(None, None, int(step)) for step in match.steps)]
-  return Aligned(np.ascontiguousarray(from_file_order(view, to)), oddity)
+  return match
+
+
+def _off(match: _Match) -> str:
+  return f'{match.mm:.4g} mm, {match.voxels:.4g} voxels'
 
 
 def _compare_places(

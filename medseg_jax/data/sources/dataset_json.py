@@ -121,11 +121,12 @@ def _values_by_name(
     if (
       not _is_name(name)
       or not of_name
+      or len(set(of_name)) < len(of_name)
       or not 0 <= min(of_name) <= max(of_name) <= MAX_VALUE
     ):
       raise InputError(
         f'{path}: "labels" has {quote_json({key: value})}; allowed is {_LABELS}'
-        f' with ids from 0 to {MAX_VALUE} and names of one line'
+        f' with ids from 0 to {MAX_VALUE}, each once, and names of one line'
       )
     if name in values:
       raise InputError(
@@ -184,12 +185,13 @@ def _region_order(
     return ()
   order = content.get('regions_class_order')
   ids = tuple(map(_to_id, order)) if isinstance(order, list) else ()
-  if len(ids) != len(regions) or not set(ids) <= set(label_values):
+  right = len(ids) == len(set(ids)) == len(regions)
+  if not right or not set(ids) <= set(label_values):
     raise InputError(
       f'{path}: "regions_class_order" is '
       f'{"missing" if order is None else quote_json(order)}; allowed is a list '
       f'of {counted(len(regions), "id")} to write for the regions '
-      f'{images.name_some(name for name, _ in regions)}'
+      f'{images.name_some(name for name, _ in regions)}, no two the same'
     )
   return ids
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ class FolderSource:
     snapped: names of the cases with JPEG or anti-aliased masks.
     snapped_share: share of the split's mask pixels that had none of the label
       values and took the nearest, 0 to 1.
+    refused: why the mask of a case cannot be used, by name; its reading fails.
   """
 
   root: pathlib.Path
@@ -49,6 +50,7 @@ class FolderSource:
   instances: str = ''
   snapped: frozenset[str] = frozenset()
   snapped_share: float = 0.0
+  refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def names(self) -> tuple[str, ...]:
@@ -69,6 +71,8 @@ class FolderSource:
         differ, or a mask has changed to values that no class has.
     """
     case = self.files[index]
+    if case.name in self.refused:
+      raise InputError(self.refused[case.name])
     image = images.read_image(case.image)
     if image.shape[-1] < self.channels:
       image = np.repeat(image, self.channels, axis=-1)
@@ -125,6 +129,8 @@ def open_folder(
   label_values: Sequence[int] = (),
   instances: str = '',
   roi: str = '',
+  known: Collection[pathlib.Path] = (),
+  strict: bool = True,
 ) -> dict[str, FolderSource]:
   """Returns the sources of a data set by split: of `train`, `val`, `test`.
 
@@ -144,18 +150,22 @@ def open_folder(
       or more than two `classes` are given.
     roi: name of a folder beside `images` whose masks (nonzero is inside) mark
       the region to evaluate; empty for none.
+    known: files of the folder that the run uses otherwise.
+    strict: whether a file that cannot be used is an error. Otherwise its case
+      fails when it is read, unless no case can be used.
 
   Raises:
     InputError: the layout, a file, or a label value is not allowed.
   """
   root = pathlib.Path(path)
-  cases = find_files(root, roi)
-  found = _look_at_all(root, cases)
+  cases = find_files(root, roi, known)
+  found = _look_at_all(root, cases, strict)
   channels = _agree_on_channels(root, found)
   values = {
-    split: [look.mask for look in looks] for split, looks in found.items()
+    split: {name: look.mask for name, look in looks.items()}
+    for split, looks in found.items()
   }
-  every_mask = [mask for masks in values.values() for mask in masks]
+  every_mask = [mask for masks in values.values() for mask in masks.values()]
   instances = instances_lib.choose(
     every_mask, instances, classes, label_values, str(root)
   )
@@ -167,16 +177,22 @@ def open_folder(
       logging.warning('%s: every mask is empty (all 0)', root)
   label_values = tuple(int(value) for value in label_values)
   classes = labels.name_classes(classes, label_values, str(root))
-  if not instances:
+  refused = {}
+  if not instances and strict:
     label_inference.check_label_values(every_mask, label_values)
+  elif not instances:
+    refused = {split: _refuse(values[split], label_values) for split in values}
 
   sources = {}
-  for split, masks in values.items():
+  for split, of_split in values.items():
+    unfit = refused.get(split, {})
+    fit = {name: m for name, m in of_split.items() if name not in unfit}
+    masks = list(fit.values())
     snapped, share = frozenset(), 0.0
-    if not instances:
+    if not instances and masks:
       snapped = frozenset(
-        case.name
-        for case, mask in zip(cases[split], masks, strict=True)
+        name
+        for name, mask in fit.items()
         if label_inference.num_snapped(mask, label_values)
       )
       share = label_inference.snapped_share(masks, label_values)
@@ -197,8 +213,27 @@ def open_folder(
       instances=instances,
       snapped=snapped,
       snapped_share=share,
+      refused=unfit,
     )
   return sources
+
+
+def _refuse(
+  masks: Mapping[str, mask_values.MaskValues], label_values: tuple[int, ...]
+) -> dict[str, str]:
+  """Returns why a mask has values of no class, by the name of its case."""
+  reasons = {}
+  try:
+    label_inference.check_label_values(list(masks.values()), label_values)
+  except InputError:  # which are they?
+    for name, mask in masks.items():
+      try:
+        label_inference.check_label_values([mask], label_values)
+      except InputError as error:
+        reasons[name] = str(error)
+    if not reasons:
+      raise
+  return reasons
 
 
 class _Look(NamedTuple):
@@ -210,9 +245,12 @@ class _Look(NamedTuple):
 
 
 def _look_at_all(
-  root: pathlib.Path, cases: dict[str, list[Files]]
-) -> dict[str, list[_Look]]:
-  """Returns the looks at all cases by split, or names all bad files."""
+  root: pathlib.Path, cases: dict[str, list[Files]], strict: bool
+) -> dict[str, dict[str, _Look]]:
+  """Returns the looks at all cases by split and name, or names all bad files.
+
+  Not `strict`, those that cannot be used are left out, unless all are such.
+  """
 
   def look_at(case):
     try:
@@ -224,9 +262,9 @@ def _look_at_all(
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     looks, errors = zip(*pool.map(look_at, every_case), strict=True)
   errors = list(filter(None, errors))
-  if len(errors) == 1:
-    raise InputError(errors[0])
-  if errors:
+  if errors and (strict or len(errors) == len(every_case)):
+    if len(errors) == 1:
+      raise InputError(errors[0])
     first = '; '.join(
       images.one_line(error.removeprefix(f'{root}/')) for error in errors[:2]
     )
@@ -234,8 +272,15 @@ def _look_at_all(
       f'{root}: files that cannot be used in {len(errors)} of '
       f'{len(every_case)} cases; the first: {first}'
     )
-  looks = iter(looks)
-  return {split: [next(looks) for _ in files] for split, files in cases.items()}
+  each = iter(looks)
+  found = {
+    split: {case.name: next(each) for case in files}
+    for split, files in cases.items()
+  }
+  return {
+    split: {name: look for name, look in of_split.items() if look is not None}
+    for split, of_split in found.items()
+  }
 
 
 def _look_at(case: Files) -> _Look:
@@ -250,10 +295,10 @@ def _look_at(case: Files) -> _Look:
 
 
 def _agree_on_channels(
-  root: pathlib.Path, found: dict[str, list[_Look]]
+  root: pathlib.Path, found: dict[str, dict[str, _Look]]
 ) -> int:
   """Returns the channels of all images: 3 where any has colour, and says so."""
-  looks = [look for split in found.values() for look in split]
+  looks = [look for split in found.values() for look in split.values()]
   colour = [look for look in looks if look.channels == 3]
   if 0 < len(colour) < len(looks):
     kinds = {3: colour, 1: [look for look in looks if look.channels == 1]}

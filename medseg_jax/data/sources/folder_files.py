@@ -6,6 +6,7 @@
 import collections
 import pathlib
 import unicodedata
+from collections.abc import Collection
 from typing import NamedTuple
 
 from absl import logging
@@ -27,7 +28,9 @@ class Files(NamedTuple):
   roi: pathlib.Path | None
 
 
-def find_files(root: pathlib.Path, roi: str) -> dict[str, list[Files]]:
+def find_files(
+  root: pathlib.Path, roi: str, known: Collection[pathlib.Path] = ()
+) -> dict[str, list[Files]]:
   """Returns the files of each split's cases, and warns of what is not used.
 
   A split without masks is left out: it is for prediction.
@@ -35,35 +38,32 @@ def find_files(root: pathlib.Path, roi: str) -> dict[str, list[Files]]:
   Args:
     root: the data set's folder.
     roi: name of the folder of regions beside `images`; empty for none.
+    known: files of the folder that the run uses otherwise.
 
   Raises:
     InputError: the layout or a file's name is not allowed.
   """
   folders = _find_splits(root)
-  unused = []
-  if root not in [folder for folder, _ in folders.values()]:
-    unused += _beside(root, SPLITS)
+  used, unused = {*known}, []
   result = {}
   for split, (folder, masks) in folders.items():
     result[split], more = _match_files(folder, masks, roi)
-    unused += _beside(folder, ('images', masks, roi)) + more
+    used |= {folder, *(folder / name for name in ('images', masks, roi))}
+    unused += more
+  for folder in sorted({root, *(folder for folder, _ in folders.values())}):
+    unused += images.find_strays(folder, used)
   if unused:
-    names = [str(path.relative_to(root)) for path in unused]
+    names = [
+      f'{path.relative_to(root)}'
+      + ' (no labels or masks)' * (path in {root / split for split in SPLITS})
+      for path in unused
+    ]
     logging.warning(
       '%s: not used: %s; images are read that lie directly in the folders '
       'images and labels or masks, as PNG, TIFF, JPEG or the like',
       root, images.name_some(names),
     )  # fmt: skip
   return result
-
-
-def _beside(folder: pathlib.Path, used: tuple[str, ...]) -> list[pathlib.Path]:
-  """Returns the other folders, and the files that look like scans."""
-  return [
-    path
-    for path in images.list_folder(folder)
-    if path.name not in used and (path.is_dir() or images.looks_like_scan(path))
-  ]
 
 
 def _find_splits(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
@@ -108,8 +108,6 @@ def _find_splits(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
         f'{folder}: no masks; found {images.name_some(inside)}; allowed is a '
         'folder labels or masks beside images'
       )
-    else:
-      logging.info('%s: no labels or masks, left for prediction', folder)
   if not result:
     raise InputError(
       f'{root}: no masks in {", ".join(found)}; allowed is a folder labels or '

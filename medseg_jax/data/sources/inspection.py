@@ -1,7 +1,8 @@
 """Checks of a data set of volumes: every problem in one go, a line for each.
 
 Errors are what training would stop at, warnings what is legal but odd. Each
-case is read once, by `inspect_case`; `inspect_set` compares them.
+case is read once, by `inspect_case`; `inspect_set` compares them. What is odd
+about the layout and the headers is told wherever files are opened, not here.
 """
 
 import collections
@@ -48,13 +49,12 @@ class Inspection(NamedTuple):
 
 
 def inspect_case(source: VolumeSource, index: int) -> Inspection:
-  """Returns case `index` with all that is wrong or odd about it."""
+  """Returns case `index` with all that is wrong or odd about its voxels."""
   files = source.files[index]
   errors, warnings = [], []
   image = ids = label = None
   try:
     image = source.read_image(index)
-    warnings += image.oddities
     warnings += _constant_channels(source, index, image.array)
   except InputError as error:
     errors.append(str(error))
@@ -65,7 +65,6 @@ def inspect_case(source: VolumeSource, index: int) -> Inspection:
       errors.append(str(error))
   counts = {}
   if ids is not None:
-    warnings += ids.oddities
     counts = count_ids(ids.array)
     problem, strays = source.judge_ids(index, counts)
     warnings += [strays] * bool(strays)
@@ -75,8 +74,7 @@ def inspect_case(source: VolumeSource, index: int) -> Inspection:
       warnings.append(f'{files.label}: the label is empty, no voxel of a class')
     if image is not None:
       try:
-        aligned, oddity = source.align_label(index, ids, image)
-        warnings += [oddity] * bool(oddity)
+        aligned = source.align_label(index, ids, image)
         label = None if problem else source.to_classes(aligned)
       except InputError as error:
         errors.append(str(error))
@@ -105,7 +103,7 @@ def inspect_set(
     source: the set, opened with `strict=False`.
     inspections: one for each of its cases, in their order.
   """
-  warnings = list(source.oddities)
+  warnings = []
   by_digest = collections.defaultdict(list)
   for files, inspection in zip(source.files, inspections, strict=True):
     if inspection.digest and not is_blank(inspection.digest):

@@ -177,9 +177,10 @@ def open_tfds(
   """Returns the sources of a prepared TFDS data set by split.
 
   They are 'train', 'val' (the data set's 'validation' or 'val') and 'test', as
-  far as there are such. Nothing is downloaded. Names are those of the feature
-  'file_name' (read once), without suffix, where they are all different, and
-  otherwise `train_000012`, the position in the TFDS split.
+  far as there are examples of such; 'test' may be alone. Nothing is downloaded.
+  Names are those of the feature 'file_name' (read once), without suffix, where
+  they are all different, and otherwise `train_000012`, the position in the TFDS
+  split.
 
   Args:
     name: as for `tfds.load`, such as 'my_set/config:1.0.0'.
@@ -190,7 +191,8 @@ def open_tfds(
     classes: names, background first; default 'classes' in the data set's
       metadata, or `background`, `foreground`, or `background`, `class_1`, ...
     label_values: the value of each class in the masks; default what the masks
-      of 'train' hold, ascending (see `label_inference`), read once for that.
+      of the first split hold, ascending (see `label_inference`), read once for
+      that.
     instances: 'foreground' where masks number single objects, all of which are
       of the second class; 'classes' for a class each; '' to look at them.
 
@@ -200,21 +202,24 @@ def open_tfds(
   builder = _open_builder(name, os.path.expanduser(data_dir))
   info = builder.info
   keys = (image_key, find_mask(info, image_key, mask_key))
+  filled = [name for name in info.splits if info.splits[name].num_examples]
   found = {
     split: there[0]
     for split, names in SPLITS.items()
-    if (there := [n for n in names if n in info.splits])
+    if (there := [n for n in names if n in filled])
   }
-  if 'train' not in found or not info.splits[found['train']].num_examples:
+  if not found:
+    allowed = [name for names in SPLITS.values() for name in names]
     raise InputError(
-      f'{info.full_name}: no examples in a split train; found the splits '
-      f'{", ".join(info.splits) or "none"}'
+      f'{info.full_name}: no examples in a split {" or ".join(allowed)}; found '
+      f'the splits {", ".join(info.splits) or "none"}'
     )
 
-  channels = _most_channels(builder, keys)
+  first = next(iter(found.values()))  # train, where there is such
+  channels = _most_channels(builder, first, keys)
   found_masks = []
   if not label_values or instances:
-    found_masks = _look_at_masks(builder, keys)
+    found_masks = _look_at_masks(builder, first, keys)
   instances = instances_lib.choose(
     found_masks, instances, classes, label_values, info.full_name
   )
@@ -326,11 +331,12 @@ def _case_names(builder, split: str) -> list[str]:
   return [f'{split}_{i:06d}' for i in range(num_examples)]
 
 
-def _most_channels(builder, keys: tuple[str, str]) -> int:
+def _most_channels(builder, split: str, keys: tuple[str, str]) -> int:
   """Returns the channels of the images, of most where not all are alike."""
   found = collections.Counter()
-  for example in _read_split(builder, 'train', keys):
-    image, _ = image_and_mask(example, keys, f'{builder.info.full_name}, train')
+  where = f'{builder.info.full_name}, {split}'
+  for example in _read_split(builder, split, keys):
+    image, _ = image_and_mask(example, keys, where)
     found[image.shape[-1]] += 1
     if builder.info.features[keys[0]].shape[-1] is not None:
       break  # all are alike
@@ -338,19 +344,19 @@ def _most_channels(builder, keys: tuple[str, str]) -> int:
 
 
 def _look_at_masks(
-  builder, keys: tuple[str, str]
+  builder, split: str, keys: tuple[str, str]
 ) -> list[mask_values.MaskValues]:
-  """Returns what the masks of 'train' hold."""
+  """Returns what the masks of a split hold."""
   where = pathlib.PurePath(builder.info.full_name)
   found = []
-  for i, example in enumerate(_read_split(builder, 'train', keys[1:])):
+  for i, example in enumerate(_read_split(builder, split, keys[1:])):
     mask = np.asarray(example[keys[1]])
     check_whole(mask, f'{where}, {keys[1]}')
     if mask.shape[-1] == 1 and mask.ndim > 2:
       mask = mask[..., 0]
     found.append(
       mask_values.count_values(
-        where / f'train {i}', mask.astype(np.int64), lossy=False
+        where / f'{split} {i}', mask.astype(np.int64), lossy=False
       )
     )
   return found

@@ -28,11 +28,15 @@ from medseg_jax.runtime.errors import InputError, counted
 # Formats of scanners, microscopes and cameras beside those that are read.
 _OTHER_SCANS = (
   '.analyze', '.avif', '.bif', '.czi', '.dcm', '.dicom', '.dng', '.gipl',
-  '.hdr', '.heic', '.heif', '.ima', '.jfif', '.jxl', '.lif', '.lsm', '.mgh',
-  '.mgz', '.mha', '.mhd', '.mnc', '.mrxs', '.nd2', '.ndpi', '.nhdr', '.npy',
-  '.npz', '.nrrd', '.par', '.scn', '.svs', '.vsi', '.vti', '.vtk',
+  '.hdr', '.heic', '.heif', '.ima', '.img', '.jfif', '.jxl', '.lif', '.lsm',
+  '.mgh', '.mgz', '.mha', '.mhd', '.mnc', '.mrxs', '.nd2', '.ndpi', '.nhdr',
+  '.npy', '.npz', '.nrrd', '.par', '.rec', '.scn', '.svs', '.vsi', '.vti',
+  '.vtk',
 )  # fmt: skip
-_ARCHIVES = ('.7z', '.bz2', '.gz', '.rar', '.tar', '.tgz', '.xz', '.zip')
+# They may hold scans, and one scan is often compressed by itself.
+_ARCHIVES = (
+  '.7z', '.bz2', '.gz', '.lz4', '.rar', '.tar', '.tgz', '.xz', '.zip', '.zst',
+)  # fmt: skip
 # (where, bytes) at the beginning of files whose name does not tell.
 _MAGIC = (
   (0, b'\x89PNG'), (0, b'\xff\xd8\xff'), (0, b'II*\0'), (0, b'MM\0*'),
@@ -108,6 +112,7 @@ def _in_folder(
 ) -> Found:
   entries = [p for p in list_folder(folder) if p.absolute() not in leave_out]
   readable, failures, unused = [], [], []
+  foreign = False  # whether there was a file of another kind already
   for path in entries:
     if (path / MASK_LIST).is_file():  # of an earlier call
       unused.append(f'{path.name}/ (predicted masks)')
@@ -125,8 +130,10 @@ def _in_folder(
     elif _is_readable(path, channels):
       readable.append(path)
     elif _looks_like_scan(path, channels):
-      reason = f'{path}: {_why_not(path, channels)}'
+      # What the model takes is a long list, of which one line is enough.
+      reason = f'{path}: {_why_not(path, channels, brief=foreign)}'
       failures.append(Failure(path.name, reason))
+      foreign = True
     else:
       unused.append(path.name)
   if not readable and not failures:
@@ -191,7 +198,7 @@ def _looks_like_scan(path: pathlib.Path, channels: int | None) -> bool:
   photos = tuple(s for s in IMAGE_SUFFIXES if not s.startswith('.tif'))
   if channels is not None and name.endswith((*photos, '.jfif')):
     return False
-  return is_scan_name(path) or _begins_like_scan(path)
+  return is_file_name(path) or _begins_like_scan(path)
 
 
 def _begins_like_scan(path: pathlib.Path) -> bool:
@@ -230,25 +237,25 @@ def _holds(folder: pathlib.Path, leave_out: Collection[pathlib.Path]) -> bool:
   return any(folder.absolute() in path.parents for path in leave_out)
 
 
-def _why_not(path: pathlib.Path, channels: int | None) -> str:
-  """Returns why a file is no case, and what would be one."""
+def _why_not(
+  path: pathlib.Path, channels: int | None, *, brief: bool = False
+) -> str:
+  """Returns why a file is no case, and unless `brief` what would be one."""
   name = path.name.lower()
   if path.exists() and not path.is_file():
     return 'no file and no folder; allowed is one of them'
-  allowed = f'2-D images: {" ".join(IMAGE_SUFFIXES)}'
+  kinds = f'2-D images: {" ".join(IMAGE_SUFFIXES)}'
   if channels is not None:
-    allowed = f'volumes as NIfTI files: {" ".join(SUFFIXES)}'
+    kinds = f'volumes as NIfTI files: {" ".join(SUFFIXES)}'
+  allowed = '' if brief else f'; this model takes {kinds}'
   if name.endswith(_ARCHIVES) and not name.endswith(SUFFIXES):
-    return (
-      f'an archive; unpack it and name the folder; this model takes {allowed}'
-    )
+    return f'an archive; unpack it and name the folder{allowed}'
   if name.endswith(SUFFIXES):
-    return f'a NIfTI volume; this model takes {allowed}'
+    return f'a NIfTI volume, which is not read{allowed}'
   if name.endswith(IMAGE_SUFFIXES):
-    return f'no volume; this model takes {allowed}'
+    return f'no volume{allowed}'
   if is_scan_name(path):
-    kind = path.suffix.lower()
-    return f'files {kind} are not read; this model takes {allowed}'
+    return f'files {path.suffix.lower()} are not read{allowed}'
   if path.exists() and _begins_like_scan(path):
-    return f'an image under a name of no image; this model takes {allowed}'
-  return f'no image; this model takes {allowed}'
+    return f'an image under a name of no image{allowed}'
+  return f'no image{allowed}'

@@ -17,7 +17,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from medseg_jax.data.formats import nifti
-from medseg_jax.data.formats.images import list_folder, name_some
+from medseg_jax.data.formats.images import (
+  find_strays,
+  list_folder,
+  name_some,
+)
 from medseg_jax.data.formats.nifti_header import SUFFIXES
 from medseg_jax.data.sources.folder_files import MASK_SUFFIXES
 from medseg_jax.runtime.errors import InputError, counted
@@ -223,7 +227,7 @@ def _unused(folder: pathlib.Path) -> list[str]:
   """Returns a line that names what is no NIfTI file in a folder of them."""
   others = [
     path.name
-    for path in list_folder(folder)
+    for path in find_strays(folder, ())
     if nifti.stem(path) == path.name or not os.path.isfile(path)
   ]
   if not others:

@@ -7,9 +7,13 @@ below the data set's folder, and nothing else is read for it.
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from medseg_jax.data.formats.images import list_folder, name_some
+from medseg_jax.data.formats.images import (
+  find_strays,
+  list_folder,
+  name_some,
+)
 from medseg_jax.data.sources.dataset_json import Entry
 from medseg_jax.data.sources.folder_files import MASK_FOLDERS
 from medseg_jax.data.sources.volume_files import (
@@ -30,7 +34,9 @@ _LAYOUTS = (
 
 
 def find_layouts(
-  root: pathlib.Path, training: Sequence[Entry] | None
+  root: pathlib.Path,
+  training: Sequence[Entry] | None,
+  known: Collection[pathlib.Path] = (),
 ) -> dict[str, Layout]:
   """Returns the layout of `train` and, where it has labels, of `test`.
 
@@ -39,26 +45,56 @@ def find_layouts(
   Args:
     root: the data set's folder.
     training: the training files that its `dataset.json` lists, or None.
+    known: files of the folder that the run uses otherwise.
 
   Raises:
     InputError: no such folder, none of the layouts, or no files.
   """
   folders = _find_folders(root, training is not None)
-  unused = []
+  used = {folder for pair in folders.values() for folder in pair}
+  oddities = []
   # Without labels they are for prediction.
   for folder in folders.get('test', ()):
     if not by_stem(folder, [], required=False):
       folders.pop('test', None)
-      unused.append(
+      oddities.append(
         f'{folder}: no NIfTI files, so there is no test split; found '
         f'{name_some(path.name for path in list_folder(folder))}'
       )
   layouts = {split: match_folder(*pair) for split, pair in folders.items()}
   if training is not None:
     layouts['train'] = _match_listed(root, training)
+    used |= _listed_folders(root, training)
+  oddities += _name_strays(root, used, known)
   first = next(iter(layouts.values()))
-  oddities = (*first.oddities, *unused)
+  oddities = (*first.oddities, *oddities)
   return layouts | {next(iter(layouts)): first._replace(oddities=oddities)}
+
+
+def _name_strays(
+  root: pathlib.Path,
+  folders: Collection[pathlib.Path],
+  known: Collection[pathlib.Path],
+) -> list[str]:
+  """Returns a line that names what lies beside the folders that are read."""
+  above = {parent for folder in folders for parent in folder.parents}
+  around = {path for path in above if path == root or root in path.parents}
+  strays = [
+    path.relative_to(root)
+    for folder in sorted(around - set(folders))
+    for path in find_strays(folder, above.union(folders, known))
+    if not _is_empty(path)
+  ]
+  if not strays:
+    return []
+  return [f'{root}: not used: {name_some(strays)}; what is read is {_LAYOUTS}']
+
+
+def _is_empty(path: pathlib.Path) -> bool:
+  try:
+    return path.is_dir() and not list_folder(path)
+  except InputError:  # nobody may look into it
+    return False
 
 
 def _find_folders(
@@ -117,17 +153,30 @@ def _label_folder(folder: pathlib.Path, required: bool = True) -> str:
   return found[0] if found else ''
 
 
+def _listed_folders(
+  root: pathlib.Path, training: Sequence[Entry]
+) -> set[pathlib.Path]:
+  """Returns the folders below `root` that hold listed files."""
+  return {
+    pathlib.Path(os.path.normpath(root / file)).parent
+    for entry in training
+    for file in entry
+    if _is_below(root, file)
+  }
+
+
 def _match_listed(root: pathlib.Path, training: Sequence[Entry]) -> Layout:
   """Returns the cases that `dataset.json` lists."""
   where = root / 'dataset.json'
-  problems, oddities = [], []
-  files, listed = {}, set()
+  problems = []
+  files = {}
+  listed = {_identity(root / file) for entry in training for file in entry}
   outside = [
     file for entry in training for file in entry if not _is_below(root, file)
   ]
   problems += [_leaves(where, file, root) for file in dict.fromkeys(outside)]
-  training = [entry for entry in training if not set(entry) & set(outside)]
-  folders = {(root / entry.image).parent for entry in training}
+  inside = [entry for entry in training if not set(entry) & set(outside)]
+  folders = {(root / entry.image).parent for entry in inside}
   stems = {
     folder: by_stem(folder, problems, required=False)
     if os.path.isdir(folder)
@@ -135,7 +184,7 @@ def _match_listed(root: pathlib.Path, training: Sequence[Entry]) -> Layout:
     for folder in sorted(folders)
   }
   groups = {folder: group_channels(found) for folder, found in stems.items()}
-  for entry in training:
+  for entry in inside:
     image, label = root / entry.image, root / entry.label
     name = case_name(image)
     paths = (image,)
@@ -151,7 +200,7 @@ def _match_listed(root: pathlib.Path, training: Sequence[Entry]) -> Layout:
       f'files below {root}'
       for file in missing
     ]
-    listed.update(paths)
+    listed.update(map(_identity, paths))
     left = [path for path in paths if not _is_below(root, path)]
     if left:  # a channel that is a link
       problems.append(_leaves(where, left[0], root))
@@ -160,15 +209,41 @@ def _match_listed(root: pathlib.Path, training: Sequence[Entry]) -> Layout:
       problems.append(same_name(image, files[name]))
     elif not missing:
       files[name] = VolumeFiles(name, paths, label)
-  for folder, found in stems.items():
-    extra = [path.name for path in found.values() if path not in listed]
-    if extra:
-      oddities.append(
-        f'{folder}: left out, as {where} does not list them: '
-        f'{counted(len(extra), "file")} ({name_some(extra)})'
-      )
   cases = tuple(files[name] for name in sorted(files))
+  oddities = _name_unlisted(root, _listed_folders(root, training), listed)
   return Layout(cases, tuple(problems), tuple(oddities))
+
+
+def _name_unlisted(
+  root: pathlib.Path,
+  folders: Collection[pathlib.Path],
+  listed: Collection[tuple],
+) -> list[str]:
+  """Returns a line for each of the folders with what is not listed."""
+  lines = []
+  used = {*folders, *(above for folder in folders for above in folder.parents)}
+  for folder in sorted(filter(os.path.isdir, folders)):
+    extra = [
+      path.name
+      for path in find_strays(folder, used)
+      if _identity(path) not in listed
+    ]
+    if extra:
+      lines.append(
+        f'{folder}: not used: {name_some(extra)}; '
+        f'{counted(len(extra), "file")} that {root / "dataset.json"} does not '
+        'list'
+      )
+  return lines
+
+
+def _identity(path: pathlib.Path) -> tuple:
+  """Returns what two names of one file share, links among them."""
+  try:
+    status = os.stat(path)
+  except (OSError, ValueError):  # is not there, or no file can be named so
+    return (os.path.normpath(path),)
+  return status.st_dev, status.st_ino
 
 
 def _is_below(root: pathlib.Path, file: str | os.PathLike) -> bool:

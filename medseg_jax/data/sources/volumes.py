@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from medseg_jax.data.sources import volume_files
 from medseg_jax.data.sources.already_read import AlreadyRead
 from medseg_jax.data.sources.dataset_json import read_dataset_json
 from medseg_jax.data.sources.volume_files import VolumeFiles
+from medseg_jax.data.sources.volume_geometry import find_oddities
 from medseg_jax.data.sources.volume_labels import (
   FEW,
   count_ids,
@@ -106,7 +107,7 @@ class VolumeSource:
       problem, _ = self.judge_ids(index, count_ids(ids.array))
       if problem:
         raise InputError(problem)
-      label = self.to_classes(self.align_label(index, ids, image).array)
+      label = self.to_classes(self.align_label(index, ids, image))
     return Case(
       name=files.name,
       image=image.array,
@@ -134,7 +135,7 @@ class VolumeSource:
 
   def align_label(
     self, index: int, ids: nifti.Volume, image: nifti.Volume
-  ) -> nifti.Aligned:
+  ) -> np.ndarray:
     """Returns the ids `[z, y, x]` of case `index` on the grid of its image.
 
     Raises:
@@ -148,6 +149,10 @@ class VolumeSource:
       where=str(self.files[index].images[0]),
       tolerance=self.grid_tolerance,
     )
+
+  def find_oddities(self, index: int) -> tuple[str, ...]:
+    """Returns a line for each oddity in the headers of case `index`."""
+    return find_oddities(self.files[index], self.grid_tolerance)
 
   def judge_ids(self, index: int, counts: dict[int, int]) -> tuple[str, str]:
     """Returns a line that names ids of no class, and one that names strays.
@@ -224,6 +229,7 @@ def open_volumes(
   instances: str = '',
   grid_tolerance: float = nifti.TOLERANCE,
   strict: bool = True,
+  known: Collection[pathlib.Path] = (),
 ) -> dict[str, VolumeSource]:
   """Returns the sources `train` and `test`, as far as there are labels of it.
 
@@ -241,6 +247,7 @@ def open_volumes(
     grid_tolerance: how far a label may lie off its image, in voxels.
     strict: whether problems of the layout (such as a label without an image)
       are errors. Otherwise they are `problems` of the sources, to be listed.
+    known: files of the folder that the run uses otherwise.
 
   Raises:
     InputError: the layout, a file or a label value is not allowed.
@@ -255,7 +262,7 @@ def open_volumes(
   info = None
   if os.path.lexists(described):  # also what is no file is looked at, and told
     info = read_dataset_json(described)
-  layouts = find_layouts(root, info.training if info else None)
+  layouts = find_layouts(root, info.training if info else None, known)
   problems = [line for layout in layouts.values() for line in layout.problems]
   whole = layouts.get('train', layouts.get('test'))
   if problems and (strict or not whole.files):

@@ -3,7 +3,7 @@
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from medseg_jax.runtime.errors import InputError, explain, shorten
@@ -14,14 +14,14 @@ IMAGE_SUFFIXES = (
   '.jpe', '.jpeg', '.jpf', '.jpg', '.jpx', '.pbm', '.pgm', '.png', '.pnm',
   '.ppm', '.tga', '.tif', '.tiff', '.webp',
 )  # fmt: skip
-# What people's scans and pictures are called that are none of these.
-_SCAN_SUFFIXES = (
-  '.avif', '.czi', '.dcm', '.dicom', '.gz', '.hdr', '.heic', '.ima', '.img',
-  '.lif', '.mha', '.mhd', '.mnc', '.nd2', '.ndpi', '.nhdr', '.nii', '.npy',
-  '.npz', '.nrrd', '.svg', '.svs', '.zip',
-)  # fmt: skip
 # What systems leave in folders, beside names that begin with a dot.
 _LEFTOVERS = ('desktop.ini', 'ehthumbs.db', 'thumbs.db', '__macosx')
+# What describes a data set, and what other parts of a run read or write there.
+_DESCRIPTIONS = (
+  'changelog', 'citation', 'copying', 'licence', 'license', 'readme',
+)  # fmt: skip
+_TEXTS = ('', '.cff', '.htm', '.html', '.md', '.pdf', '.rst', '.txt')
+_OWN = ('dataset.json', 'plan.json', 'splits.json')
 _LONGEST_NAME = 60
 
 
@@ -30,8 +30,8 @@ class Listing(NamedTuple):
 
   Attributes:
     images: the image files.
-    unused: the other files, and the folders. Hidden ones and the leftovers of
-      operating systems are in neither.
+    unused: the other files, and the folders, but for what is no news there
+      (see `find_strays`).
   """
 
   images: list[pathlib.Path]
@@ -51,12 +51,6 @@ def find_images(folder: str | os.PathLike) -> Listing:
     for path in entries
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
   ]
-  used = set(images)
-  unused = [
-    path
-    for path in entries
-    if path not in used and path.name.lower() not in _LEFTOVERS
-  ]
   if not images:
     raise InputError(
       f'{folder}: no image files; found {name_some(p.name for p in entries)}; '
@@ -68,12 +62,32 @@ def find_images(folder: str | os.PathLike) -> Listing:
         f'{folder}: {before.name} and {path.name} have the same stem; allowed '
         'is one file for each stem'
       )
-  return Listing(images, unused)
+  return Listing(images, find_strays(folder, set(images)))
 
 
-def looks_like_scan(path: pathlib.Path) -> bool:
-  """Returns whether a file's name says that it is an image of some kind."""
-  return path.suffix.lower() in (*IMAGE_SUFFIXES, *_SCAN_SUFFIXES)
+def find_strays(
+  folder: pathlib.Path, used: Collection[pathlib.Path]
+) -> list[pathlib.Path]:
+  """Returns what is in a folder of a data set beside what is used of it.
+
+  Not what is no news: hidden files, the leftovers of operating systems, texts
+  that describe the data, and the JSON files that belong to it.
+  """
+  return [
+    path
+    for path in list_folder(folder)
+    if path not in used and not _is_no_news(path)
+  ]
+
+
+def _is_no_news(path: pathlib.Path) -> bool:
+  name = path.name.lower()
+  describes = (
+    path.stem.lower() in _DESCRIPTIONS and path.suffix.lower() in _TEXTS
+  )
+  return name in _LEFTOVERS or (
+    (describes or name in _OWN) and not path.is_dir()
+  )
 
 
 def list_images(folder: str | os.PathLike) -> list[pathlib.Path]:

@@ -1,0 +1,87 @@
+"""What is odd about files is told once, for whatever a run opens them."""
+
+import nibabel
+import numpy as np
+import predict_cases
+import pytest
+from conftest import write_volumes
+from small import load, shrink, write_untrained
+
+from medseg_jax import evaluate, plan, predict, prepare
+from medseg_jax.experiment import config_files
+
+SIZES = 'case_06.nii: voxels of 1x1x1.2 mm in the sform'
+OFF = 'labelsTr/case_07.nii.gz: up to 0.05 mm'
+STRAY = 'odd: not used: table.xlsx'
+OF_CASES = (f'imagesTr/{SIZES}', f'labelsTr/{SIZES}', OFF)
+
+
+def contradict(path):
+  """Makes the voxels three times as large in pixdim as in the sform."""
+  raw = bytearray(nibabel.load(path).to_bytes())
+  header = nibabel.Nifti1Header(bytes(raw[:348]), check=False)
+  assert header['sform_code'] > 0
+  header['qform_code'] = 0
+  header['pixdim'][1:4] *= 3
+  raw[:348] = header.binaryblock
+  path.with_suffix('').write_bytes(bytes(raw))
+  path.unlink()
+
+
+@pytest.fixture
+def odd(tmp_path):
+  """Returns four volumes; one contradicts itself, one label lies off."""
+  data = write_volumes(tmp_path / 'odd', 10)
+  (data / 'dataset.json').unlink()
+  for folder in ('imagesTr', 'labelsTr'):
+    for i in range(6):
+      (data / folder / f'case_{i:02d}.nii.gz').unlink()
+    contradict(data / folder / 'case_06.nii.gz')
+  path = data / 'labelsTr' / 'case_07.nii.gz'
+  label = nibabel.load(path)
+  affine = label.affine.copy()
+  affine[0, 3] += 0.05
+  nibabel.Nifti1Image(np.asarray(label.dataobj), affine).to_filename(path)
+  (data / 'table.xlsx').write_bytes(b'')
+  return data
+
+
+def config_for(path):
+  config = shrink(load('auto_cpu'), path=path)
+  config.augment.flip_prob = 0.0
+  config.inference.mirror = False
+  config.data.label_values, config.data.num_folds = (0, 1, 2), 2
+  return config
+
+
+def assert_told_once(capsys, *expected):
+  lines = capsys.readouterr().out.splitlines()
+  warnings = [line for line in lines if line.startswith('warning')]
+  assert len(warnings) == len(expected), warnings
+  for part in expected:
+    assert sum(part in line for line in warnings) == 1, part
+
+
+def test_planning_and_preparing_tell(odd, tmp_path, capsys):
+  config = config_for(odd)
+  plan.run(config, tmp_path / 'run')
+  assert_told_once(capsys, *OF_CASES, STRAY)
+  for workdir in ('run', 'run', 'other'):  # beside a plan, prepared, and alone
+    prepare.run(config, tmp_path / workdir)
+    assert_told_once(capsys, *OF_CASES, STRAY)
+
+
+def test_evaluating_and_predicting_tell(odd, tmp_path, capsys, monkeypatch):
+  predict_cases.compile_once(monkeypatch)
+  workdir = tmp_path / 'run'
+  write_untrained(config_for(write_volumes(tmp_path / 'data', 6)), workdir)
+  config = config_files.read_config(workdir)
+  config.data.path = str(odd)
+  capsys.readouterr()
+  assert evaluate.run(config, workdir)['num_cases'] == 4
+  assert_told_once(capsys, *OF_CASES, STRAY)
+  scans = dict(input_path=odd / 'imagesTr', output_dir=tmp_path / 'masks')
+  predict.run(config, workdir, **scans)
+  assert_told_once(capsys, OF_CASES[0])
+  predict.run(config, workdir, **scans)  # all masks are there
+  assert_told_once(capsys)
