@@ -6,7 +6,6 @@ if __name__ == '__main__':
   stop_signal.note()  # before all that takes time
 
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import itertools
@@ -20,8 +19,8 @@ import traceback
 from absl import app, flags
 from ml_collections import config_flags
 
+from medseg_jax.experiment.overrides import advise, keys_of
 from medseg_jax.experiment.overrides import apply as apply_overrides
-from medseg_jax.experiment.overrides import keys_of
 from medseg_jax.experiment.overrides import split as split_overrides
 from medseg_jax.runtime import files, host_memory
 from medseg_jax.runtime.errors import InputError, Stopped, explain, shorten
@@ -278,8 +277,7 @@ def _check_config(argv: list[str]) -> None:
   for flag, _ in _pairs(argv):
     key = flag.removeprefix('config.')
     if key != flag and key not in known:
-      near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-      raise InputError(f'unknown key config.{key}; did you mean {near[0]}?')
+      raise InputError(f'unknown key config.{key}{advise(key, config)}')
 
 
 def _pairs(argv: list[str]) -> list[tuple[str, str]]:

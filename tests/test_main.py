@@ -330,7 +330,10 @@ def test_the_command_itself_exits_with_1_and_one_line():
     timeout=300,
   )
   assert done.returncode == 1 and done.stdout == ''
-  assert done.stderr == 'error: unknown key config.seeed; did you mean seed?\n'
+  assert (
+    done.stderr
+    == 'error: unknown key config.seeed; did you mean config.seed?\n'
+  )
 
 
 def test_debug_shows_the_traceback_too():
