@@ -140,8 +140,8 @@ def open_folder(
       of all splits hold, ascending (see `label_inference`).
     instances: 'foreground' where the masks number single objects, which are
       all of the second class; 'classes' where each number is a class; '' to
-      look at the masks (see `instances.are_instances`), unless `label_values`
-      or more than two `classes` are given.
+      look at the masks (see `instances.judge`), unless `label_values` or more
+      than two `classes` are given.
     roi: name of a folder beside `images` whose masks (nonzero is inside) mark
       the region to evaluate; empty for none.
 
@@ -156,15 +156,27 @@ def open_folder(
     split: [look.mask for look in looks] for split, looks in found.items()
   }
   every_mask = [mask for masks in values.values() for mask in masks]
-  instances = instances_lib.choose(
-    every_mask, instances, classes, label_values, str(root)
+  instances, line = instances_lib.choose(
+    [mask.values for mask in every_mask],
+    [mask.objects for mask in every_mask],
+    wish=instances,
+    classes=classes,
+    label_values=label_values,
+    where=str(root),
   )
-  if not label_values:
+  if line:
+    logging.warning('%s', line)
+  inferred = not label_values
+  if inferred:
+    if not any(mask.values.any() for mask in every_mask):
+      raise InputError(
+        f'{root}: every one of the {len(every_mask)} masks is empty (all 0), '
+        f'{every_mask[0].path.name} for one; allowed are masks of two values '
+        'or more (data.label_values says them where these masks are right)'
+      )
     label_values = (0, 1)
     if not instances:
       label_values = label_inference.infer_label_values(every_mask)
-    if not any(mask.values.any() for mask in every_mask):
-      logging.warning('%s: every mask is empty (all 0)', root)
   label_values = tuple(int(value) for value in label_values)
   classes = labels.name_classes(classes, label_values, str(root))
   if not instances:
@@ -183,9 +195,10 @@ def open_folder(
     if snapped:
       logging.warning(
         '%s, %s: snapped %.2g %% of the mask pixels, in %d of %d files, to the '
-        'nearest of %s: %s; data.label_values keeps a value as a class',
+        'nearest of %s: %s%s',
         root, split, 100 * share, len(snapped), len(masks), label_values,
         label_inference.describe_snapped(masks, label_values),
+        '; data.label_values keeps a value as a class' * inferred,
       )  # fmt: skip
     sources[split] = FolderSource(
       root=root,

@@ -51,7 +51,8 @@ class VolumeSource:
     region_order: the class index to write for each region, later regions over
       earlier ones.
     ignore_value: the value of voxels without a label, or None.
-    one_foreground: whether every value above 0 is of class 1.
+    instances: 'foreground' where the labels number single objects: every value
+      above 0 is of class 1; '' elsewhere.
     strays_ignored: whether values of no class in a few voxels of a label are
       ignored; otherwise they are errors.
     grid_tolerance: how far a label may lie off its image, in voxels.
@@ -69,7 +70,7 @@ class VolumeSource:
   regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
   region_order: tuple[int, ...] = ()
   ignore_value: int | None = None
-  one_foreground: bool = False
+  instances: str = ''
   strays_ignored: bool = False
   grid_tolerance: float = nifti.TOLERANCE
   problems: tuple[str, ...] = ()
@@ -160,7 +161,7 @@ class VolumeSource:
     """
     allowed = {*self.label_values, self.ignore_value}
     found = {value: n for value, n in counts.items() if value not in allowed}
-    if self.one_foreground:
+    if self.instances:
       found = {value: n for value, n in found.items() if value < 0}
     if not found:
       return '', ''
@@ -182,9 +183,9 @@ class VolumeSource:
   def to_classes(self, ids: np.ndarray) -> np.ndarray:
     """Returns class indices, int16, and -1 for what is to be ignored."""
     label = to_indices(
-      ids, self.label_values, one_foreground=self.one_foreground
+      ids, self.label_values, one_foreground=bool(self.instances)
     )
-    if self.one_foreground and self.ignore_value is not None:
+    if self.instances and self.ignore_value is not None:
       label[ids == self.ignore_value] = -1
     return label
 
@@ -196,7 +197,7 @@ class VolumeSource:
     """
     files = self.files[index]
     meaning = self.label_values, self.regions, self.ignore_value, self.channels
-    merged = ('one foreground',) * self.one_foreground
+    merged = ('one foreground',) * bool(self.instances)
     return files_key(
       filter(None, (*files.images, files.label)),
       self.root,
@@ -237,7 +238,8 @@ def open_volumes(
     label_values: value of each class in the label files; default those of
       `dataset.json`, or all that occur, ascending.
     instances: of labels that number single objects: 'foreground', all are one
-      class, or 'classes', each is one; '' refuses them.
+      class, or 'classes', each is one; '' to look at the labels (see
+      `instances.judge`), unless their values are known.
     grid_tolerance: how far a label may lie off its image, in voxels.
     strict: whether problems of the layout (such as a label without an image)
       are errors. Otherwise they are `problems` of the sources, to be listed.
