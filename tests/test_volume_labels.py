@@ -29,24 +29,41 @@ def one_voxel_of(value):
   return ids
 
 
-def test_a_value_in_one_voxel_is_told_and_given_values_win(tmp_path):
+@pytest.mark.parametrize('given', [(), (0, 1, 2)])
+def test_a_value_in_one_voxel_is_no_class_and_is_told(tmp_path, given):
   write_labels(
     tmp_path, {'a': label_array(), 'b': one_voxel_of(9), 'c': label_array()}
   )
-  source = open_volumes(tmp_path)['train']
-  assert source.label_values == (0, 1, 2, 9)
-  (line,) = source.oddities
-  assert_all_in(
-    line, 'labels/b.nii.gz: the value 9 is in 1 voxel of 1 of the 3 labels',
-    'mistake', 'data.label_values', '0, 1, 2',
-  )  # fmt: skip
-  source = open_volumes(tmp_path, label_values=(0, 1, 2))['train']
-  assert source.oddities == ()
+  source = open_volumes(tmp_path, label_values=given)['train']
+  assert source.label_values == (0, 1, 2)
+  if not given:
+    (line,) = source.oddities
+    assert_all_in(
+      line, 'labels/b.nii.gz: the value 9 is in 1 voxel of 1 of the 3 labels',
+      'mistake', 'ignored', 'data.label_values',
+    )  # fmt: skip
   assert source[1].label[0, -1, -1] == -1 and (source[1].label == -1).sum() == 1
   found = inspect_case(source, 1)
   assert found.errors == () and found.case is not None
   (line,) = found.warnings
   assert_all_in(line, 'labels/b.nii.gz: label ids 9 (1 voxel)', 'ignored')
+  # Whose class it is says so.
+  source = open_volumes(tmp_path, label_values=(0, 1, 2, 9))['train']
+  assert source.oddities == () and source[1].label.max() == 3
+
+
+def test_a_value_in_a_few_voxels_is_a_class_and_is_told(tmp_path):
+  labels = {name: label_array() for name in 'abc'}
+  labels['b'][0, :2, :] = 9
+  labels['c'][0, :1, :] = 9
+  write_labels(tmp_path, labels)
+  source = open_volumes(tmp_path)['train']
+  assert source.label_values == (0, 1, 2, 9)
+  (line,) = source.oddities
+  assert_all_in(
+    line, 'labels/b.nii.gz: the value 9 is in 12 voxels of 2 of the 3 labels',
+    'mistake', 'a class of its own unless data.label_values says 0, 1, 2',
+  )  # fmt: skip
 
 
 @pytest.mark.parametrize('value', [-1, 40000])

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from medseg_jax.data import instances as instances_lib
-from medseg_jax.data import labels, numbered_objects
+from medseg_jax.data import label_inference, labels, numbered_objects
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.sources.dataset_json import MAX_VALUE, DatasetJson
-from medseg_jax.runtime.errors import InputError, InputErrors, quote
+from medseg_jax.runtime.errors import InputError, InputErrors, counted, quote
 
 # A value of fewer voxels than a cube of 3 looks like a slip of the hand.
 FEW = 27
@@ -81,11 +81,10 @@ def find_meaning(
     if not values:
       meaning = _one_foreground(root, info, classes, label_values)
       return meaning._replace(oddities=oddities)
-  given = bool(label_values)
-  if info and set(values) == set(info.label_values):
-    given = False  # as a finished training keeps them in its config
+  # As a finished training keeps them in its config, they are those of the file.
+  described = info and set(values) == set(info.label_values)
   meaning = _name_values(root, info, classes, values)
-  return meaning._replace(strays_ignored=given, oddities=oddities)
+  return meaning._replace(strays_ignored=not described, oddities=oddities)
 
 
 def count_ids(ids: np.ndarray) -> dict[int, int]:
@@ -252,7 +251,9 @@ def _infer(
     )
   if instances == 'classes':
     return tuple(values), ()
-  return tuple(values), (line,) if line else tuple(_rare_values(root, found))
+  if line:
+    return tuple(values), (line,)
+  return _without_specks(found)
 
 
 def _read_all(
@@ -294,25 +295,43 @@ def _objects(
     return list(pool.map(look_at, several))
 
 
-def _rare_values(
-  root: pathlib.Path, found: dict[pathlib.Path, dict[int, int]]
-) -> list[str]:
-  """Returns a line for each value in so few voxels that it looks a mistake."""
-  total = collections.Counter()
+def _without_specks(
+  found: dict[pathlib.Path, dict[int, int]],
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+  """Returns the values that are classes, and a line for each that is rare.
+
+  A rare value looks like a mistake; specks (see `label_inference`) are certain
+  to be one.
+  """
+  total, files = collections.Counter(), collections.Counter()
   for ids in found.values():
     total.update(ids)
-  rare = [v for v, n in sorted(total.items()) if v != 0 and n < FEW]
-  rest = tuple(v for v in sorted(total) if v not in rare)
+    files.update(ids.keys())
+  values = sorted(total)
+  specks = label_inference.are_specks(
+    np.array([total[v] for v in values]), np.array([files[v] for v in values])
+  )
+  dropped = {v for v, speck in zip(values, specks, strict=True) if speck and v}
+  rare = {v for v in values if v and total[v] < FEW}
+  rest = tuple(v for v in values if v not in rare)
   if len(rest) < 2:  # they are all that there is
-    return []
+    return tuple(values), ()
   lines = []
-  for value in rare:
-    where = [path for path, ids in found.items() if value in ids]
-    n = total[value]
-    lines.append(
-      f'{where[0]}: the value {value} is in {n} voxel{"s" * (n != 1)} of '
-      f'{len(where)} of the {len(found)} labels, which looks like a mistake; '
-      'it is a class of its own unless data.label_values says '
-      f'{name_some(rest, 8)}'
+  for value in sorted(rare):
+    where = next(path for path, ids in found.items() if value in ids)
+    line = (
+      f'{where}: the value {value} is in {counted(total[value], "voxel")} of '
+      f'{files[value]} of the {len(found)} labels, which looks like a mistake; '
     )
-  return lines
+    if value in dropped:
+      line += (
+        'these voxels are ignored, in training and in scores, unless '
+        'data.label_values has the value'
+      )
+    else:
+      line += (
+        'it is a class of its own unless data.label_values says '
+        f'{name_some(rest, 8)}'
+      )
+    lines.append(line)
+  return tuple(v for v in values if v not in dropped), tuple(lines)

@@ -168,7 +168,7 @@ class VolumeSource:
     label, ids = self.files[index].label, name_counts(found)
     if self.strays_ignored and sum(found.values()) < FEW:
       return '', (
-        f'{label}: label ids {ids} are of no class by data.label_values; these '
+        f'{label}: label ids {ids} are of no class; these '
         'voxels are ignored, in training and in scores'
       )
     ignored = ''
