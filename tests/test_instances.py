@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from data_cases import assert_all_in, assert_one_line, save
 from small import load
-from volume_cases import error_of, image_array
+from volume_cases import error_of, image_array, write_json
 from volume_cases import save as save_volume
 
 from medseg_jax.data import instances, numbered_objects
@@ -268,6 +268,7 @@ def test_more_objects_than_classes_can_be(tmp_path, caplog, kind, dtype):
     assert case.label.sum() == np.count_nonzero(mask)
   (line,) = told(source, caplog)
   assert 'up to 340 in a file' in line
+  assert "='classes'" not in line  # nobody could do that
   with pytest.raises(ValueError) as error:
     open_set(tmp_path, kind, instances='classes')
   assert_one_line(error, tmp_path, 'allowed')
@@ -299,6 +300,25 @@ def test_one_volume_of_more_objects_than_classes_is_one_of_objects(tmp_path):
   write(tmp_path, 'volumes', [ids], np.int16)
   source = open_volumes(tmp_path)['train']
   assert source.instances == 'foreground' and source[0].label.sum() == 299
+
+
+def test_objects_where_dataset_json_knows_one_class_are_told(tmp_path):
+  write(tmp_path, 'volumes', [cells(12, shape=(17, 17, 13))])
+  (tmp_path / 'images').rename(tmp_path / 'imagesTr')
+  (tmp_path / 'labels').rename(tmp_path / 'labelsTr')
+  write_json(
+    tmp_path,
+    labels={'background': 0, 'cell': 1},
+    channel_names={'0': 'light'},
+    file_ending='.nii.gz',
+  )
+  (tmp_path / 'imagesTr' / '0.nii.gz').rename(
+    tmp_path / 'imagesTr' / '0_0000.nii.gz'
+  )
+  (line,) = inspect_case(open_volumes(tmp_path)['train'], 0).errors
+  assert_all_in(line, 'label ids 2 (27', "data.instances='foreground' makes")
+  source = open_volumes(tmp_path, instances='foreground')['train']
+  assert source[0].label.sum() == 12 * 27
 
 
 def test_ids_that_are_no_classes_and_no_objects_are_errors(tmp_path):

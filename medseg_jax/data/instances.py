@@ -74,11 +74,13 @@ def choose(
   most = max(len(present) for present in _without_zero(values))
   found = f'number single objects, up to {most} in a file, each one blob'
   if verdict == SURE:
-    return 'foreground', (
-      f'{where}: the masks {found}: all become one class, the foreground; '
-      "data.instances='classes', or data.label_values, makes a class of each "
-      'number'
-    )
+    line = f'{where}: the masks {found}: all become one class, the foreground'
+    if not _are_too_many(values):
+      line += (
+        "; data.instances='classes', or data.label_values, makes a class of "
+        'each number'
+      )
+    return 'foreground', line
   return '', (
     f'{where}: the masks perhaps {found}; each number is a class of its own '
     "unless data.instances='foreground' makes all of them one; 'classes' says "
@@ -108,7 +110,7 @@ def judge(
   if are_in_place(found) or not are_blobs(found):
     return ''
   present = _without_zero(values)
-  if len(np.unique(np.concatenate(present))) >= MAX_CLASSES:
+  if _are_too_many(values):
     return SURE
   alike = all(np.array_equal(each, present[0]) for each in present)
   if _have_gaps(present):
@@ -137,6 +139,12 @@ def check_label_values(label_values: Sequence[int]) -> None:
       "values; allowed are two with data.instances='foreground', of the "
       'background and of all objects, or none'
     )
+
+
+def _are_too_many(values: Sequence[np.ndarray]) -> bool:
+  """Returns whether these are more values than there can be classes."""
+  every = np.unique(np.concatenate(_without_zero(values)))
+  return len(every) >= MAX_CLASSES  # the background is one, too
 
 
 def _have_gaps(present: Sequence[np.ndarray]) -> bool:

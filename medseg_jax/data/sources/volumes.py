@@ -18,6 +18,7 @@ import numpy as np
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
+from medseg_jax.data.numbered_objects import HANDFUL
 from medseg_jax.data.sources import volume_files
 from medseg_jax.data.sources.already_read import AlreadyRead
 from medseg_jax.data.sources.dataset_json import read_dataset_json
@@ -174,10 +175,13 @@ class VolumeSource:
     ignored = ''
     if self.ignore_value is not None:
       ignored = f', ignore {self.ignore_value}'
+    hint = ''
+    if len(found) > HANDFUL:
+      hint = "; data.instances='foreground' makes one class of numbered objects"
     return (
       f'{label}: label ids {ids} are of no class; allowed are '
       f'{name_some(self.label_values, 20)}{ignored} (see dataset.json or '
-      'data.label_values)'
+      f'data.label_values){hint}'
     ), ''
 
   def to_classes(self, ids: np.ndarray) -> np.ndarray:
