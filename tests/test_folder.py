@@ -177,7 +177,7 @@ def test_some_empty_masks_are_fine_but_not_all(tmp_path):
     assert_all_in(
       error_line(tmp_path, **options), tmp_path,
       'every one of the 2 masks is empty (all 0), a.png for one',
-      'data.label_values',
+      'two values',
     )  # fmt: skip
   # As of healthy people that a trained model is evaluated on.
   source = folder_lib.open_folder(tmp_path, label_values=(0, 255))['train']

@@ -171,8 +171,8 @@ def open_folder(
     if not any(mask.values.any() for mask in every_mask):
       raise InputError(
         f'{root}: every one of the {len(every_mask)} masks is empty (all 0), '
-        f'{every_mask[0].path.name} for one; allowed are masks of two values '
-        'or more (data.label_values says them where these masks are right)'
+        f'{every_mask[0].path.name} for one, so there is nothing to learn; '
+        'allowed are masks that hold two values or more'
       )
     label_values = (0, 1)
     if not instances:
