@@ -295,6 +295,14 @@ def test_one_file_alone_may_hold_either(tmp_path, caplog, kind):
   assert told(source, caplog) == []
 
 
+def test_jpeg_masks_beside_numbered_objects_have_no_ringing(tmp_path):
+  mask = np.kron(cells(9), np.ones((5, 5), int))
+  save(tmp_path / 'images' / '0.png', np.uint8(mask))
+  save(tmp_path / 'masks' / '0.jpg', np.uint8(255 * (mask > 0)), quality=60)
+  source = open_folder(tmp_path, instances='foreground', label_values=(0, 1))
+  np.testing.assert_array_equal(source['train'][0].label, mask > 0)
+
+
 def test_one_volume_of_more_objects_than_classes_is_one_of_objects(tmp_path):
   ids = np.arange(300).reshape(10, 6, 5).astype(np.int16)
   write(tmp_path, 'volumes', [ids], np.int16)

@@ -75,7 +75,10 @@ class FolderSource:
     mask, lossy = images.decode_mask(case.mask)
     _check_size(case.image, image, case.mask, mask)
     if self.instances:
-      mask = np.where(mask == self.label_values[0], *self.label_values)
+      far = np.abs(mask.astype(np.int64) - self.label_values[0])
+      # Numbers do not survive a JPEG, so it has two values, and noise.
+      is_object = far > 127 if lossy else far > 0
+      mask = np.where(is_object, *self.label_values[::-1])
     if not lossy and case.name not in self.snapped:
       strange = np.setdiff1d(mask, self.label_values)
       if strange.size:
