@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
   config.data.path = ''  # the folder, or the name of the TFDS data set
   config.data.classes = ()  # names, background first; () to infer
   config.data.label_values = ()  # value of each class on disk; () to infer
-  # Of masks that number single objects: 'foreground', all are one class, or
+  # Of masks that may number single objects: 'foreground', all are one class, or
   # 'classes', each number is one; '' to look.
   config.data.instances = ''
   # Of volumes: how far a label may lie off its image, in voxels.

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medseg_jax.data import cache as caches
-from medseg_jax.data import precision, resample, sampling
+from medseg_jax.data import masking, precision, resample, sampling
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
 from medseg_jax.data.formats import nifti
@@ -97,7 +97,32 @@ def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
     for source in sources.values():
       source.already_read.clear()
   _say_precision(prepared)
+  _check_classes(prepared['train'], config)
   return prepared['train']
+
+
+def _check_classes(cache: Cache, config: ConfigDict) -> None:
+  """Raises InputError where one class is all that there is to learn from.
+
+  Looks no further than the first two classes.
+  """
+  found = set()
+  for label in cache.labels:
+    label, _ = masking.unfold(np.asarray(label, np.int16), np)
+    found |= {*np.unique(label).tolist()} - {masking.IGNORE}
+    if len(found) > 1:
+      return
+  data = config.data
+  what = 'are to be ignored'
+  if found:
+    i = found.pop()
+    what = f'are {data.classes[i]} ({data.label_values[i]})'
+  raise InputError(
+    f'{data.path}: all voxels of the {counted(len(cache.names), "case")} to '
+    f'train on ({name_some(cache.names, 3)}) {what}, of which nothing can be '
+    'learnt; allowed are masks with two classes or more (see also '
+    'config.data.label_values and config.data.fold)'
+  )
 
 
 def _say_precision(prepared: dict[str, Cache]) -> None:

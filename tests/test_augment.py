@@ -371,9 +371,11 @@ def test_a_value_that_is_not_allowed_is_named(name, value, allowed):
   assert repr(value) in str(error.value)
 
 
-def test_an_unknown_field_is_answered_with_the_closest_known_one():
-  with pytest.raises(ValueError, match="'flip_probs'.*'flip_prob'"):
+def test_an_unknown_field_is_answered_with_what_is_alike():
+  with pytest.raises(ValueError, match="'flip_probs'; did you mean flip_prob"):
     create_augment(flip_probs=0.5)
+  with pytest.raises(ValueError, match=r"'cutout' \(known: patch_size, "):
+    create_augment(cutout=0.5)
 
 
 def test_arrays_that_do_not_fit_are_refused():

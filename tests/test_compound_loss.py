@@ -194,8 +194,9 @@ def test_a_channel_for_each_region_is_compulsory():
 @pytest.mark.parametrize(
   'weights, message',
   [
-    ({'dice': 1}, "'dice', did you mean 'dice_loss'"),
-    ({'sigmoid_crossentropy': 0}, "did you mean 'sigmoid_cross_entropy'"),
+    ({'dice': 1}, r"'dice'; did you mean dice_loss\?"),
+    ({'sigmoid_crossentropy': 0}, 'did you mean sigmoid_cross_entropy'),
+    ({'hinge': 1}, r"'hinge' \(known: cross_entropy, "),
     ({'dice_loss': -1, 'cross_entropy': 1}, "'dice_loss'.*found -1"),
     ({'dice_loss': float('nan')}, 'finite'),
     ({'dice_loss': '1'}, "found '1'"),

@@ -157,12 +157,19 @@ def test_given_classes_and_values_keep_their_order(tmp_path):
   np.testing.assert_array_equal(source[0].label, MASK == 0)
 
 
-def test_empty_masks_are_fine(tmp_path, caplog):
-  write_pairs(tmp_path, 'a', mask=np.zeros_like(MASK))
-  with caplog.at_level('WARNING'):
-    source = folder_lib.open_folder(tmp_path)['train']
-  assert 'every mask is empty' in caplog.text
+def test_some_empty_masks_are_fine_but_not_all(tmp_path):
+  write_pairs(tmp_path, 'ac', mask=np.zeros_like(MASK))
+  for options in ({}, dict(classes=('background', 'cell'))):
+    assert_all_in(
+      error_line(tmp_path, **options), tmp_path,
+      'every one of the 2 masks is empty (all 0), a.png for one',
+      'two values',
+    )  # fmt: skip
+  # As of healthy people that a trained model is evaluated on.
+  source = folder_lib.open_folder(tmp_path, label_values=(0, 255))['train']
   assert source.label_values == (0, 255) and source[0].label.max() == 0
+  for stem in ('images/c.png', 'labels/c.png'):
+    (tmp_path / stem).unlink()
   write_pairs(tmp_path, 'b')
   source = folder_lib.open_folder(tmp_path)['train']
   assert [int(case.label.sum()) for case in source] == [0, 12]
@@ -197,6 +204,8 @@ def test_jpeg_and_smooth_masks_snap_and_the_share_is_told(
   assert_all_in(
     lines[0], 'train', f'snapped {100 * share:.2g} %', 'in 1 of 2', '(0, 255)'
   )
+  # Of no use where the values are given.
+  assert ('data.label_values keeps a value' in lines[0]) == (not given)
 
 
 def test_case_key_follows_the_files_of_the_case(tmp_path):

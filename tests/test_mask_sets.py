@@ -1,20 +1,18 @@
-"""What sets of masks say: classes, specks, edges, numbered objects."""
+"""What sets of masks say: classes, specks, edges."""
 
 import io
 
 import numpy as np
 import pytest
-from data_cases import assert_all_in, assert_one_line, save
+from data_cases import assert_one_line
 from PIL import Image
 
-from medseg_jax.data import instances
 from medseg_jax.data.label_inference import (
   check_label_values,
   describe_snapped,
   infer_label_values,
 )
 from medseg_jax.data.mask_values import count_values
-from medseg_jax.data.sources.folder import open_folder
 from medseg_jax.runtime.errors import InputError
 
 
@@ -218,93 +216,3 @@ def test_small_classes_survive_smooth_edges(quality):
   if quality:
     masks = [jpeg(mask, quality) for mask in masks]
   assert_classes(masks, (0, 128, 255), lossy=bool(quality))
-
-
-# Numbered objects.
-
-
-def cells(rng, count, size=96):
-  mask = np.zeros((size, size), int)
-  number = 0
-  for _ in range(count):
-    inside = blob(rng, size, 4)
-    if not mask[inside].any():
-      number += 1
-      mask[inside] = number
-  return mask
-
-
-def are_instances(masks):
-  found = counted(masks)
-  return instances.are_instances(
-    [mask.values for mask in found], [mask.objects for mask in found]
-  )
-
-
-def test_numbered_objects_are_recognised():
-  rng = np.random.default_rng(0)
-  masks = [cells(rng, count) for count in (12, 30, 9, 20, 3, 0)]
-  assert are_instances(masks)
-  same = [np.kron(rng.permutation(25).reshape(5, 5), np.ones((6, 6), int))]
-  same += [np.rot90(same[0]), np.fliplr(same[0])]
-  assert are_instances(same)  # As many in each, and anywhere.
-
-
-def test_organs_are_no_numbered_objects():
-  organs = np.kron(np.arange(24).reshape(4, 6), np.ones((9, 9), int))
-  assert not are_instances([organs] * 3)
-  spine = [np.where(organs <= last, organs, 0) for last in (9, 11, 8, 12)]
-  assert not are_instances(spine)  # Cut off anywhere, but each in its place.
-  gaps = [np.where(organs == 3 + i, 0, organs) for i in range(3)]
-  assert not are_instances(gaps)
-  rng = np.random.default_rng(0)
-  few = [cells(rng, 4) for _ in range(5)]
-  assert not are_instances(few)
-
-
-def write_cells(root):
-  rng = np.random.default_rng(0)
-  masks = [cells(rng, count).astype(np.uint8) for count in (12, 30, 9, 20)]
-  for i, mask in enumerate(masks):
-    save(root / 'images' / f'{i}.png', mask)
-    save(root / 'masks' / f'{i}.png', mask)
-  return masks
-
-
-def test_numbered_objects_become_foreground_and_that_is_told(tmp_path, caplog):
-  masks = write_cells(tmp_path)
-  with caplog.at_level('WARNING'):
-    source = open_folder(tmp_path)['train']
-  assert (source.label_values, source.instances) == ((0, 1), 'foreground')
-  assert source.classes == ('background', 'foreground')
-  for case, mask in zip(source, masks, strict=True):
-    np.testing.assert_array_equal(case.label, mask > 0)
-  (line,) = [record.getMessage() for record in caplog.records]
-  most = max(mask.max() for mask in masks)
-  assert_all_in(line, tmp_path, f'up to {most} in a file', "='classes'")
-  # As the config of the run has it from then on.
-  again = open_folder(tmp_path, label_values=(0, 1), instances='foreground')[
-    'train'
-  ]
-  assert again.case_key(0) == source.case_key(0)
-  np.testing.assert_array_equal(again[0].label, masks[0] > 0)
-
-
-def test_numbered_objects_may_be_classes(tmp_path):
-  masks = write_cells(tmp_path)
-  values = tuple(range(int(np.max(masks)) + 1))
-  for options in (
-    dict(instances='classes'),
-    dict(label_values=values),
-    dict(classes=[f'c{value}' for value in values]),
-  ):
-    source = open_folder(tmp_path, **options)['train']
-    assert (source.label_values, source.instances) == (values, '')
-    np.testing.assert_array_equal(source[1].label, masks[1])
-  for options, part in [
-    (dict(instances='each'), "data.instances is 'each'; allowed are ''"),
-    (dict(instances='foreground', label_values=(0, 1, 2)), 'allowed are two'),
-  ]:
-    with pytest.raises(InputError) as error:
-      open_folder(tmp_path, **options)
-    assert_one_line(error, part)

@@ -24,13 +24,15 @@ def num_params(shape=(1, 8, 8, 1), num_classes=3, **fields):
 # create_model.
 
 
-def test_unknown_name_and_field_name_the_closest():
-  with pytest.raises(ValueError, match="'unte'.*closest known one is 'unet'"):
+def test_unknown_name_and_field_name_what_is_alike():
+  with pytest.raises(ValueError, match="'unte'; did you mean unet"):
     models.create_model('unte', 2)
-  with pytest.raises(ValueError, match="'atention'.*one is 'attention'"):
+  with pytest.raises(ValueError, match="'atention'; did you mean attention"):
     models.create_model('unet', 2, atention=True)
   with pytest.raises(ValueError, match="encoder_decoder.*'features'"):
     models.create_model('encoder_decoder', 2, features=4)
+  with pytest.raises(ValueError, match=r"'swin' \(known: encoder_decoder, "):
+    models.create_model('swin', 2)
 
 
 def test_lists_as_json_has_them_make_the_same_hashable_module():

@@ -79,17 +79,10 @@ def test_values_have_the_type_of_the_models(key, text, value):
     ('inference.batch_size', 'True', ['a whole number']),
     ('inference.patch_size', '(32,a)', ['a list like (16, 16)']),
     ('inference.patch_size', '(32,1.5)', ['a list like (16, 16)']),
-    (
-      'inference.probability',
-      'true',
-      ['unknown key', 'did you mean config.inference.'],
-    ),
-    (
-      'infrence.mirror',
-      'true',
-      ['unknown key', 'did you mean config.inference.mirror?'],
-    ),
+    ('data.paths', 'true', ['did you mean config.data.path?']),
+    ('infrence.mirror', 'true', ['did you mean config.inference.mirror?']),
     ('data.path.more', '1', ['did you mean config.data.path?']),
+    ('overlaps', '1', ['did you mean config.inference.overlap?']),
     ('inference', '3', ['is a section', 'config.inference.']),
     ('inference.mirror', 'x' * 200, ["xxx...'"]),
   ],
@@ -101,3 +94,18 @@ def test_what_does_not_fit_is_one_line(key, text, parts):
   assert_one_line(error, f'config.{key}', *parts)
   assert len(str(error.value)) < 200
   assert changed == config()
+
+
+@pytest.mark.parametrize(
+  ('key', 'words'),
+  [
+    ('inference.foo', 'config.inference has the keys batch_size, mirror'),
+    ('lr', 'config has the keys data, inference'),
+    ('optimiser.lr', 'config has the keys data, inference'),
+  ],
+)
+def test_nothing_is_suggested_where_nothing_is_alike(key, words):
+  with pytest.raises(InputError) as error:
+    overrides.apply(config(), [(key, '1')])
+  assert_one_line(error, f'config.{key} ', words)
+  assert 'did you mean' not in str(error.value)

@@ -1,4 +1,4 @@
-"""Label values without a dataset.json: stray ones, and numbered objects."""
+"""Label values without a dataset.json: stray ones, and what is no id."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ from volume_cases import (
   write_pairs,
 )
 
-from medseg_jax.data import numbered_objects
 from medseg_jax.data.sources.inspection import describe_classes, inspect_case
 from medseg_jax.data.sources.volumes import open_volumes
 
@@ -30,19 +29,19 @@ def one_voxel_of(value):
   return ids
 
 
-def test_a_value_in_one_voxel_is_told_and_given_values_win(tmp_path):
+@pytest.mark.parametrize('given', [(), (0, 1, 2)])
+def test_a_value_in_one_voxel_is_no_class_and_is_told(tmp_path, given):
   write_labels(
     tmp_path, {'a': label_array(), 'b': one_voxel_of(9), 'c': label_array()}
   )
-  source = open_volumes(tmp_path)['train']
-  assert source.label_values == (0, 1, 2, 9)
-  (line,) = source.oddities
-  assert_all_in(
-    line, 'labels/b.nii.gz: the value 9 is in 1 voxel of 1 of 3 labels',
-    'mistake', 'data.label_values', '0, 1, 2',
-  )  # fmt: skip
-  source = open_volumes(tmp_path, label_values=(0, 1, 2))['train']
-  assert source.oddities == ()
+  source = open_volumes(tmp_path, label_values=given)['train']
+  assert source.label_values == (0, 1, 2)
+  if not given:
+    (line,) = source.oddities
+    assert_all_in(
+      line, 'labels/b.nii.gz: the value 9 is in 1 voxel of 1 of 3 labels',
+      'mistake', 'ignored', 'data.label_values',
+    )  # fmt: skip
   assert source[1].label[0, -1, -1] == -1 and (source[1].label == -1).sum() == 1
   found = inspect_case(source, 1)
   assert found.errors == () and found.case is not None
@@ -50,6 +49,23 @@ def test_a_value_in_one_voxel_is_told_and_given_values_win(tmp_path):
   assert_all_in(
     line, 'labels/b.nii.gz: label ids of no class', ': 9 (1 voxel);', 'ignored'
   )
+  # Whose class it is says so.
+  source = open_volumes(tmp_path, label_values=(0, 1, 2, 9))['train']
+  assert source.oddities == () and source[1].label.max() == 3
+
+
+def test_a_value_in_a_few_voxels_is_a_class_and_is_told(tmp_path):
+  labels = {name: label_array() for name in 'abc'}
+  labels['b'][0, :2, :] = 9
+  labels['c'][0, :1, :] = 9
+  write_labels(tmp_path, labels)
+  source = open_volumes(tmp_path)['train']
+  assert source.label_values == (0, 1, 2, 9)
+  (line,) = source.oddities
+  assert_all_in(
+    line, 'labels/b.nii.gz: the value 9 is in 12 voxels of 2 of 3 labels',
+    'mistake', 'a class of its own unless data.label_values says 0, 1, 2',
+  )  # fmt: skip
 
 
 @pytest.mark.parametrize('value', [-1, 40000])
@@ -125,107 +141,6 @@ def test_empty_labels_do_not_hide_unreadable_ones(tmp_path):
   save(tmp_path / 'labels' / 'b.nii.gz', np.full(SHAPE, 0.5, np.float32))
   line = error_of(tmp_path, strict=False)
   assert_one_line(line, 'labels/b.nii.gz: the label holds 0.5 in 120')
-
-
-# Numbered objects.
-
-
-def cells(count, seed=0, shape=(24, 24, 6)):
-  """Returns a map of `count` blobs, numbered from 1, each anywhere."""
-  ids = np.zeros(shape, np.uint16)
-  places = np.random.default_rng(seed).permutation(36)
-  for i, place in enumerate(places[:count], 1):
-    x, y = 4 * (place // 6), 4 * (place % 6)
-    ids[x : x + 3, y : y + 3, 1:5] = i
-  return ids
-
-
-def test_numbered_objects_are_recognised_and_can_be_one_class(tmp_path):
-  counts = {'a': 9, 'b': 21, 'c': 14, 'd': 30}
-  write_labels(tmp_path, {name: cells(n, seed=n) for name, n in counts.items()})
-  line = error_of(tmp_path)
-  assert_one_line(
-    line, tmp_path, 'numbered objects, not classes', '1 to 30 without gaps',
-    'd.nii.gz', "data.instances='foreground'", 'data.label_values keeps them',
-  )  # fmt: skip
-  source = open_volumes(tmp_path, instances='foreground')['train']
-  assert source.classes == ('background', 'foreground')
-  assert source.label_values == (0, 1)
-  case = source[0]
-  assert case.label.max() == 1 and case.label.sum() == 9 * 36
-  found = [inspect_case(source, i) for i in range(4)]
-  assert not any(f.errors or f.warnings for f in found)
-  assert describe_classes(source, found)[1] == (
-    'foreground (1): 2,664 voxels in 4 of 4 labels'
-  )
-  named = open_volumes(
-    tmp_path, instances='foreground', classes=('other', 'cell'),
-    label_values=(0, 255),
-  )['train']  # fmt: skip
-  assert named.classes == ('other', 'cell')
-  assert named.label_values == (0, 255)
-  assert_one_line(
-    error_of(tmp_path, instances='foreground', label_values=(0, 1, 2)),
-    'data.label_values is (0, 1, 2) beside data.instances',
-  )
-  assert_one_line(
-    error_of(tmp_path, instances='cells'), "data.instances is 'cells'; allowed"
-  )
-  source = open_volumes(tmp_path, instances='classes')['train']
-  assert source.label_values == tuple(range(31))
-  # Explicit values win.
-  values = tuple(range(31))
-  source = open_volumes(tmp_path, label_values=values)['train']
-  assert source.label_values == values and source.oddities == ()
-
-
-def test_more_objects_than_classes_can_be(tmp_path):
-  ids = np.arange(300).reshape(10, 6, 5).astype(np.int16)
-  write_labels(tmp_path, {'a': ids})
-  one = open_volumes(tmp_path, instances='foreground')['train']
-  assert one[0].label.sum() == 299
-  save(tmp_path / 'labels' / 'a.nii.gz', ids.astype(np.int32) * 300)
-  assert one[0].label.sum() == 299  # of ids that no class can have
-  assert inspect_case(one, 0).errors == ()
-  save(tmp_path / 'labels' / 'a.nii.gz', ids)
-  assert_one_line(
-    error_of(tmp_path), '1 to 299 without gaps', "data.instances='foreground'"
-  )
-
-
-def test_organs_are_no_objects(tmp_path):
-  # Each lies in its place; some cases lack one, and none is exactly alike.
-  organs = {}
-  for i, name in enumerate('abcdef'):
-    ids = np.roll(cells(9, seed=1), (i % 2, i % 3 - 1), (0, 1))
-    organs[name] = np.where(ids > 9 - i % 2, 0, ids)
-  write_labels(tmp_path, organs)
-  source = open_volumes(tmp_path)['train']
-  assert source.label_values == tuple(range(10)) and source.oddities == ()
-
-
-def test_one_label_alone_may_be_either(tmp_path):
-  write_labels(tmp_path, {'a': cells(9)})
-  source = open_volumes(tmp_path)['train']
-  (line,) = source.oddities
-  assert_all_in(line, 'look like numbered objects', "instances='foreground'")
-  source = open_volumes(tmp_path, instances='classes')['train']
-  assert source.label_values == tuple(range(10)) and source.oddities == ()
-
-
-def test_what_counts_as_numbered():
-  handful, gaps = [{0, 1, 2, 3, 4, 5}] * 4, [{0, 1, 2, 3, 20, 21, 22, 40}]
-  assert not numbered_objects.are_numbered(handful)
-  assert not numbered_objects.are_numbered(gaps)
-  assert not numbered_objects.are_numbered([{-1, 1, 2, 3, 4, 5, 6, 7}])
-  assert numbered_objects.are_numbered([set(range(12)), {0}, {0, 1, 2}])
-  for blobs in (cells(7), cells(7)[:, :, 2]):
-    found = numbered_objects.find_objects(blobs)
-    assert found.values.tolist() == list(range(1, 8))
-    assert numbered_objects.are_blobs([found])
-    assert not numbered_objects.are_at_home([found])
-  scattered = numbered_objects.find_objects(cells(7) % 3)
-  assert not numbered_objects.are_blobs([scattered])
 
 
 def test_pairs_with_few_values_are_as_before(tmp_path):

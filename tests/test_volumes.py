@@ -281,7 +281,7 @@ def test_labels_that_make_no_classes(tmp_path):
   )
   save(paths[1], empty.astype(np.int16) - 1)
   assert_one_line(error_of(tmp_path), paths[1], 'ids from -1 to -1')
-  many = 2 * np.arange(300).reshape(10, 6, 5).astype(np.int16)
+  many = 2 * np.resize(np.arange(300, dtype=np.int16), (10, 12, 5))
   save(paths[1], many)
   assert_one_line(error_of(tmp_path), '300 ids', '256 at most')
   for values in ((0, -3), (0, 40000)):

@@ -18,7 +18,6 @@ Lengths are in voxels: rotation and scale treat the voxels as cubes.
 """
 
 import dataclasses
-import difflib
 import functools
 import operator
 import sys
@@ -30,6 +29,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from medseg_jax.augment import extent, transforms
+from medseg_jax.runtime.errors import suggest
 
 Batch = dict[str, jax.Array]
 # What a field may be given as; `Options` says what each of them holds.
@@ -294,10 +294,9 @@ def _checked_options(fields: Mapping[str, Value]) -> Options:
   known = [field.name for field in dataclasses.fields(Options)]
   for name in fields:
     if name not in known:
-      closest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
       raise ValueError(
-        f'unknown augment field {name!r}; the closest known one is '
-        f'{closest!r}, allowed are {", ".join(known)}'
+        f'unknown augment field {name!r}{suggest(name, known)} (known: '
+        f'{", ".join(known)})'
       )
   return Options(**{k: _checked_value(k, v) for k, v in fields.items()})
 

@@ -86,7 +86,7 @@ def class_values(masks: Sequence[MaskValues]) -> np.ndarray:
   """Returns the values that look like classes, ascending; one at least."""
   pooled = pool(masks)
   if not _is_spread(pooled, masks):
-    return pooled.values[~_are_specks(pooled)]
+    return pooled.values[~are_specks(pooled.counts, pooled.files)]
   levels = _levels(pooled)
   values = pooled.values
   if not levels:
@@ -96,6 +96,20 @@ def class_values(masks: Sequence[MaskValues]) -> np.ndarray:
     if abs(farthest - levels[0]) > SPREAD:
       levels.append(int(farthest))
   return np.sort(levels)
+
+
+def are_specks(counts: np.ndarray, files: np.ndarray) -> np.ndarray:
+  """Returns which values are slips: a few pixels in all of the masks.
+
+  Args:
+    counts: `[K]`, pixels of each value in all masks.
+    files: `[K]`, how many masks hold each.
+  """
+  few = (counts <= SPECK_PIXELS) & (files <= SPECK_FILES)
+  if few.all():
+    return np.zeros(len(few), bool)
+  typical = np.median(counts[~few])
+  return few & (counts * SPECK_RATIO <= typical)
 
 
 def check_label_values(
@@ -176,20 +190,11 @@ def _forgotten(
   )
 
 
-def _are_specks(pooled: Pool) -> np.ndarray:
-  """Returns which values are slips: a few pixels in all of the masks."""
-  few = (pooled.counts <= SPECK_PIXELS) & (pooled.files <= SPECK_FILES)
-  if few.all():
-    return np.zeros(len(few), bool)
-  typical = np.median(pooled.counts[~few])
-  return few & (pooled.counts * SPECK_RATIO <= typical)
-
-
 def _filled(pooled: Pool) -> np.ndarray:
   """Returns the values that fill areas, or much of the masks as thin lines."""
   share = pooled.counts / pooled.counts.sum()
   filled = (pooled.solid > SPECK_PIXELS) | (share >= THIN_SHARE)
-  return pooled.values[filled & ~_are_specks(pooled)]
+  return pooled.values[filled & ~are_specks(pooled.counts, pooled.files)]
 
 
 def _is_spread(pooled: Pool, masks: Sequence[MaskValues]) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medseg_jax.data.numbered_objects import Objects, are_numbered, find_objects
+from medseg_jax.data.numbered_objects import Objects, find_objects, may_number
 
 # A JPEG moves the values of a flat neighbourhood by less than the first; near
 # the edges of small objects by less than the second.
@@ -34,7 +34,7 @@ class MaskValues(NamedTuple):
       3x3 blocks whose values differ by no more. Nothing for masks of two
       values without lossy compression.
     lossy: whether the file's compression changes values.
-    objects: what the numbers mark, where they may be those of single objects.
+    objects: what the values mark, where they may number single objects.
   """
 
   path: pathlib.Path
@@ -75,8 +75,8 @@ def count_values(
         between += np.bincount(codes[1:-1, 1:-1][inside], minlength=len(values))
         flat = tuple(map(_merge, flat, means))
   objects = None
-  if not lossy and are_numbered([values.tolist()]):
-    objects = find_objects(mask)
+  if not lossy and may_number(values):
+    objects = find_objects(mask, values)
   return MaskValues(path, values, counts, solid, between, flat, lossy, objects)
 
 

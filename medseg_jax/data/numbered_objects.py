@@ -1,6 +1,6 @@
-"""Whether masks number single objects, cell 1, cell 2, ..., and no classes.
+"""What single masks show of numbered objects: cell 1, cell 2, ..., no classes.
 
-Of use for images and volumes alike.
+Of use for images and volumes alike; `instances` judges whole sets.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,96 +9,112 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-# More values than a handful; fewer are classes until shown otherwise.
-_HANDFUL = 5
-# Of the numbers from 1 to the largest so many occur, and so many of them are
-# one blob each: an object may be lost, and another cut in two.
+# More values than a handful in one mask; fewer are classes.
+HANDFUL = 5
+# So many of the values are one blob each: an object may be cut in two.
 _SHARE = 0.9
-# Objects lie anywhere; organs are at home in a place: the positions of one
-# vary by less than this share of the variance of all positions.
-_AT_HOME = 0.5
+# So many objects of a mask are looked at, and in boxes that together are so
+# many times larger than it: specks and edges that lie all over it are no blobs.
+_LOOKED_AT, _LARGEST = 64, 8
+# Of so many values, those in most masks, the places are compared.
+_COMPARED = 100
+# Organs lie the same way from each other in every mask: the cosine between the
+# directions is about 1, and 0 for what lies anywhere. Objects numbered row by
+# row reach 0.5.
+_SAME_WAY = 0.7
+# Above it values are replaced by their ranks, which takes 8 bytes a voxel.
+_LONGEST_LIST = 2**20
 
 
 class Objects(NamedTuple):
   """What the values of a mask mark.
 
   Attributes:
-    values: `[n]`, those above 0.
+    values: `[n]`, those above 0, ascending.
     centres: `[n, R]`, of their boxes, as shares of the size of the mask.
-    parts: `[n]`, connected parts of each, neighbours at corners included.
+    blobs: which of those looked at are one connected part, neighbours at
+      corners included.
   """
 
   values: np.ndarray
   centres: np.ndarray
-  parts: np.ndarray
+  blobs: np.ndarray
 
 
-def are_numbered(found: Sequence[Iterable[int]]) -> bool:
-  """Returns whether the values count something up in every mask.
+def may_number(values: Iterable[int]) -> bool:
+  """Returns whether the values of one mask may be the numbers of objects."""
+  values = np.asarray(list(values))
+  return len(values) > HANDFUL and bool(
+    values.min() >= 0 and np.count_nonzero(values) > HANDFUL
+  )
 
-  From 1 without gaps, to more than a handful in one of them.
+
+def find_objects(mask: np.ndarray, values: Iterable[int]) -> Objects | None:
+  """Returns what a mask `[*S]` marks; None where its values are no blobs.
 
   Args:
-    found: the values of each mask; 0 is the background.
+    mask: integers of at least 0.
+    values: those that occur in it.
   """
-  tops = []
-  for values in found:
-    values = [value for value in values if value != 0]
-    if not values:
-      continue
-    if min(values) < 0 or len(values) < _SHARE * max(values):
-      return False
-    tops.append(len(values))
-  return max(tops, default=0) > _HANDFUL
-
-
-def find_objects(mask: np.ndarray) -> Objects:
-  """Returns what a mask `[*S]` of integers of at least 0 marks."""
-  values, centres, parts = [], [], []
-  for value, box in enumerate(ndimage.find_objects(mask), 1):
-    if box is None:
-      continue
-    values.append(value)
-    centres.append([(side.start + side.stop) / 2 for side in box])
-    inside = mask[box] == value
-    parts.append(ndimage.label(inside, np.ones((3,) * mask.ndim))[1])
-  centres = np.reshape(centres, (len(values), mask.ndim)) / mask.shape
-  return Objects(np.array(values), centres, np.array(parts))
+  values = np.array(sorted(value for value in values if value != 0))
+  boxes = _boxes(mask, values)
+  centres = np.array(
+    [[(side.start + side.stop) / 2 for side in box] for box in boxes]
+  )
+  some = np.unique(
+    np.linspace(0, len(values) - 1, min(len(values), _LOOKED_AT)).astype(int)
+  )
+  size = sum(mask[boxes[i]].size for i in some)
+  if size > _LARGEST * mask.size:
+    return None
+  corners = np.ones((3,) * mask.ndim)
+  blobs = [
+    ndimage.label(mask[boxes[i]] == values[i], corners)[1] == 1 for i in some
+  ]
+  return Objects(values, centres / mask.shape, np.array(blobs))
 
 
 def are_blobs(objects: Sequence[Objects]) -> bool:
   """Returns whether nearly every value of the masks is one connected part."""
-  parts = np.concatenate([each.parts for each in objects])
-  return bool(np.mean(parts == 1) >= _SHARE)
+  return bool(np.concatenate([each.blobs for each in objects]).mean() >= _SHARE)
 
 
-def are_at_home(
-  objects: Sequence[Objects], *, every_axis: bool = False
-) -> bool:
-  """Returns whether each value lies in much the same place in all masks.
+def are_in_place(objects: Sequence[Objects]) -> bool | None:
+  """Returns whether values lie the same way from each other in all masks.
 
-  Of fewer than two values in two masks nobody can say: False.
-
-  Args:
-    objects: of each mask.
-    every_axis: whether that has to be so along each axis. Objects numbered row
-      by row are at home along one; organs of scans that begin anywhere are not
-      along one.
+  None where no two masks have two values in common, so that nobody can say.
+  Where scans begin, and how large they are, is of no matter; in images, nor is
+  whether left is right, as in eyes and hands.
   """
-  centres = np.concatenate([each.centres for each in objects])
-  _, numbers, counts = np.unique(
-    np.concatenate([each.values for each in objects]),
-    return_inverse=True,
-    return_counts=True,
+  values, counts = np.unique(
+    np.concatenate([each.values for each in objects]), return_counts=True
   )
-  freedom = len(numbers) - len(counts)
-  if freedom < 2 or len(counts) < 2:
-    return False
-  within = np.zeros(centres.shape[1])
-  for axis in range(len(within)):
-    means = np.bincount(numbers, centres[:, axis]) / counts
-    within[axis] = ((centres[:, axis] - means[numbers]) ** 2).sum() / freedom
-  total = centres.var(axis=0, ddof=1)
-  if every_axis:
-    return bool((within <= _AT_HOME * total).all())
-  return bool(within.sum() <= _AT_HOME * total.sum())
+  most = np.argsort(-counts, kind='stable')[:_COMPARED]
+  common = np.sort(values[most][counts[most] > 1])
+  ndim = objects[0].centres.shape[-1]
+  total = np.zeros((len(common), len(common), ndim))
+  masks = np.zeros((len(common), len(common)))
+  for each in objects:
+    here = np.isin(each.values, common)
+    at = np.searchsorted(common, each.values[here])
+    pairs = np.ix_(at, at)
+    ways = each.centres[here] - each.centres[here][:, None]
+    lengths = np.linalg.norm(ways, axis=-1)
+    ways /= np.maximum(lengths, 1e-9)[..., None]
+    if ndim == 2 and (total[pairs][..., 1] * ways[..., 1]).sum() < 0:
+      ways[..., 1] *= -1
+    total[pairs] += ways
+    masks[pairs] += lengths > 0
+  # The sum of the cosines of each two masks, from the length of the sum of all.
+  cosines = ((total**2).sum(-1) - masks)[masks > 1].sum()
+  count = (masks * (masks - 1))[masks > 1].sum()
+  return bool(cosines > _SAME_WAY * count) if count else None
+
+
+def _boxes(mask: np.ndarray, values: np.ndarray) -> list[tuple[slice, ...]]:
+  """Returns the box of each of `values`, all of them above 0."""
+  if values[-1] <= _LONGEST_LIST:
+    every = ndimage.find_objects(mask, max_label=int(values[-1]))
+    return [every[value - 1] for value in values]
+  ranks = np.searchsorted(np.concatenate([[0], values]), mask)
+  return ndimage.find_objects(ranks, max_label=len(values))

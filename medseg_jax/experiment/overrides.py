@@ -65,10 +65,7 @@ def apply(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
     for part in sections:
       section = section.get(part) if isinstance(section, ConfigDict) else None
     if not isinstance(section, ConfigDict) or name not in section:
-      near = difflib.get_close_matches(key, keys_of(config), n=1, cutoff=0.0)
-      raise InputError(
-        f'unknown key config.{key}; did you mean config.{near[0]}?'
-      )
+      raise InputError(f'unknown key config.{key}{advise(key, config)}')
     before = section[name]
     if isinstance(before, ConfigDict):
       raise InputError(
@@ -78,6 +75,35 @@ def apply(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
     value = _literal(text) if key in _OPEN else _read(key, text, before)
     with section.ignore_type():
       section[name] = value
+
+
+def advise(key: str, config: ConfigDict) -> str:
+  """Returns what a key that there is not may have meant, else what there is.
+
+  '; did you mean config.KEY?', or '; config has the keys ...'.
+  """
+  known = keys_of(config)
+  name = key.rpartition('.')[2]
+  sections = {other.rpartition('.')[0] for other in known}
+  alike = [
+    other
+    for other in known
+    if difflib.get_close_matches(name, [other.rpartition('.')[2]])
+    or (key.startswith(f'{other}.') and other not in sections)
+  ]
+  if alike:
+    best = max(
+      alike, key=lambda other: difflib.SequenceMatcher(a=key, b=other).ratio()
+    )
+    return f'; did you mean config.{best}?'
+  section = key.rpartition('.')[0]
+  while section and section not in sections:
+    section = section.rpartition('.')[0]
+  inside = config
+  for part in filter(None, section.split('.')):
+    inside = inside[part]
+  place = f'config.{section}' if section else 'config'
+  return f'; {place} has the keys {", ".join(inside)}'
 
 
 def keys_of(config: ConfigDict, prefix: str = '') -> list[str]:

@@ -1,6 +1,5 @@
 """Sums of losses for training: ignored voxels, regions, deep supervision."""
 
-import difflib
 import functools
 import inspect
 import math
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from medseg_jax.losses.formulas import LOSSES
+from medseg_jax.runtime.errors import suggest
 
 
 def uses_sigmoid(weights: Mapping[str, float]) -> bool:
@@ -89,10 +89,9 @@ def _active(weights: Mapping[str, float]) -> dict[str, float]:
   """Returns the checked losses of positive weight."""
   for name, weight in weights.items():
     if name not in LOSSES:
-      closest = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0)[0]
       raise ValueError(
-        f'unknown loss {name!r}, did you mean {closest!r}? '
-        f'Known: {", ".join(LOSSES)}'
+        f'unknown loss {name!r}{suggest(name, LOSSES)} (known: '
+        f'{", ".join(LOSSES)})'
       )
     if not isinstance(weight, numbers.Real) or not 0 <= weight < math.inf:
       raise ValueError(

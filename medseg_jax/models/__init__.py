@@ -12,14 +12,13 @@ dropout draws from the random stream 'dropout'. Gradients are reverse-mode only
 """
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from typing import Any
 
 from flax import linen as nn
 
 from medseg_jax.models.encoder_decoder import EncoderDecoder
 from medseg_jax.models.unet import UNet
+from medseg_jax.runtime.errors import suggest
 
 Model = nn.Module  # what create_model returns, for those who annotate
 MODELS: dict[str, type[UNet] | type[EncoderDecoder]] = {
@@ -40,7 +39,10 @@ def create_model(name: str, num_classes: int, **fields: Any) -> nn.Module:
     ValueError: for an unknown name or field, or a value that is not allowed.
   """
   if name not in MODELS:
-    raise ValueError(f'unknown model {_suggest(name, MODELS)}')
+    raise ValueError(
+      f'unknown model {name!r}{suggest(name, MODELS)} (known: '
+      f'{", ".join(sorted(MODELS))})'
+    )
   model_cls = MODELS[name]
   # Linen gives every module the fields `parent` and `name`: not the user's.
   known = {field.name for field in dataclasses.fields(model_cls)}
@@ -48,15 +50,7 @@ def create_model(name: str, num_classes: int, **fields: Any) -> nn.Module:
   for field in fields:
     if field not in known:
       raise ValueError(
-        f'unknown field of model {name!r}: {_suggest(field, known)}'
+        f'unknown field of model {name!r}: {field!r}{suggest(field, known)} '
+        f'(known: {", ".join(sorted(known))})'
       )
   return model_cls(num_classes=num_classes, **fields)
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-  """Returns '`word`; did you mean ...? Known: ...'."""
-  close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.0)
-  return (
-    f'{word!r}; the closest known one is {close[0]!r} '
-    f'(known: {", ".join(sorted(known))})'
-  )

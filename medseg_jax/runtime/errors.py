@@ -1,10 +1,11 @@
 """The exceptions that `main` turns into one line."""
 
 import contextlib
+import difflib
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 _LONGEST_NAME = 'names of 255 bytes at most in a folder'
 _HELP = {
@@ -147,6 +148,18 @@ def explain(
 def counted(count: int, noun: str, plural: str = '') -> str:
   """Returns '1 case' or '3 cases'; '2 patches' where that is the `plural`."""
   return f'{count} {noun if count == 1 else plural or f"{noun}s"}'
+
+
+def suggest(word: object, known: Iterable[str], prefix: str = '') -> str:
+  """Returns '; did you mean NAME?', or '' where no known name is alike.
+
+  Args:
+    word: what was written.
+    known: the names that there are.
+    prefix: goes before the name.
+  """
+  near = difflib.get_close_matches(str(word), [*known], n=1)
+  return f'; did you mean {prefix}{near[0]}?' if near else ''
 
 
 def quote(value: object, longest: int = _SHORT) -> str:

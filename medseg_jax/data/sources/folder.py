@@ -79,7 +79,10 @@ class FolderSource:
     mask, lossy = images.decode_mask(case.mask)
     _check_size(case.image, image, case.mask, mask)
     if self.instances:
-      mask = np.where(mask == self.label_values[0], *self.label_values)
+      far = np.abs(mask.astype(np.int64) - self.label_values[0])
+      # Numbers do not survive a JPEG, so it has two values, and noise.
+      is_object = far > 127 if lossy else far > 0
+      mask = np.where(is_object, *self.label_values[::-1])
     if not lossy and case.name not in self.snapped:
       strange = np.setdiff1d(mask, self.label_values)
       if strange.size:
@@ -146,8 +149,8 @@ def open_folder(
       of all splits hold, ascending (see `label_inference`).
     instances: 'foreground' where the masks number single objects, which are
       all of the second class; 'classes' where each number is a class; '' to
-      look at the masks (see `instances.are_instances`), unless `label_values`
-      or more than two `classes` are given.
+      look at the masks (see `instances.judge`), unless `label_values` or more
+      than two `classes` are given.
     roi: name of a folder beside `images` whose masks (nonzero is inside) mark
       the region to evaluate; empty for none.
     known: files of the folder that the run uses otherwise.
@@ -166,15 +169,27 @@ def open_folder(
     for split, looks in found.items()
   }
   every_mask = [mask for masks in values.values() for mask in masks.values()]
-  instances = instances_lib.choose(
-    every_mask, instances, classes, label_values, str(root)
+  instances, line = instances_lib.choose(
+    [mask.values for mask in every_mask],
+    [mask.objects for mask in every_mask],
+    wish=instances,
+    classes=classes,
+    label_values=label_values,
+    where=str(root),
   )
-  if not label_values:
+  if line:
+    logging.warning('%s', line)
+  inferred = not label_values
+  if inferred:
+    if not any(mask.values.any() for mask in every_mask):
+      raise InputError(
+        f'{root}: every one of the {len(every_mask)} masks is empty (all 0), '
+        f'{every_mask[0].path.name} for one, so there is nothing to learn; '
+        'allowed are masks that hold two values or more'
+      )
     label_values = (0, 1)
     if not instances:
       label_values = label_inference.infer_label_values(every_mask)
-    if not any(mask.values.any() for mask in every_mask):
-      logging.warning('%s: every mask is empty (all 0)', root)
   label_values = tuple(int(value) for value in label_values)
   classes = labels.name_classes(classes, label_values, str(root))
   refused = {}
@@ -199,10 +214,11 @@ def open_folder(
     if snapped:
       logging.warning(
         '%s, %s: snapped %.2g %% of the mask pixels, in %d of %s, to the '
-        'nearest of %s: %s; data.label_values keeps a value as a class',
+        'nearest of %s: %s%s',
         root, split, 100 * share, len(snapped), counted(len(masks), 'file'),
         label_values,
         label_inference.describe_snapped(masks, label_values),
+        '; data.label_values keeps a value as a class' * inferred,
       )  # fmt: skip
     sources[split] = FolderSource(
       root=root,

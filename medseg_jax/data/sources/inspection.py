@@ -140,7 +140,7 @@ def describe_classes(
 
 def _of_class(source: VolumeSource, counts: dict[int, int], value: int) -> int:
   """Returns how many voxels of a label are of the class with this value."""
-  if not source.one_foreground or value == 0:
+  if not source.instances or value == 0:
     return counts.get(value, 0)
   return sum(n for v, n in counts.items() if v > 0 and v != source.ignore_value)
 

@@ -220,15 +220,22 @@ def open_tfds(
   found_masks = []
   if not label_values or instances:
     found_masks = _look_at_masks(builder, first, keys)
-  instances = instances_lib.choose(
-    found_masks, instances, classes, label_values, info.full_name
+  metadata = info.metadata or {}
+  instances, line = instances_lib.choose(
+    [mask.values for mask in found_masks],
+    [mask.objects for mask in found_masks],
+    wish=instances,
+    classes=classes or metadata.get('classes', ()),
+    label_values=label_values,
+    where=info.full_name,
   )
+  if line:
+    logging.warning('%s', line)
   if not label_values:
     label_values = (0, 1)
     if not instances:
       label_values = label_inference.infer_label_values(found_masks)
   label_values = tuple(int(value) for value in label_values)
-  metadata = info.metadata or {}
   if not classes and len(metadata.get('classes', ())) == len(label_values):
     classes = metadata['classes']
   classes = labels.name_classes(classes, label_values, info.full_name)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medseg_jax.data import labels, numbered_objects
+from medseg_jax.data import instances as instances_lib
+from medseg_jax.data import label_inference, labels, numbered_objects
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.sources.dataset_json import MAX_VALUE, DatasetJson
@@ -20,11 +21,9 @@ from medseg_jax.runtime.errors import InputError, InputErrors, counted, quote
 
 # A value of fewer voxels than a cube of 3 looks like a slip of the hand.
 FEW = 27
-INSTANCES = ('', 'foreground', 'classes')  # what data.instances may be
 # Labels are read in threads, each in memory as a whole.
 _THREADS = 4
 _LOOKED_AT = 8  # labels, for where each value lies
-_ONE_FOREGROUND = "data.instances='foreground' makes them one class"
 
 
 class Meaning(NamedTuple):
@@ -38,7 +37,7 @@ class Meaning(NamedTuple):
   regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
   region_order: tuple[int, ...] = ()
   ignore_value: int | None = None
-  one_foreground: bool = False
+  instances: str = ''
   strays_ignored: bool = False
   oddities: tuple[str, ...] = ()
 
@@ -62,18 +61,14 @@ def find_meaning(
     classes: given by the user, or ().
     label_values: given by the user, or ().
     instances: of labels that number objects: 'foreground' for one class of
-      all values above 0, 'classes' for one of each, '' for an error.
+      all values above 0, 'classes' for one of each, '' to look.
     strict: whether a label that cannot be read is an error, or left to the
       reading of its case.
 
   Raises:
     InputError: values or names that contradict each other, or no two values.
   """
-  if instances not in INSTANCES:
-    raise InputError(
-      f'config.data.instances is {quote(instances)}; allowed are '
-      f'{", ".join(map(repr, INSTANCES))}'
-    )
+  instances_lib.check_wish(instances)
   if instances == 'foreground':
     return _one_foreground(root, info, classes, label_values)
   oddities = ()
@@ -82,12 +77,14 @@ def find_meaning(
   elif info:
     values = info.label_values
   else:
-    values, oddities = _infer(root, paths, instances, strict)
-  given = bool(label_values)
-  if info and set(values) == set(info.label_values):
-    given = False  # as a finished training keeps them in its config
+    values, oddities = _infer(root, paths, classes, instances, strict)
+    if not values:
+      meaning = _one_foreground(root, info, classes, label_values)
+      return meaning._replace(oddities=oddities)
+  # As a finished training keeps them in its config, they are those of the file.
+  described = info and set(values) == set(info.label_values)
   meaning = _name_values(root, info, classes, values)
-  return meaning._replace(strays_ignored=given, oddities=oddities)
+  return meaning._replace(strays_ignored=not described, oddities=oddities)
 
 
 def count_ids(ids: np.ndarray) -> dict[int, int]:
@@ -141,8 +138,9 @@ def _one_foreground(
   classes: tuple[str, ...],
   label_values: tuple[int, ...],
 ) -> Meaning:
+  instances_lib.check_label_values(label_values)
   values = label_values or (0, 1)
-  if len(values) != 2 or values[0] != 0 or not 0 < values[1] <= MAX_VALUE:
+  if values[0] != 0 or not 0 < values[1] <= MAX_VALUE:
     raise InputError(
       f'config.data.label_values is {quote(values)} beside '
       "data.instances='foreground'; allowed are two, 0 and the value to write "
@@ -152,7 +150,7 @@ def _one_foreground(
     classes=labels.name_classes(classes, values, str(root)),
     label_values=values,
     ignore_value=info.ignore_value if info else None,
-    one_foreground=True,
+    instances='foreground',
   )
 
 
@@ -204,10 +202,14 @@ def _name_values(
 def _infer(
   root: pathlib.Path,
   paths: Sequence[pathlib.Path],
+  classes: tuple[str, ...],
   instances: str,
   strict: bool,
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
-  """Returns the ids that occur in the label files, ascending, and oddities."""
+  """Returns the ids that occur in the label files, ascending, and oddities.
+
+  No ids where they are the numbers of objects, which all become one class.
+  """
   counts, problems = _read_all(paths)
   if problems and strict:
     raise InputErrors(problems)
@@ -223,6 +225,16 @@ def _infer(
         'the background'
       ]
     )
+  choice, line = instances_lib.choose(
+    [np.array([*ids]) for ids in found.values()],
+    [] if instances else _objects(found),
+    wish=instances,
+    classes=classes,
+    label_values=(),
+    where=str(root),
+  )
+  if choice:
+    return (), (line,)
   if values[0] < 0 or values[-1] > MAX_VALUE:
     raise InputErrors(
       [
@@ -233,20 +245,17 @@ def _infer(
         if min(ids) < 0 or max(ids) > MAX_VALUE
       ]
     )
-  objects, sure = _objects(root, found)
   if len(values) > labels.MAX_CLASSES:
     raise InputError(
-      objects
-      or f'{root}: {len(values)} ids in the labels, as of single objects; '
+      f'{root}: {len(values)} ids in the labels, as of single objects; '
       f'allowed is one for each class, {labels.MAX_CLASSES} at most '
-      f'({_ONE_FOREGROUND})'
+      "(data.instances='foreground' makes them one class)"
     )
   if instances == 'classes':
     return tuple(values), ()
-  if objects and sure:
-    raise InputError(objects)
-  oddities = [objects] if objects else _rare_values(root, found)
-  return tuple(values), tuple(oddities)
+  if line:
+    return tuple(values), (line,)
+  return _without_specks(found)
 
 
 def _read_all(
@@ -268,53 +277,64 @@ def _read_all(
 
 
 def _objects(
-  root: pathlib.Path, found: dict[pathlib.Path, dict[int, int]]
-) -> tuple[str, bool]:
-  """Returns a line that the labels number objects, or '', and if that is sure.
-
-  One label alone cannot tell objects from organs.
-  """
-  if not numbered_objects.are_numbered(list(found.values())):
-    return '', False
+  found: dict[pathlib.Path, dict[int, int]],
+) -> list[numbered_objects.Objects | None]:
+  """Returns what those labels mark that have most values, if it may matter."""
+  if not instances_lib.are_many([np.array([*ids]) for ids in found.values()]):
+    return []
   most = sorted(found, key=lambda path: -len(found[path]))[:_LOOKED_AT]
-  objects = []
-  for path in most:
+
+  def look_at(path):
     with contextlib.suppress(InputError):  # gone since; told with its case
       ids = nifti.read_label(path).array
-      objects.append(numbered_objects.find_objects(ids))
-  if (
-    not objects
-    or not numbered_objects.are_blobs(objects)
-    or numbered_objects.are_at_home(objects)
-  ):
-    return '', False
-  return (
-    f'{root}: the labels look like numbered objects, not classes: 1 to '
-    f'{max(found[most[0]])} without gaps in {most[0].name}, each one blob; '
-    f"{_ONE_FOREGROUND}, data.instances='classes' or data.label_values keeps "
-    'them apart'
-  ), len(objects) > 1
+      return numbered_objects.find_objects(ids, count_ids(ids))
+    return None
+
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    several = [
+      path for path in most if numbered_objects.may_number(found[path])
+    ]
+    return list(pool.map(look_at, several))
 
 
-def _rare_values(
-  root: pathlib.Path, found: dict[pathlib.Path, dict[int, int]]
-) -> list[str]:
-  """Returns a line for each value in so few voxels that it looks a mistake."""
-  total = collections.Counter()
+def _without_specks(
+  found: dict[pathlib.Path, dict[int, int]],
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+  """Returns the values that are classes, and a line for each that is rare.
+
+  A rare value looks like a mistake; specks (see `label_inference`) are certain
+  to be one.
+  """
+  total, files = collections.Counter(), collections.Counter()
   for ids in found.values():
     total.update(ids)
-  rare = [v for v, n in sorted(total.items()) if v != 0 and n < FEW]
-  rest = tuple(v for v in sorted(total) if v not in rare)
+    files.update(ids.keys())
+  values = sorted(total)
+  specks = label_inference.are_specks(
+    np.array([total[v] for v in values]), np.array([files[v] for v in values])
+  )
+  dropped = {v for v, speck in zip(values, specks, strict=True) if speck and v}
+  rare = {v for v in values if v and total[v] < FEW}
+  rest = tuple(v for v in values if v not in rare)
   if len(rest) < 2:  # they are all that there is
-    return []
+    return tuple(values), ()
   lines = []
-  for value in rare:
-    where = [path for path, ids in found.items() if value in ids]
-    n = total[value]
-    lines.append(
-      f'{where[0]}: the value {value} is in {counted(n, "voxel")} of '
-      f'{len(where)} of {counted(len(found), "label")}, which looks like a '
-      'mistake; it is a class of its own unless data.label_values says '
-      f'{name_some(rest, 8)}'
+  for value in sorted(rare):
+    where = next(path for path, ids in found.items() if value in ids)
+    line = (
+      f'{where}: the value {value} is in {counted(total[value], "voxel")} of '
+      f'{files[value]} of {counted(len(found), "label")}, which looks like a '
+      'mistake; '
     )
-  return lines
+    if value in dropped:
+      line += (
+        'these voxels are ignored, in training and in scores, unless '
+        'data.label_values has the value'
+      )
+    else:
+      line += (
+        'it is a class of its own unless data.label_values says '
+        f'{name_some(rest, 8)}'
+      )
+    lines.append(line)
+  return tuple(v for v in values if v not in dropped), tuple(lines)

@@ -18,6 +18,7 @@ import numpy as np
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
+from medseg_jax.data.numbered_objects import HANDFUL
 from medseg_jax.data.sources import volume_files
 from medseg_jax.data.sources.already_read import AlreadyRead
 from medseg_jax.data.sources.dataset_json import read_dataset_json
@@ -52,7 +53,8 @@ class VolumeSource:
     region_order: the class index to write for each region, later regions over
       earlier ones.
     ignore_value: the value of voxels without a label, or None.
-    one_foreground: whether every value above 0 is of class 1.
+    instances: 'foreground' where the labels number single objects: every value
+      above 0 is of class 1; '' elsewhere.
     strays_ignored: whether values of no class in a few voxels of a label are
       ignored; otherwise they are errors.
     grid_tolerance: how far a label may lie off its image, in voxels.
@@ -70,7 +72,7 @@ class VolumeSource:
   regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
   region_order: tuple[int, ...] = ()
   ignore_value: int | None = None
-  one_foreground: bool = False
+  instances: str = ''
   strays_ignored: bool = False
   grid_tolerance: float = nifti.TOLERANCE
   problems: tuple[str, ...] = ()
@@ -165,31 +167,34 @@ class VolumeSource:
     """
     allowed = {*self.label_values, self.ignore_value}
     found = {value: n for value, n in counts.items() if value not in allowed}
-    if self.one_foreground:
+    if self.instances:
       found = {value: n for value, n in found.items() if value < 0}
     if not found:
       return '', ''
     label, ids = self.files[index].label, name_counts(found)
     if self.strays_ignored and sum(found.values()) < FEW:
       return '', (
-        f'{label}: label ids of no class by data.label_values: {ids}; these '
+        f'{label}: label ids of no class: {ids}; these '
         'voxels are ignored, in training and in scores'
       )
     ignored = ''
     if self.ignore_value is not None:
       ignored = f', ignore {self.ignore_value}'
+    hint = ''
+    if len(found) > HANDFUL:
+      hint = "; data.instances='foreground' makes one class of numbered objects"
     return (
       f'{label}: label ids of no class: {ids}; allowed are '
       f'{name_some(self.label_values, 20)}{ignored} (see dataset.json or '
-      'data.label_values)'
+      f'data.label_values){hint}'
     ), ''
 
   def to_classes(self, ids: np.ndarray) -> np.ndarray:
     """Returns class indices, int16, and -1 for what is to be ignored."""
     label = to_indices(
-      ids, self.label_values, one_foreground=self.one_foreground
+      ids, self.label_values, one_foreground=bool(self.instances)
     )
-    if self.one_foreground and self.ignore_value is not None:
+    if self.instances and self.ignore_value is not None:
       label[ids == self.ignore_value] = -1
     return label
 
@@ -201,7 +206,7 @@ class VolumeSource:
     """
     files = self.files[index]
     meaning = self.label_values, self.regions, self.ignore_value, self.channels
-    merged = ('one foreground',) * self.one_foreground
+    merged = ('one foreground',) * bool(self.instances)
     return files_key(
       filter(None, (*files.images, files.label)),
       self.root,
@@ -243,7 +248,8 @@ def open_volumes(
     label_values: value of each class in the label files; default those of
       `dataset.json`, or all that occur, ascending.
     instances: of labels that number single objects: 'foreground', all are one
-      class, or 'classes', each is one; '' refuses them.
+      class, or 'classes', each is one; '' to look at the labels (see
+      `instances.judge`), unless their values are known.
     grid_tolerance: how far a label may lie off its image, in voxels.
     strict: whether problems of the layout (such as a label without an image)
       are errors. Otherwise they are `problems` of the sources, to be listed.
