@@ -87,6 +87,8 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
           'have seen the cases held out now cannot be told, now or later'
         )
       else:
+        names = [name for cases in digests.values() for name in cases]
+        held_out.check_groups(seen, config, names, workdir)
         held_out.check_resuming(seen, digests, workdir)
     print(describe(config, sources), flush=True)
     cache = prepare(config, sources)
@@ -160,6 +162,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       mesh=mesh,
       workdir=workdir,
       split=split,
+      digests=digests[split],
       step=step,
       checkpoint=which,
       scored=validation and validation.scored,

@@ -47,7 +47,14 @@ def open_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
   # Folds that were lost are made again, but not written before it is certain
   # that the training held out the same.
   begins = not (workdir / held_out.FILE).exists()
-  by_split = folds.divide(opened, digests, config, workdir, writes=begins)
+  by_split = folds.divide(
+    opened,
+    digests,
+    config,
+    workdir,
+    record=held_out.read(workdir),
+    writes=begins,
+  )
   given = config.batch_size
   config = resolve(config, by_split['train'], plan)
   if not given:  # planned for one device
