@@ -137,10 +137,12 @@ def run(
             raise _no_place(error, job, done) from error
           failed.add(job, error)
         else:
+          progress.advance()
           pictures.add(prediction)
         lap('write')
-        progress.advance()
+        progress.failed(failed.number - len(work.failures))
         del job, prediction  # before the next one: it may be gigabytes
+      progress.failed(failed.number - len(work.failures))
   _tell(config, work, done, len(work.jobs) - len(jobs), weights[1:])
   pictures.tell()
   print(
@@ -160,6 +162,10 @@ class _Failures:
   def __init__(self, failures: tuple[Failure, ...]):
     self._found = list(failures)
     self._traceback = ''
+
+  @property
+  def number(self) -> int:
+    return len(self._found)
 
   def add(self, job: Job, error: Exception) -> None:
     file = str(job.images[0])
