@@ -55,7 +55,7 @@ def test_fold_may_be_a_text(fold):
 def test_wrong_folds_are_errors(fold):
   with pytest.raises(InputError) as error:
     splits.fold_index(fold, 5)
-  assert_one_line(error, f'data.fold: {fold!r}', '0 to 4', "'all'")
+  assert_one_line(error, f'data.fold is {fold!r}', '0 to 4', "'all'")
 
 
 @pytest.mark.parametrize(
