@@ -93,7 +93,9 @@ def get_config() -> ConfigDict:
   config.data.normalize = ''
   config.data.window = ()  # lowest and highest intensity, for 'window'
   config.data.resize = ()  # size in pixels; () for native size and patches
-  # Validation where the data has no val folder: one fold of several.
+  # Validation where the data has no val folder: one fold of several, the same
+  # for every seed. A splits.json in the workdir decides over their number and
+  # order.
   config.data.fold = _any(0)  # or 'all': everything trains
   config.data.num_folds = 5
   config.data.fold_order = 'shuffled'  # or 'block', for neighbouring slices

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import build, scored_cases, trained_model
+from medseg_jax.experiment import (
+  build,
+  copied_cases,
+  scored_cases,
+  trained_model,
+)
 from medseg_jax.experiment.failures import Failures
 from medseg_jax.inference.cases import predict_cases, predict_each
 from medseg_jax.metrics import case_scores
@@ -88,6 +93,7 @@ def run(
     workdir=workdir,
     split=cases.split,
     folder=cases.folder,
+    digests=cases.digests,
     step=trained.step,
     checkpoint=trained.which,
   )
@@ -103,6 +109,7 @@ def report_split(
   mesh: Mesh,
   workdir: pathlib.Path,
   split: str,
+  digests: Mapping[str, str],
   step: int,
   checkpoint: str,
   folder: str = '',
@@ -119,6 +126,7 @@ def report_split(
     mesh: that `predict_fn` was compiled for.
     workdir: for the results, in `evaluation/` and `panels/`.
     split: what the cases are, for the summary.
+    digests: of each case, by name.
     step: number of updates that made the weights.
     checkpoint: 'best' or 'latest', which weights.
     folder: names the results; '' for the split's name.
@@ -139,6 +147,7 @@ def report_split(
   summary = summarize(scored, config, split=split, step=step)
   summary['checkpoint'] = checkpoint
   summary['data'] = scored_cases.evaluated(config)
+  summary['copies'] = copied_cases.scored_twice(source.names, digests, folder)
   place = workdir / 'evaluation' / folder
   report.write_report(place, summary, records)
   chosen = report.rank_cases(records)

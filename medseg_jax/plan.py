@@ -6,7 +6,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medseg_jax import planner
-from medseg_jax.experiment import mirroring, opening, sources, volume_plan
+from medseg_jax.experiment import (
+  config_bounds,
+  mirroring,
+  opening,
+  sources,
+  volume_plan,
+)
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import write_atomically
 
@@ -19,6 +25,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   Raises:
     InputError: the data has errors, each printed on a line of its own.
   """
+  config_bounds.check(config)
   if config.data.source != 'volumes':
     raise InputError(
       f'config.data.source is {config.data.source!r}; --mode=plan is for '

@@ -146,10 +146,12 @@ def run(
             raise _no_place(error, job, done) from error
           fail(job, error)
         else:
+          progress.advance()
           pictures.add(prediction)
         lap('write')
-        progress.advance()
+        progress.failed(len(failed.found) - len(work.failures))
         del job, prediction  # before the next one: it may be gigabytes
+      progress.failed(len(failed.found) - len(work.failures))
   _tell(config, work, done, len(work.jobs) - len(jobs), weights[1:])
   pictures.tell()
   print(

@@ -4,6 +4,8 @@ import contextlib
 import functools
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -42,6 +44,9 @@ from medseg_jax.state import (
 )
 from medseg_jax.step import TrainStep
 from medseg_jax.validation import Validation
+
+# Of the steps since the last log line; kept with each checkpoint.
+_SUMMED = ('steps', 'loss', 'grad_norm')
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
@@ -84,6 +89,8 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
           'have seen the cases held out now cannot be told, now or later'
         )
       else:
+        names = [name for cases in digests.values() for name in cases]
+        held_out.check_groups(seen, config, names, workdir)
         held_out.check_resuming(seen, digests, workdir)
     print(describe(config, sources), flush=True)
     cache = prepare(config, sources)
@@ -92,8 +99,9 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       for step in checkpoints.steps(BEST):
         checkpoints.set_aside(BEST, step, 'of a training that was lost', 0)
       state = create_state(key=weights_key(config.seed), **arguments)
+      since_log = {}
     else:
-      state = restore_state(checkpoints, abstract_state(**arguments))
+      state, since_log = restore_state(checkpoints, abstract_state(**arguments))
       if checkpoints.step(BEST) is not None:
         # Damage had better be told now than when it is to be evaluated.
         trained_model.restore_variables(checkpoints, BEST, config)
@@ -133,6 +141,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
           checkpoints=checkpoints,
           writer=writer,
           validation=validation,
+          since_log=since_log,
         )
       checkpoints.wait()
     variables, step, which = state.eval_variables, int(state.step), LATEST
@@ -155,6 +164,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       mesh=mesh,
       workdir=workdir,
       split=split,
+      digests=digests[split],
       step=step,
       checkpoint=which,
       scored=validation and validation.scored,
@@ -184,6 +194,7 @@ def train(
   checkpoints: Checkpoints,
   writer: MetricWriter,
   validation: Validation | None,
+  since_log: Mapping[str, float],
 ) -> TrainState:
   """The loop: log the last steps, evaluate, save, next batch, step.
 
@@ -196,12 +207,16 @@ def train(
     checkpoints: where to save.
     writer: of metrics.
     validation: None where nothing is held out for it.
+    since_log: what was saved with `state`: the sums that the next log line
+      begins with, so that it is the one of a run that nobody stopped.
   """
   first_step, num_steps = int(state.step), config.num_steps
   step, limit = first_step, 1  # the most steps of the next call
   unread: list[tuple[int, dict]] = []  # (count, metrics) of calls not read yet
-  metrics: list[dict[str, np.ndarray]] = []  # of steps since the last log line
-  busy = waited = 0.0  # seconds in steps, and of these waiting for data
+  sums = {**dict.fromkeys(_SUMMED, 0.0), **since_log}
+  # Of this process since the last log line: steps, seconds in them, and of
+  # these waiting for data.
+  timed, busy, waited = 0, 0.0, 0.0
   with (
     stop_on_signal() as stop,
     jax.set_mesh(mesh),
@@ -223,27 +238,34 @@ def train(
         # Read before anything is evaluated or saved: after a loss that was
         # not finite the state is not that of this step.
         begin = time.perf_counter()
-        metrics += [row for call in unread for row in _rows(*call)]
+        rows = [row for call in unread for row in _rows(*call)]
         busy += time.perf_counter() - begin
         unread = []
-        _check_finite(state, config, cache, checkpoints, mesh)
+        halted_at = _halted_at(state)
+        finite = step if halted_at is None else halted_at
+        rows = rows[: len(rows) - (step - finite)]
+        timed += len(rows)
+        sums = _add(sums, rows)
+        if halted_at is not None:
+          _tell_halted(state, halted_at, sums, config, cache, checkpoints, mesh)
       if log:
         values = {
-          'loss': float(np.mean([m['loss'] for m in metrics])),
-          'grad_norm': float(np.mean([m['grad_norm'] for m in metrics])),
-          'learning_rate': float(metrics[-1]['learning_rate']),
-          'images_per_s': len(metrics) * config.batch_size / busy,
+          'loss': sums['loss'] / sums['steps'],
+          'grad_norm': sums['grad_norm'] / sums['steps'],
+          'learning_rate': float(rows[-1]['learning_rate']),
+          'images_per_s': timed * config.batch_size / busy,
           'data_wait_frac': waited / busy,
         }
         writer.scalars(step, 'train', values)
         progress.stats(loss=values['loss'], images_per_s=values['images_per_s'])
-        metrics, busy, waited = [], 0.0, 0.0
+        sums = dict.fromkeys(_SUMMED, 0.0)
+        timed, busy, waited = 0, 0.0, 0.0
       # Who sent a signal may not wait for long, and the next run makes up for
       # an evaluation that is due.
       if evaluation and not stopping:
         validation.evaluate(state, step, say=progress.write)
       if last or save:
-        checkpoints.save(LATEST, step, state, {})
+        checkpoints.save(LATEST, step, state, sums)
       if last:
         break
       count = min(limit, _steps_to_next_stop(step, config))
@@ -290,17 +312,38 @@ def _rows(count: int, metrics: dict) -> list[dict[str, np.ndarray]]:
   return [{name: row[i] for name, row in rows.items()} for i in range(count)]
 
 
-def _check_finite(
+def _add(
+  sums: Mapping[str, float], rows: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, float]:
+  """Returns the sums with those of more steps, added one after the other.
+
+  So that they are the same to the bit wherever a run was stopped in between.
+  """
+  total = dict(sums)
+  for row in rows:
+    total['steps'] += 1
+    for name in ('loss', 'grad_norm'):
+      total[name] += float(row[name])
+  return total
+
+
+def _halted_at(state: TrainState) -> int | None:
+  """Returns the step that the state stands still at, None where it goes on."""
+  if not jax.device_get(state.halted):
+    return None
+  return int(jax.device_get(state.step))
+
+
+def _tell_halted(
   state: TrainState,
+  bad_step: int,
+  sums: dict[str, float],
   config: ConfigDict,
   cache: Cache,
   checkpoints: Checkpoints,
   mesh: Mesh,
-) -> None:
-  """Saves and raises InputError where a loss or gradient was not finite."""
-  if not jax.device_get(state.halted):
-    return
-  bad_step = int(jax.device_get(state.step))  # it has stood still since then
+) -> NoReturn:
+  """Saves, and raises InputError: a loss or gradient was not finite."""
   chosen = choose_patches(
     seed=config.seed,
     step=bad_step,
@@ -313,7 +356,7 @@ def _check_finite(
   names = sorted({cache.names[i] for i in chosen.cases})
   # Saved, it is free to go on.
   go_on = jax.device_put(np.zeros((), bool), sharding.replicated(mesh))
-  checkpoints.save(LATEST, bad_step, state.replace(halted=go_on), {})
+  checkpoints.save(LATEST, bad_step, state.replace(halted=go_on), sums)
   checkpoints.wait()
   raise InputError(
     f'the loss is not finite at step {bad_step}, in a batch of the cases '

@@ -18,6 +18,8 @@ def written(tmp_path):
   def write(change, name='unet'):
     config = shrink(load(name))
     config.data.channels = 1
+    config.data.classes = ('background', 'organ')
+    config.data.label_values = (0, 1)
     write_config(config, tmp_path)
     found = json.loads((tmp_path / 'config.json').read_text())
     change(found)
@@ -78,6 +80,35 @@ def test_keys_that_nothing_knows_are_named(written, tmp_path, capsys):
     (lambda found: found.update(data=3), ['data is 3', 'section']),
     (lambda found: found.update(model=[1]), ['model is [1]', 'section']),
     (lambda found: found.pop('model'), ['model']),
+    (lambda found: found['data'].pop('classes'), ['data.classes is []', 'two']),
+    (
+      lambda found: found['data'].update(classes='ab'),
+      ['data.classes', 'list'],
+    ),
+    (lambda found: found['data'].update(classes=[1, 2]), ['classes', 'names']),
+    (lambda found: found['data'].pop('label_values'), ['data.label_values']),
+    (
+      lambda found: found['data'].update(label_values=[0, 1, 2]),
+      ['data.label_values is [0, 1, 2]', 'each class'],
+    ),
+    (lambda found: found['data'].pop('channels'), ['data.channels is None']),
+    (lambda found: found['data'].update(channels=True), ['data.channels']),
+    (lambda found: found.update(seed='7'), ["seed is '7'", 'whole number']),
+    (lambda found: found.update(num_steps=2.5), ['num_steps is 2.5']),
+    (lambda found: found.update(patch_size=16), ['patch_size is 16', 'list']),
+    (lambda found: found.update(dtype=None), ['dtype is None', 'text']),
+    (
+      lambda found: found['inference'].update(overlap='x' * 999),
+      ['inference.overlap', 'a number'],
+    ),
+    (
+      lambda found: found['inference'].update(mirror=1),
+      ['inference.mirror is 1', 'true or false'],
+    ),
+    (
+      lambda found: found['loss'].update(dice_loss={}),
+      ['loss.dice_loss is {}'],
+    ),
   ],
 )
 def test_what_is_no_config_is_told(written, tmp_path, change, words):

@@ -321,7 +321,7 @@ def test_damaged_masks_and_unknown_values_are_found_on_opening(tmp_path):
 def test_em_sections(real_data):
   root = real_data / 'em'
   sections = folder_lib.open_folder(root, label_values=(255, 0))['train']
-  _, last = splits.split_names(sections.names, fold=4, fold_order='block')
+  last = splits.all_folds(sections.names, fold_order='block')[4]['val']
   assert last == [str(i) for i in range(24, 30)]
   case = sections.subset(last)[0]
   assert case.image.shape == (512, 512, 1) and case.image.dtype == np.uint8

@@ -163,6 +163,7 @@ def test_where_the_system_decides_nothing_is_done(text, tmp_path, monkeypatch):
 
 
 def test_available_is_what_the_system_says(tmp_path, monkeypatch):
+  monkeypatch.setattr(host_memory, '_OWN_CGROUP', tmp_path / 'hidden')
   told = host_memory.available()
   everything = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   assert 0 < told < everything
@@ -174,3 +175,74 @@ def test_available_is_what_the_system_says(tmp_path, monkeypatch):
   meminfo.write_text('MemTotal: 90 kB\n')
   monkeypatch.delattr(os, 'sysconf')  # as on Windows
   assert math.isinf(host_memory.available())
+
+
+V1_NONE = 9223372036854771712  # how the first version says that there is none
+
+
+def group(folder, limit, used, *, files=0, version=2):
+  """Writes the files of a control group."""
+  names = {
+    1: ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_'),
+    2: ('memory.max', 'memory.current', ''),
+  }
+  limit_file, used_file, prefix = names[version]
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / limit_file).write_text(f'{limit}\n')
+  (folder / used_file).write_text(f'{used}\n')
+  (folder / 'memory.stat').write_text(
+    f'anon 5\n{prefix}inactive_file {files}\n{prefix}active_file 7\n'
+  )
+
+
+@pytest.fixture
+def cgroups(tmp_path, monkeypatch):
+  """Returns the folder of the groups, and a function that names the own one."""
+  root, own = tmp_path / 'cgroup', tmp_path / 'own'
+  (tmp_path / 'meminfo').write_text('MemAvailable: 1000 kB\n')
+  monkeypatch.setattr(host_memory, '_MEMINFO', tmp_path / 'meminfo')
+  monkeypatch.setattr(host_memory, '_CGROUPS', root)
+  monkeypatch.setattr(host_memory, '_OWN_CGROUP', own)
+  return root, own.write_text
+
+
+def test_a_container_has_what_its_limit_leaves(cgroups):
+  root, in_group = cgroups
+  in_group('0::/\n')
+  group(root, limit=900, used=400, files=150)
+  assert host_memory.available() == 650
+  group(root, limit=900, used=1000)
+  assert host_memory.available() == 0
+  group(root, limit='max', used=400)
+  assert host_memory.available() == 1024000
+  group(root, limit=10**9, used=400)  # more than the machine has
+  assert host_memory.available() == 1024000
+
+
+def test_the_strictest_of_the_groups_around_counts(cgroups):
+  root, in_group = cgroups
+  in_group('0::/jobs/12/step\n')
+  group(root / 'jobs', limit=5000, used=4800)
+  group(root / 'jobs/12', limit=1000, used=100)
+  group(root / 'jobs/12/step', limit='max', used=100)
+  assert host_memory.available() == 200
+  group(root / 'jobs', limit=5000, used=0)
+  assert host_memory.available() == 900
+
+
+@pytest.mark.parametrize('path', ['/', '/slurm/uid_0/job_7', '/../../other'])
+def test_the_first_version_of_the_groups(cgroups, path):
+  root, in_group = cgroups
+  in_group(f'11:cpu,cpuacct:/x\n4:hugetlb,memory:{path}\n1:name=systemd:/\n')
+  group(root / 'memory', limit=V1_NONE, used=70, version=1)
+  assert host_memory.available() == 1024000
+  # Also where the group is called otherwise outside of the container.
+  group(root / 'memory', limit=3000, used=1000, files=24, version=1)
+  assert host_memory.available() == 2024
+
+
+@pytest.mark.parametrize('text', ['', 'nonsense', '0:', '3:cpu:/a', '0::/gone'])
+def test_groups_that_say_nothing(cgroups, text):
+  _, in_group = cgroups
+  in_group(text)
+  assert host_memory.available() == 1024000

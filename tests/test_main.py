@@ -181,7 +181,7 @@ UNET = '--config=configs/unet.py'
       [UNET, '--config.inference.patch_size=(8,8,8)'],
       ['config.inference.patch_size', '(8, 8, 8)', '2 axes'],
     ),
-    ([UNET, '--config.seed=-1'], ['config.seed', '-1', '0 or more']),
+    ([UNET, '--config.seed=-1'], ['config.seed', '-1', '0 to 4294967295']),
     (
       [UNET, '--config.batch_size=0', '--config.num_epochs=1'],
       ['config.batch_size', '0'],

@@ -285,6 +285,22 @@ def test_nearest_class_and_share_of_snapped_pixels():
   assert num_snapped(count(mask)[0], (255, 0, 128)) == 3
 
 
+@pytest.mark.parametrize('kind', ['i1', 'u1', 'i2', 'u2', 'i4', 'i8', 'u8'])
+@pytest.mark.parametrize('values', [(255, 0, 128), (-1, 0, 7), (5, 3, 70000)])
+def test_every_whole_number_goes_to_the_nearest_class(kind, values):
+  info, rng = np.iinfo(kind), np.random.default_rng(0)
+  for low, high in ((-5, 300), (info.min, info.max)):
+    low, high = max(low, info.min), min(high, info.max)
+    mask = rng.integers(low, high, (9, 8), kind, endpoint=True)
+    mask.flat[:2] = low, high
+    far = [[abs(int(x) - v) for v in values] for x in mask.flat]
+    by_value = sorted(range(len(values)), key=lambda i: values[i])
+    nearest = [min(by_value, key=d.__getitem__) for d in far]
+    found = labels.to_classes(mask, values)
+    assert found.dtype == np.int32
+    assert found.ravel().tolist() == nearest
+
+
 def test_names_of_classes():
   assert labels.name_classes((), (0, 9), 'x') == ('background', 'foreground')
   names = labels.name_classes((), (0, 1, 2), 'x')

@@ -146,7 +146,7 @@ def test_damaged_splits_json(tmp_path):
 
   def read(damaged):
     path.write_bytes(damaged)
-    splits.read_splits(path, names)
+    splits.check_names(splits.read_splits(path), names, path)
 
   try_all(lambda rng: damage_json(folds, rng), read, tmp_path)
 
@@ -156,7 +156,7 @@ def test_folders_in_place_of_files(tmp_path):
     (tmp_path / name).mkdir()
   for read in (
     lambda path: volume_plan.read(path / 'plan.json', load('auto'), None),
-    lambda path: splits.read_splits(path / 'splits.json', ['a']),
+    lambda path: splits.read_splits(path / 'splits.json'),
     lambda path: nifti.read_image(path / 'a.nii.gz'),
   ):
     with pytest.raises(InputError, match='directory'):

@@ -91,6 +91,8 @@ def test_what_fails_is_named_and_the_others_are_done(
     assert sum(all(p in line for p in parts) for line in failed) == 1, parts
   assert len(failed) == 13
   assert sum('this model takes 2-D images' in line for line in failed) == 1
+  [over] = [line for line in lines if line.startswith('predict: case ')]
+  assert 'case 6/6, 5 failed  took' in over  # the others were no images
   [unused] = [line for line in lines if line.startswith('not used')]
   assert_all_in(unused, 'notes.txt', 'nothing/', '1 hidden file')
 

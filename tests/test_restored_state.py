@@ -87,7 +87,7 @@ def test_it_is_restored_whole(trained, tmp_path):
   arguments, (*_, state) = trained
   checkpoints = save(tmp_path, state)
   abstract = abstract_state(**arguments)
-  restored = restore_state(checkpoints, abstract)
+  restored, _ = restore_state(checkpoints, abstract)
   assert_equal(restored, state)
   assert jax.tree.structure(restored) == jax.tree.structure(abstract)
   checkpoints.close()
@@ -99,7 +99,7 @@ def test_a_checkpoint_from_before_the_average_of_statistics_is_read(
   arguments, (*_, state) = trained
   checkpoints = save(tmp_path, state.replace(ema_batch_stats=None))
   abstract = abstract_state(**arguments)
-  restored = restore_state(checkpoints, abstract)
+  restored, _ = restore_state(checkpoints, abstract)
   assert_equal(restored, state.replace(ema_batch_stats=state.batch_stats))
   assert jax.tree.structure(restored) == jax.tree.structure(abstract)
   # Another buffer: one that is donated twice is an error.

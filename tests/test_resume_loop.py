@@ -159,23 +159,48 @@ def test_a_validation_lost_at_the_last_step_is_made_up_for(
   assert_same(workdir, go_on(workdir, whole), whole)
 
 
-def test_a_validation_that_a_signal_put_off_is_made_up_for(
-  whole, tmp_path, monkeypatch
-):
-  advance, workdir = train.Progress.advance, tmp_path / 'run'
+def stop_at(patch, *, step):
+  """Makes a signal come when `step` has been counted."""
+  advance = train.Progress.advance
 
   def stop(self, n):
     advance(self, n)
-    if self._count == 4:
+    if self._count == step:
       os.kill(os.getpid(), signal.SIGTERM)
 
+  patch.setattr(train.Progress, 'advance', stop)
+
+
+def test_a_validation_that_a_signal_put_off_is_made_up_for(
+  whole, tmp_path, monkeypatch
+):
+  workdir = tmp_path / 'run'
   with monkeypatch.context() as patch:
-    patch.setattr(train.Progress, 'advance', stop)
+    stop_at(patch, step=4)
     with pytest.raises(Stopped, match='SIGTERM at step 4: saved'):
       go_on(workdir, whole)
   assert lines(workdir)[-1] == lines(whole[0])[len(lines(workdir)) - 1]
   assert lines(workdir)[-1]['split'] == 'train'  # it was not waited for
   assert_same(workdir, go_on(workdir, whole), whole)
+
+
+def test_a_log_line_averages_the_steps_before_the_stop_too(
+  whole, tmp_path, monkeypatch
+):
+  config = config_of(whole[0].parent / 'cache')
+  config.log_every, config.checkpoint_every = 5, 3
+  train.run(config, tmp_path / 'whole')
+  with monkeypatch.context() as patch:
+    stop_at(patch, step=4)
+    with pytest.raises(Stopped):
+      train.run(config, tmp_path / 'run')
+  shutil.copytree(tmp_path / 'run', tmp_path / 'older')
+  train.run(config, tmp_path / 'run')
+  assert lines(tmp_path / 'run') == lines(tmp_path / 'whole')
+  # From the one before, too.
+  shutil.rmtree(tmp_path / 'older/checkpoints' / LATEST / '4')
+  train.run(config, tmp_path / 'older')
+  assert lines(tmp_path / 'older') == lines(tmp_path / 'whole')
 
 
 class Flips:

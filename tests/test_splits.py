@@ -31,48 +31,45 @@ from medseg_jax.runtime.errors import InputError
 def test_shuffled_folds_are_those_of_scikit_learn(num_cases, folds):
   cases = [f'case_{i:03d}' for i in range(num_cases)]
   for fold, held_out in enumerate(folds):
-    train, val = splits.split_names(
-      cases[::-1], fold=fold, num_folds=len(folds)
-    )
-    assert val == [cases[i] for i in held_out]
-    assert train == [cases[i] for i in range(num_cases) if i not in held_out]
+    made = splits.all_folds(cases[::-1], num_folds=len(folds))[fold]
+    assert made == {
+      'train': [cases[i] for i in range(num_cases) if i not in held_out],
+      'val': [cases[i] for i in held_out],
+    }
 
 
 def test_block_folds_are_neighbours_in_natural_order():
   cases = [f's{i}' for i in range(11)]
-  folds = [
-    splits.split_names(cases, fold=i, num_folds=4, fold_order='block')[1]
-    for i in range(4)
-  ]
-  assert folds == [cases[:3], cases[3:6], cases[6:9], cases[9:]]
+  folds = splits.all_folds(cases, num_folds=4, fold_order='block')
+  assert [fold['val'] for fold in folds] == [
+    cases[:3], cases[3:6], cases[6:9], cases[9:],
+  ]  # fmt: skip
 
 
-def test_fold_all_trains_on_everything():
-  assert splits.split_names(['b', 'a'], fold='all') == (['a', 'b'], [])
-  assert splits.split_names(['b'], fold='all') == (['b'], [])
+@pytest.mark.parametrize('fold', [3, '3', ' 3 '])
+def test_fold_may_be_a_text(fold):
+  assert splits.fold_index(fold, 5) == 3
 
 
-def test_fold_may_be_a_text():
-  cases = [str(i) for i in range(10)]
-  text = splits.split_names(cases, fold='3')
-  assert text == splits.split_names(cases, fold=3)
+@pytest.mark.parametrize('fold', [5, -1, 'none', 1.5])
+def test_wrong_folds_are_errors(fold):
+  with pytest.raises(InputError) as error:
+    splits.fold_index(fold, 5)
+  assert_one_line(error, f'data.fold is {fold!r}', '0 to 4', "'all'")
 
 
 @pytest.mark.parametrize(
   ('options', 'parts'),
   [
-    ({'fold': 5}, ['data.fold is 5', '0 to 4', "'all'"]),
-    ({'fold': -1}, ['data.fold is -1', '0 to 4']),
-    ({'fold': 'none'}, ["data.fold is 'none'", '0 to 4']),
-    ({'fold': 1.5}, ['data.fold is 1.5', '0 to 4']),
     ({'num_folds': 1}, ['data.num_folds is 1', '2 or more']),
+    ({'num_folds': 0}, ['data.num_folds is 0', '2 or more']),
     ({'num_folds': 7}, ['DATA: 6 cases', '7 folds', "fold='all'"]),
     ({'fold_order': 'random'}, ["'random'", 'shuffled, block']),
   ],
 )
-def test_wrong_folds_are_errors(options, parts):
+def test_folds_that_cannot_be_made_are_errors(options, parts):
   with pytest.raises(InputError) as error:
-    splits.split_names(list('abcdef'), where='DATA', **options)
+    splits.all_folds(list('abcdef'), where='DATA', **options)
   assert_all_in(str(error.value), *parts)
 
 
@@ -80,27 +77,15 @@ def test_all_folds_are_written_and_read(tmp_path):
   cases = [f'case_{i}' for i in range(7)]
   folds = splits.all_folds(cases[::-1], num_folds=3)
   assert len(folds) == 3
-  for i, fold in enumerate(folds):
-    train, val = splits.split_names(cases, fold=i, num_folds=3)
-    assert fold == {'train': train, 'val': val}
+  for fold in folds:
+    assert sorted(fold['train'] + fold['val']) == cases
   assert sorted(name for fold in folds for name in fold['val']) == cases
   path = tmp_path / 'new' / 'splits.json'
   splits.write_splits(path, folds)
   assert json.loads(path.read_text()) == folds
-  assert splits.read_splits(path, cases) == folds
+  assert splits.read_splits(path) == folds
   block = splits.all_folds(cases, num_folds=7, fold_order='block')
   assert [fold['val'] for fold in block] == [[name] for name in cases]
-
-
-def test_all_folds_refuses_what_split_names_refuses():
-  for num_folds, part in (
-    (1, 'data.num_folds is 1'),
-    (0, '0;'),
-    (4, '4 folds'),
-  ):
-    with pytest.raises(InputError) as error:
-      splits.all_folds(['a', 'b', 'c'], num_folds=num_folds)
-    assert_one_line(error, part)
 
 
 def test_a_file_may_hold_a_single_fold():
@@ -114,7 +99,7 @@ def test_a_file_may_hold_a_single_fold():
 def test_a_file_of_splits_may_leave_cases_out(tmp_path):
   path = tmp_path / 'splits_final.json'
   path.write_text('[{"train": ["b", "a"], "val": ["d"], "note": 1}]')
-  folds = splits.read_splits(path, ['a', 'b', 'c', 'd'])
+  folds = splits.read_splits(path)
   assert folds == [{'train': ['b', 'a'], 'val': ['d']}]
 
 
@@ -128,16 +113,6 @@ def test_a_file_of_splits_may_leave_cases_out(tmp_path):
     ('[["a"], ["b"]]', ['fold 0', "no list 'train'"]),
     ('[{"train": ["a"]}]', ['fold 0', "no list 'val'"]),
     ('[{"train": [1], "val": ["b"]}]', ["no list 'train'"]),
-    (
-      '[{"train": ["a"], "val": ["b"]}, {"train": ["a"], "val": ["x", "y"]}]',
-      [
-        'fold 1',
-        "2 names of no case under 'val'",
-        "'x'",
-        '3 cases',
-        "such as 'a'",
-      ],
-    ),
     ('[{"train": ["a", "b"], "val": ["b"]}]', ["case 'b' occurs twice"]),
     ('[{"train": ["a", "a"], "val": ["b"]}]', ["case 'a' occurs twice"]),
     ('[{"train": ["a"], "val": []}]', ["'val' is empty", "data.fold='all'"]),
@@ -148,15 +123,26 @@ def test_wrong_files_of_splits_are_errors(tmp_path, text, parts):
   path = tmp_path / 'splits.json'
   path.write_text(text)
   with pytest.raises(InputError) as error:
-    splits.read_splits(path, ['a', 'b', 'c'])
+    splits.read_splits(path)
   assert_one_line(error, path, *parts)
+
+
+def test_names_of_no_case_are_errors():
+  folds = [{'train': ['a'], 'val': ['b']}, {'train': ['a'], 'val': ['x', 'y']}]
+  splits.check_names(folds, ['a', 'b', 'x', 'y', 'z'], 'splits.json')
+  with pytest.raises(InputError) as error:
+    splits.check_names(folds, ['a', 'b', 'c'], 'splits.json')
+  assert_one_line(
+    error, 'splits.json, fold 1', "2 names of no case under 'val'", "'x'",
+    '3 cases', "such as 'a'", 'put the files back', 'made anew',
+  )  # fmt: skip
 
 
 def test_splits_that_are_not_there_or_no_text(tmp_path):
   with pytest.raises(InputError) as error:
-    splits.read_splits(tmp_path / 'none.json', ['a'])
+    splits.read_splits(tmp_path / 'none.json')
   assert_one_line(error, 'none.json: cannot be read')
   (tmp_path / 'binary.json').write_bytes(b'\xff\xfe\x80')
   with pytest.raises(InputError) as error:
-    splits.read_splits(tmp_path / 'binary.json', ['a'])
+    splits.read_splits(tmp_path / 'binary.json')
   assert_one_line(error, 'binary.json: not JSON')

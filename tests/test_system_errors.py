@@ -67,7 +67,7 @@ def spoil(path, content):
 @pytest.mark.parametrize('read', [
   lambda path: config_files.read_config(path.parent),
   read_dataset_json,
-  lambda path: splits.read_splits(path, ['a', 'b']),
+  splits.read_splits,
   lambda path: model_folder.read_description(path.parent),
   lambda path: held_out.read(path.parent),
 ])  # fmt: skip

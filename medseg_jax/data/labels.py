@@ -10,6 +10,7 @@ from medseg_jax.runtime.errors import InputError, counted, quote
 # second with most of them loose are a picture.
 MAX_CLASSES = 256
 MAX_LOOSE_CLASSES = 32
+_LARGEST_IN_TABLE = 2**16
 
 
 def unknown_values(
@@ -47,7 +48,13 @@ def to_classes(mask: np.ndarray, label_values: tuple[int, ...]) -> np.ndarray:
   order = np.argsort(label_values)
   ascending = np.asarray(label_values, np.float64)[order]
   middles = (ascending[1:] + ascending[:-1]) / 2
-  return order.astype(np.int32)[np.searchsorted(middles, mask)]
+  order = order.astype(np.int32)
+  if mask.size and mask.dtype.kind in 'iu':
+    low, high = int(mask.min()), int(mask.max())
+    if max(-low, high) < _LARGEST_IN_TABLE:  # quicker than to search
+      table = order[np.searchsorted(middles, np.arange(low, high + 1))]
+      return table[mask.astype(np.int64) - low]
+  return order[np.searchsorted(middles, mask)]
 
 
 def name_classes(

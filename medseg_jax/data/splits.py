@@ -22,16 +22,15 @@ FOLD_ORDERS = ('shuffled', 'block')
 Fold = dict[str, list[str]]
 
 
-def split_names(
+def all_folds(
   names: Sequence[str],
   *,
-  fold: int | str = 0,
   num_folds: int = 5,
   fold_order: str = 'shuffled',
   groups: Mapping[str, str] | None = None,
   where: str = 'data',
-) -> tuple[list[str], list[str]]:
-  """Returns the names of the training and of the validation cases of a fold.
+) -> list[Fold]:
+  """Returns every fold of the cases, in the form of `write_splits`.
 
   `'shuffled'` is scikit-learn's `KFold(num_folds, shuffle=True,
   random_state=12345)` on the sorted names. `'block'` cuts the names in their
@@ -40,8 +39,6 @@ def split_names(
 
   Args:
     names: names of all cases, in any order.
-    fold: which fold validates, an integer (or its text) from 0; `'all'` trains
-      on every case and validates on none.
     num_folds: number of folds, at least 2. The first `n % num_folds` folds
       have one case more.
     fold_order: `'shuffled'` or `'block'`.
@@ -50,24 +47,21 @@ def split_names(
     where: the folder or file that messages name.
 
   Raises:
-    InputError: no such fold or order, or fewer cases, or groups, than folds.
+    InputError: no such order, or fewer cases, or groups, than folds.
   """
   if fold_order not in FOLD_ORDERS:
     raise InputError(
       f'config.data.fold_order is {fold_order!r}; allowed are '
       f'{", ".join(FOLD_ORDERS)}'
     )
-  names = sorted(names)
-  if fold_order == 'block':
-    names.sort(key=_natural)
-  if fold == 'all':
-    return names, []
   if num_folds < 2:
     raise InputError(
       f'config.data.num_folds is {num_folds}; allowed are 2 or more, or '
       "data.fold='all'"
     )
-  index = fold_index(fold, num_folds)
+  names = sorted(names)
+  if fold_order == 'block':
+    names.sort(key=_natural)
   group_of = {name: (groups or {}).get(name, name) for name in names}
   units = list(dict.fromkeys(group_of.values()))  # in the order of the names
   if len(units) < num_folds:
@@ -82,37 +76,13 @@ def split_names(
   order = np.arange(len(units))
   if fold_order == 'shuffled':
     np.random.RandomState(FOLD_SEED).shuffle(order)
-  held_out = {units[i] for i in np.array_split(order, num_folds)[index]}
-  return (
-    [name for name in names if group_of[name] not in held_out],
-    [name for name in names if group_of[name] in held_out],
-  )
-
-
-def all_folds(
-  names: Sequence[str],
-  *,
-  num_folds: int = 5,
-  fold_order: str = 'shuffled',
-  groups: Mapping[str, str] | None = None,
-  where: str = 'data',
-) -> list[Fold]:
-  """Returns every fold of `split_names`, in the form of `write_splits`.
-
-  Raises:
-    InputError: see `split_names`.
-  """
   folds = []
-  for fold in range(max(num_folds, 1)):  # split_names refuses fewer than two
-    train, val = split_names(
-      names,
-      fold=fold,
-      num_folds=num_folds,
-      fold_order=fold_order,
-      groups=groups,
-      where=where,
-    )
-    folds.append({'train': train, 'val': val})
+  for chosen in np.array_split(order, num_folds):
+    held_out = {units[i] for i in chosen}
+    fold: Fold = {'train': [], 'val': []}
+    for name in names:
+      fold['val' if group_of[name] in held_out else 'train'].append(name)
+    folds.append(fold)
   return folds
 
 
@@ -124,25 +94,21 @@ def write_splits(path: str | os.PathLike, folds: Sequence[Fold]) -> None:
   write_atomically(path, (json.dumps(list(folds), indent=1) + '\n').encode())
 
 
-def read_splits(path: str | os.PathLike, names: Sequence[str]) -> list[Fold]:
+def read_splits(path: str | os.PathLike) -> list[Fold]:
   """Returns the folds that a file of `write_splits` or nnU-Net holds.
 
-  A case may be left out of a fold.
-
-  Args:
-    path: the file.
-    names: the names of the cases that there are.
+  A case may be left out of a fold, and be none that there is, see
+  `check_names`.
 
   Raises:
-    InputError: the file is missing or not of this form, names a case that is
-      not there, the same case twice in a fold, or none for a part.
+    InputError: the file is missing or not of this form, names the same case
+      twice in a fold, or none for a part.
   """
   path = pathlib.Path(path)
   form = 'a list with one {"train": [names], "val": [names]} for each fold'
   folds = read_json(path, form)
   if not isinstance(folds, list) or not folds:
     raise InputError(f'{path}: found no list of folds; allowed is {form}')
-  known = set(names)
   for index, fold in enumerate(folds):
     where = f'{path}, fold {index}'
     seen = set()
@@ -157,14 +123,6 @@ def read_splits(path: str | os.PathLike, names: Sequence[str]) -> list[Fold]:
           f'{where}: {part!r} is empty; allowed is at least one case (to train '
           "on every case, give data.fold='all')"
         )
-      unknown = [name for name in cases if name not in known]
-      if unknown:
-        raise InputError(
-          f'{where}: {counted(len(unknown), "name")} of no case under '
-          f'{part!r}, the first is {quote(unknown[0])}; allowed are the names '
-          f'of {counted(len(known), "case")}, such as '
-          f'{quote(min(known, default="none"))}'
-        )
       for name in cases:
         if name in seen:
           raise InputError(
@@ -173,6 +131,30 @@ def read_splits(path: str | os.PathLike, names: Sequence[str]) -> list[Fold]:
           )
         seen.add(name)
   return [{part: fold[part] for part in ('train', 'val')} for fold in folds]
+
+
+def check_names(
+  folds: Sequence[Fold], names: Sequence[str], path: str | os.PathLike
+) -> None:
+  """Raises InputError where folds name a case that is not there.
+
+  Args:
+    folds: as `read_splits` returns them.
+    names: the names of the cases that there are.
+    path: of the file of the folds.
+  """
+  known = set(names)
+  for index, fold in enumerate(folds):
+    for part, cases in fold.items():
+      unknown = [name for name in cases if name not in known]
+      if unknown:
+        raise InputError(
+          f'{path}, fold {index}: {counted(len(unknown), "name")} of no case '
+          f'under {part!r}, the first is {quote(unknown[0])}; allowed are the '
+          f'names of {counted(len(known), "case")}, such as '
+          f'{quote(min(known, default="none"))}: put the files back, or take '
+          'the names out; without this file folds are made anew'
+        )
 
 
 def fold_index(fold: int | str, num_folds: int) -> int:

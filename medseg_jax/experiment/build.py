@@ -118,8 +118,6 @@ def check_shapes(config: ConfigDict, source: Source, mesh: Mesh) -> None:
   """Raises InputError where patches, data and devices do not fit together."""
   check_ranges(config)
   check_overlap(config)
-  if config.seed < 0:
-    raise InputError(f'config.seed is {config.seed}; allowed is 0 or more')
   if len(config.patch_size) not in (2, 3):
     raise InputError(
       f'config.patch_size is {tuple(config.patch_size)}; it has 2 or 3 numbers'

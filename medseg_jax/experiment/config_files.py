@@ -9,13 +9,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import medseg_jax
-from medseg_jax.runtime.errors import InputError, shorten
+from medseg_jax.runtime.errors import InputError, quote, shorten
 from medseg_jax.runtime.files import read_json, write_atomically
 
 # Of the form of config.json; keys may be added without another number.
 VERSION = 2
 # What a resolved config has beside the keys of configs/unet.py.
 _RESOLVED = ('data.channels',)
+# Beside those of networks and of the augmentation.
+_OF_SEVERAL_KINDS = ('data.fold',)
 
 _MEANING_OF_DATA = (
   'classes',
@@ -72,7 +74,8 @@ def complete(found: dict[str, Any], where: str | pathlib.Path) -> ConfigDict:
     where: the file, for messages.
 
   Raises:
-    InputError: a section is none.
+    InputError: a section is none, a key has a value of another kind, or what
+      every training knows of its data is missing.
   """
   defaults = _defaults()
   if isinstance(found.get('model'), dict) and (
@@ -88,6 +91,7 @@ def complete(found: dict[str, Any], where: str | pathlib.Path) -> ConfigDict:
       f'warning   {where}: keys that this program ({medseg_jax.__version__}) '
       f'does not know are not looked at: {shorten(", ".join(unknown), 200)}'
     )
+  _check_resolved(config['data'], where)
   try:
     return ConfigDict(to_tuples(config))
   except (KeyError, TypeError, ValueError) as error:
@@ -103,6 +107,7 @@ def _complete(config, defaults, prefix, unknown, where) -> None:
   for key, default in defaults.items():
     value = config.setdefault(key, default)
     if not isinstance(default, dict):
+      _check_kind(f'{prefix}{key}', value, default, where)
       continue
     if not isinstance(value, dict):
       raise InputError(
@@ -115,6 +120,61 @@ def _complete(config, defaults, prefix, unknown, where) -> None:
     if defaults and key not in defaults and name not in (*_RESOLVED, 'model'):
       del config[key]
       unknown.append(name)
+
+
+def _check_kind(name: str, value: Any, default: Any, where) -> None:
+  """Raises InputError where a value is not of the kind of the default one.
+
+  The keys of networks and of the augmentation may have several, and are
+  checked by those who take them.
+  """
+  if default is None or name.startswith(('model.', 'augment.')):
+    return
+  if name in _OF_SEVERAL_KINDS:
+    return
+  kinds: dict[type, tuple[Any, str]] = {
+    bool: (bool, 'true or false'),
+    int: (int, 'a whole number'),
+    float: (int | float, 'a number'),
+    str: (str, 'a text'),
+    list: (list | tuple, 'a list'),
+  }
+  kind, allowed = kinds[type(default)]
+  if not isinstance(value, kind) or (
+    isinstance(value, bool) and type(default) is not bool
+  ):
+    raise InputError(f'{where}: {name} is {quote(value)}; allowed is {allowed}')
+
+
+def _check_resolved(data: dict[str, Any], where) -> None:
+  """Raises InputError where the data section is not that of a training."""
+  classes, values = data['classes'], data['label_values']
+  channels = data.get('channels')
+  for key, value, fits, allowed in (
+    (
+      'classes',
+      classes,
+      len(classes) > 1 and all(isinstance(name, str) for name in classes),
+      'a list of two names or more',
+    ),
+    (
+      'label_values',
+      values,
+      len(values) == len(classes) and all(type(v) is int for v in values),
+      'a list of a whole number for each class',
+    ),
+    (
+      'channels',
+      channels,
+      type(channels) is int and channels > 0,
+      'a whole number above 0',
+    ),
+  ):
+    if not fits:
+      raise InputError(
+        f'{where}: data.{key} is {quote(value)}; allowed is {allowed}, as '
+        'training writes it'
+      )
 
 
 @functools.cache

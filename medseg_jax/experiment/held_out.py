@@ -8,16 +8,16 @@ evaluating hold what they find against it.
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from medseg_jax.data.groups import some
+from medseg_jax.data.groups import join, read_groups, some
 from medseg_jax.data.identity import is_blank
 from medseg_jax.experiment import model_folder
 from medseg_jax.experiment.case_digests import Digests
-from medseg_jax.runtime.errors import InputError, counted
+from medseg_jax.runtime.errors import InputError, counted, quote
 from medseg_jax.runtime.files import read_json, write_atomically
 
 FILE, VERSION = 'held_out.json', 1
@@ -33,6 +33,11 @@ class Record(NamedTuple):
     held_out: of 'val' and 'test', as far as there are such, the digest of each
       case by name.
     trained: the name of each case that has trained, by digest.
+    copies: digest by name of other cases with an image of these.
+    group: `config.data.group`.
+    groups: where that is given, by case the first case of its group, of all
+      cases; what the group itself is called, a patient's number say, is not
+      for a file that travels with the model.
   """
 
   source: str
@@ -40,6 +45,9 @@ class Record(NamedTuple):
   fold: str
   held_out: Digests
   trained: dict[str, str]
+  copies: dict[str, str]
+  group: str
+  groups: dict[str, str]
 
 
 def record_of(
@@ -55,13 +63,32 @@ def record_of(
   """
   trained = dict(before.trained) if before else {}
   trained |= {value: name for name, value in digests['train'].items()}
+  names = list(
+    dict.fromkeys(name for cases in digests.values() for name in cases)
+  )
   return Record(
     source=config.data.source,
     path=str(config.data.path),
     fold=str(config.data.fold),
     held_out={k: v for k, v in digests.items() if k != 'train'},
     trained=trained,
+    copies={n: v for n, v in digests['train'].items() if trained[v] != n},
+    group=config.data.group,
+    groups=_groups(config.data.group, names),
   )
+
+
+def _groups(group: str, names: Sequence[str]) -> dict[str, str]:
+  return join(names, read_groups(group, names)) if group else {}
+
+
+def digest_of_each(record: Record) -> dict[str, str]:
+  """Returns the digests of the cases that trained or were held out, by name."""
+  found = {name: value for value, name in record.trained.items()}
+  found |= record.copies
+  for cases in record.held_out.values():
+    found |= cases
+  return found
 
 
 def to_dict(record: Record) -> dict[str, Any]:
@@ -81,8 +108,14 @@ def from_dict(found: Any, where: str | os.PathLike) -> Record:
         f'{where}: version {found["version"]!r:.40} of the record of cases; '
         f'this program reads {VERSION}'
       )
+    # The first three are younger than some records.
+    found = {'copies': {}, 'group': '', 'groups': {}, **found}
     record = Record(**{key: found[key] for key in Record._fields})
-    for cases in (record.trained, *record.held_out.values()):
+    if not isinstance(record.group, str):
+      raise TypeError('no text')
+    for cases in (
+      record.trained, *record.held_out.values(), record.copies, record.groups,
+    ):  # fmt: skip
       if not all(isinstance(value, str) for value in cases.values()):
         raise TypeError('no text')
   except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -119,6 +152,42 @@ def of_model(path: pathlib.Path) -> Record | None:
   training = model_folder.read_description(path).get('training')
   found = training.get('cases') if isinstance(training, dict) else None
   return None if found is None else from_dict(found, path)
+
+
+def check_groups(
+  record: Record,
+  config: ConfigDict,
+  names: Sequence[str],
+  workdir: pathlib.Path,
+) -> None:
+  """Raises InputError where a training's groups are parted as it goes on.
+
+  New cases of a patient would train though the patient is held out. Groups
+  that are joined, and new ones, are held against the folds (see `folds`).
+
+  Args:
+    record: of the training that is to go on.
+    config: resolved.
+    names: of the cases that there are.
+    workdir: of the training.
+  """
+  back = f'put {quote(record.group)} back as it was, or use another --workdir'
+  if record.group and not config.data.group:
+    raise InputError(
+      f'config.data.group is not given, but the training in {workdir} began '
+      f'with it, and new cases would not stay with those of their group; {back}'
+    )
+  now, first = _groups(config.data.group, names), {}
+  for name, group in record.groups.items():
+    if name not in now:
+      continue  # it is gone
+    other = first.setdefault(group, name)
+    if now[other] != now[name]:
+      raise InputError(
+        f'config.data.group {quote(config.data.group)} puts {other} and {name} '
+        f'into two groups, but they were one when the training in {workdir} '
+        f'began; {back}'
+      )
 
 
 def check_resuming(

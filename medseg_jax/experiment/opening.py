@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import build, folds, held_out, sources, volume_plan
+from medseg_jax.experiment import (
+  build,
+  config_bounds,
+  folds,
+  held_out,
+  sources,
+  volume_plan,
+)
 from medseg_jax.experiment.case_digests import Digests, digests_of
 from medseg_jax.experiment.config_files import to_tuples
 from medseg_jax.losses import uses_sigmoid
@@ -33,6 +40,7 @@ class Run(NamedTuple):
 
 def open_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
   """Returns the data, divided, and the config with what data and plan tell."""
+  config_bounds.check(config)
   config = ConfigDict(config.to_dict())
   config.data.path = absolute(config.data)
   if config.data.group.lower().endswith('.csv'):
@@ -48,7 +56,14 @@ def open_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
   # Folds that were lost are made again, but not written before it is certain
   # that the training held out the same.
   begins = not (workdir / held_out.FILE).exists()
-  by_split = folds.divide(opened, digests, config, workdir, writes=begins)
+  by_split = folds.divide(
+    opened,
+    digests,
+    config,
+    workdir,
+    record=held_out.read(workdir),
+    writes=begins,
+  )
   given = config.batch_size
   config = resolve(config, by_split['train'], plan)
   if not given:  # planned for one device

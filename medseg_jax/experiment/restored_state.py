@@ -11,8 +11,10 @@ from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
 from medseg_jax.state import TrainState
 
 
-def restore_state(checkpoints: Checkpoints, abstract: TrainState) -> TrainState:
-  """Returns the state of the newest whole checkpoint, free to go on.
+def restore_state(
+  checkpoints: Checkpoints, abstract: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+  """Returns the newest whole checkpoint: state, free to go on, and metadata.
 
   Args:
     checkpoints: of a run that trains; damaged ones are set aside.
@@ -39,7 +41,9 @@ def restore_state(checkpoints: Checkpoints, abstract: TrainState) -> TrainState:
     state = state.replace(
       ema_batch_stats=jax.tree.map(jnp.copy, state.batch_stats)
     )
-  return _freed(state, checkpoints) if bool(state.halted) else state
+  if bool(state.halted):
+    return _freed(state, checkpoints), {}
+  return state, restored.metadata
 
 
 def _freed(state: TrainState, checkpoints: Checkpoints) -> TrainState:

@@ -17,6 +17,7 @@ from medseg_jax.data.case import Source
 from medseg_jax.data.groups import some
 from medseg_jax.experiment import (
   config_files,
+  copied_cases,
   folds,
   held_out,
   model_folder,
@@ -37,12 +38,14 @@ class ScoredCases(NamedTuple):
     split: 'train', 'val' or 'test'; of other data without splits 'all'.
     folder: the name of the folder of the results.
     validated: whether the best checkpoint was chosen on any of them.
+    digests: of each case, by name.
   """
 
   source: Source
   split: str
   folder: str
   validated: bool
+  digests: dict[str, str]
 
 
 def choose(
@@ -83,10 +86,14 @@ def choose(
     assumed = _as_named(record, digests)
     own = _is_own(record, assumed, config)
     digests = assumed if own else digests
+  if not own or (record and str(config.data.fold) == record.fold):
+    copied_cases.tell(opened, digests)
   if not own:
     by_split = _whole(opened)
   elif record is None or str(config.data.fold) != record.fold:
-    by_split = folds.divide(opened, digests, config, workdir, writes=False)
+    by_split = folds.divide(
+      opened, digests, config, workdir, record=record, writes=False
+    )
   else:
     by_split = _as_recorded(record, opened, digests)
   found = _choose_split(by_split, split, config)
@@ -102,7 +109,7 @@ def choose(
     val = set(record.held_out.get('val', {}).values())
     validated = not val.isdisjoint(by_name.values())
   folder = found if own else _free_folder(found, config, workdir)
-  return ScoredCases(source, found, folder, validated)
+  return ScoredCases(source, found, folder, validated, by_name)
 
 
 def _problems(source: Source) -> tuple[str, ...]:

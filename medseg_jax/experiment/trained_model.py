@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from medseg_jax.data.case import Source
 from medseg_jax.experiment import (
   build,
+  config_bounds,
   config_files,
   held_out,
   mirroring,
@@ -286,6 +287,7 @@ def compile_predict(
 
 def prediction_settings(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
   """Returns the arguments of `predict_cases` that the config tells."""
+  config_bounds.check(config, 'inference')
   build.check_overlap(config)
   settings = dict(
     preprocessing=build.preprocessing_of(config),

@@ -19,14 +19,31 @@ _HUGE_PAGES, _SINCE = 'glibc.malloc.hugetlb=1', (2, 35)
 _RESTARTED = 'medseg_jax_restarted'  # an option of Python's -X
 _WHO_HAS_THEM = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
 _MEMINFO = pathlib.Path('/proc/meminfo')
+# The groups that limit the memory of a container or a job: which one this
+# process is in, where they lie, and what their files are called in the two
+# versions: the limit, what is used, and what of that are files that can be
+# dropped.
+_OWN_CGROUP = pathlib.Path('/proc/self/cgroup')
+_CGROUPS = pathlib.Path('/sys/fs/cgroup')
+_V1 = (
+  'memory.limit_in_bytes',
+  'memory.usage_in_bytes',
+  'total_inactive_file',
+)
+_V2 = 'memory.max', 'memory.current', 'inactive_file'
 
 
 def available() -> float:
   """Returns the bytes that programs may still take, as the system says.
 
-  Where it does not, half of all there are; infinity where not even that is
-  told.
+  In a container or a job of a cluster at most what their limit leaves. Where
+  the system does not say, half of all there are; infinity where not even that
+  is told.
   """
+  return min(_left_on_machine(), _left_in_cgroups())
+
+
+def _left_on_machine() -> float:
   with contextlib.suppress(OSError):
     found = re.search(r'MemAvailable:\s*(\d+) kB', _MEMINFO.read_text())
     if found:
@@ -35,6 +52,43 @@ def available() -> float:
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2
   except (AttributeError, ValueError, OSError):
     return math.inf
+
+
+def _left_in_cgroups() -> float:
+  """Returns the bytes that the strictest limit leaves, infinity without any.
+
+  Each group that holds the process's own may have one. Inside a container the
+  own one is often the uppermost, whatever it is called outside.
+  """
+  try:
+    lines = _OWN_CGROUP.read_text().splitlines()
+  except OSError:  # not Linux, or hidden
+    return math.inf
+  left = math.inf
+  for line in lines:
+    _, kinds, path = [*line.split(':', 2), '', ''][:3]
+    if kinds and 'memory' not in kinds.split(','):
+      continue
+    top = _CGROUPS / 'memory' if kinds else _CGROUPS
+    group = top / path.strip('/')
+    while True:
+      left = min(left, _left_in(group, *(_V1 if kinds else _V2)))
+      if group in (top, group.parent):
+        break
+      group = group.parent
+  return left
+
+
+def _left_in(group: pathlib.Path, limit: str, used: str, files: str) -> float:
+  try:
+    left = int((group / limit).read_text()) - int((group / used).read_text())
+  except (OSError, ValueError):  # no such group, or 'max': no limit
+    return math.inf
+  with contextlib.suppress(OSError):
+    stat = (group / 'memory.stat').read_text()
+    found = re.search(rf'^{files} (\d+)$', stat, re.MULTILINE)
+    left += int(found[1]) if found else 0
+  return max(left, 0)
 
 
 def return_freed() -> None:

@@ -31,6 +31,7 @@ class Progress:
     self._unit = unit
     self._prefix = f'{desc}: ' if desc else ''
     self._count = initial
+    self._failed = 0
     self._begin = self._last_line = time.monotonic()
     # The first unit holds the compilation, so the pace is taken after it.
     self._pace_from: tuple[int, float] | None = None
@@ -67,6 +68,19 @@ class Progress:
     self._count += n
     self._show(n)
     stop_signal.check()
+
+  def failed(self, total: int) -> None:
+    """Counts units that failed: they are over, too, and told apart.
+
+    Args:
+      total: how many there are by now.
+    """
+    new, self._failed = total - self._failed, total
+    if new:
+      self._count += new
+      if self._bar is not None:
+        self._bar.set_postfix_str(f'{total} failed')
+      self._show(new)
 
   def _show(self, n: int) -> None:
     if self._bar is not None:
@@ -105,7 +119,8 @@ class Progress:
       self._print_line(self._position(), f'took {took}')
 
   def _position(self) -> str:
-    return f'{self._prefix}{self._unit} {self._count}/{self._total}'
+    failed = f', {self._failed} failed' if self._failed else ''
+    return f'{self._prefix}{self._unit} {self._count}/{self._total}{failed}'
 
   def _left(self, now: float) -> list[str]:
     """Returns the words on the time left; none before the pace is known."""

@@ -83,10 +83,13 @@ class FolderSource:
       # Numbers do not survive a JPEG, so it has two values, and noise.
       is_object = far > 127 if lossy else far > 0
       mask = np.where(is_object, *self.label_values[::-1])
+    label = labels.to_classes(mask, self.label_values)
     if not lossy and case.name not in self.snapped:
-      strange = np.setdiff1d(mask, self.label_values)
+      strange = mask[mask != np.asarray(self.label_values)[label]]
       if strange.size:
-        raise labels.unknown_values(case.mask, strange, self.label_values)
+        raise labels.unknown_values(
+          case.mask, np.unique(strange), self.label_values
+        )
     roi = None
     if case.roi is not None:
       roi, lossy = images.decode_mask(case.roi)
@@ -95,7 +98,7 @@ class FolderSource:
     return Case(
       name=case.name,
       image=image,
-      label=labels.to_classes(mask, self.label_values),
+      label=label,
       spacing=(1.0, 1.0),
       roi=roi,
     )

@@ -43,8 +43,10 @@ def decode_mask(path: str | os.PathLike) -> tuple[np.ndarray, bool]:
       f'{path}: every pixel has the value {values.flat[0]} and only the '
       'transparency varies; allowed are masks whose grey level is the label'
     )
-  whole = np.isfinite(values) & (values == np.rint(values))
-  if values.dtype.kind == 'f' and not whole.all():
+  if (
+    values.dtype.kind == 'f'
+    and not (np.isfinite(values) & (values == np.rint(values))).all()
+  ):
     raise InputError(
       f'{path}: the mask holds values that are not whole numbers, from '
       f'{values.min():g} to {values.max():g}; allowed are whole numbers'
