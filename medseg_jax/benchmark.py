@@ -66,12 +66,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   cache = prepare(config, {'train': sources['train']})
 
   _say('the machine')
-  peak = machine.peak_flops_per_s(jnp.dtype(config.dtype), MIN_SECONDS)
-  bandwidth = machine.bytes_per_s(MIN_SECONDS)
+  device, dtype = mesh.local_devices[0], jnp.dtype(config.dtype)
+  peak = machine.peak_flops_per_s(device, dtype, MIN_SECONDS)
+  bandwidth = machine.bytes_per_s(device, MIN_SECONDS)
   _say('the training step')
   batch = sweep.random_batch(config, mesh)
   state, _ = jax.block_until_ready(compiled(state, batch))
-  peak_memory = machine.peak_memory()
+  peak_memory = machine.peak_memory(device)
   feed = _loop_steps(train_step, state, cache, config, mesh)
   first = next(feed.data) if feed is not None else None
   data = first if isinstance(first, DeviceData) else None
@@ -96,7 +97,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     predict_fn, case, count, config, mesh, MIN_SECONDS
   )
   result = {
-    'device': jax.devices()[0].device_kind,
+    'device': device.device_kind,
     'num_devices': mesh.size,
     'dtype': config.dtype,
     'batch_size': config.batch_size,

@@ -4,7 +4,6 @@ import pathlib
 import shutil
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -47,12 +46,13 @@ def describe(config: ConfigDict, sources: dict[str, Source]) -> str:
     spacing = ' x '.join(f'{mm:g}' for mm in data.spacing)
     kinds = ', '.join(channel[0] for channel in data.intensities)
     lines.append(f'grid      {spacing} mm, intensities: {kinds}')
-  lines.append(build.describe_network(config, build.mesh_of(config)))
+  mesh = build.mesh_of(config)
+  lines.append(build.describe_network(config, mesh))
   patch = 'x'.join(map(str, config.patch_size))
   lines.append(
     f'training  {counted(config.num_steps, "step")} of '
     f'{counted(config.batch_size, "patch", "patches")} of {patch}, '
-    f'{config.dtype}, on {jax.device_count()} x {jax.devices()[0].device_kind}'
+    f'{config.dtype}, on {mesh.size} x {mesh.devices.flat[0].device_kind}'
   )
   share = data.foreground_share
   if share and config.batch_size == 1:

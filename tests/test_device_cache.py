@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import signal
+import types
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from data_cases import assert_one_line
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 from small import load, shrink, step_that_meets_nan
 
@@ -223,7 +225,7 @@ class Device:
 def test_auto_is_on_where_it_fits(device, host, fits, monkeypatch, capsys):
   cache, mesh = cache_of(SHAPES_2D)._replace(voxels=None), one_device()
   assert device_cache.num_bytes(cache) == 12_520
-  monkeypatch.setattr(jax, 'local_devices', lambda: [device])
+  monkeypatch.setattr(Mesh, 'local_devices', property(lambda mesh: [device]))
   monkeypatch.setattr(device_cache.host_memory, 'available', lambda: host)
   data = device_cache.place(cache, mode='auto', mesh=mesh)
   words = capsys.readouterr().out
@@ -236,12 +238,20 @@ def test_auto_is_on_where_it_fits(device, host, fits, monkeypatch, capsys):
   assert not capsys.readouterr().out
 
 
+def test_many_steps_a_call_are_for_meshes_of_accelerators():
+  for platform, count in (('cpu', 1), ('gpu', 50), ('tpu', 50)):
+    devices = np.array([[Device(platform)]])
+    assert device_cache.max_steps(types.SimpleNamespace(devices=devices)) == (
+      count
+    )
+
+
 def test_on_says_what_it_takes_where_it_does_not_fit(monkeypatch):
   cache, mesh = cache_of(SHAPES_3D)._replace(voxels=None), one_device()
   monkeypatch.setattr(device_cache.host_memory, 'available', lambda: 1e4)
   with pytest.raises(InputError) as error:
     device_cache.place(cache, mode='on', mesh=mesh)
-  assert_one_line(error, 'config.data.device_cache is on', ' 45.6 kB', '1.0 kB')
+  assert_one_line(error, 'config.data.device_cache is on', ' 45.6 kB', '8.0 kB')
   monkeypatch.undo()
   monkeypatch.setattr(device_cache, 'MAX_VOXELS', 1000)
   with pytest.raises(InputError) as error:
@@ -318,7 +328,7 @@ def counts(monkeypatch):
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   monkeypatch.setattr(train, 'compile_steps', counting)
   monkeypatch.setattr(train, 'SECONDS_A_CALL', 1e9)
-  monkeypatch.setattr(device_cache, 'max_steps', lambda: 50)
+  monkeypatch.setattr(device_cache, 'max_steps', lambda mesh: 50)
   return made
 
 

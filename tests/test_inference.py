@@ -304,3 +304,9 @@ def test_misuse_is_told(kwargs, words):
   for call in (sliding_window, sliding_slabs):
     with pytest.raises(ValueError, match=words):
       call(affine, np.zeros((16, 16, 1)), **kwargs)
+
+
+def test_sums_are_where_the_logits_are(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')  # of the process
+  for logits in (jnp.zeros((1, 8, 8, 2)), np.zeros((1, 8, 8, 2))):
+    assert stitching.free_bytes(logits) == 0  # on a CPU

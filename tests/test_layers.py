@@ -126,6 +126,14 @@ def test_configs_stop_at_the_programs():
     assert FLOOR[part_of(name)] >= lowest, name
 
 
+def test_no_program_is_for_the_platform_of_the_process():
+  # Its mesh says what it is for: a CPU compiles for accelerators, too.
+  for path in files():
+    for node in ast.walk(ast.parse(path.read_text())):
+      asked = isinstance(node, ast.Attribute) and node.attr == 'default_backend'
+      assert not asked, f'{path}:{node.lineno}'
+
+
 def test_orbax_and_linen_stay_in_their_files():
   assert {name for name, *_ in outside({'orbax'})} == {
     'runtime.checkpoint',

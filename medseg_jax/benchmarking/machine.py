@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from medseg_jax.runtime import host_memory
 
@@ -30,10 +31,13 @@ def median_seconds(once: Callable[[], object], min_seconds: float) -> float:
   return statistics.median(times)
 
 
-def peak_flops_per_s(dtype: jnp.dtype, min_seconds: float) -> float:
-  """Returns the rate of a large matrix product on one device."""
-  size = 2048 if jax.default_backend() == 'cpu' else 8192
-  a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+def peak_flops_per_s(
+  device: jax.Device, dtype: jnp.dtype, min_seconds: float
+) -> float:
+  """Returns the rate of a large matrix product on the device."""
+  size = 2048 if device.platform == 'cpu' else 8192
+  with jax.default_device(device):
+    a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
   product = jax.jit(lambda a: a @ a)
   jax.block_until_ready(product(a))
   seconds = median_seconds(
@@ -42,14 +46,14 @@ def peak_flops_per_s(dtype: jnp.dtype, min_seconds: float) -> float:
   return 2 * size**3 / seconds
 
 
-def bytes_per_s(min_seconds: float) -> float:
-  """Returns the rate of reading and writing a large array on one device.
+def bytes_per_s(device: jax.Device, min_seconds: float) -> float:
+  """Returns the rate of reading and writing a large array on the device.
 
   Many times as large as the caches. In place: on CPU a new array would measure
   how the system hands out memory.
   """
-  rows = 2**16 if jax.default_backend() == 'cpu' else 2**18  # of 4 KiB
-  array = jnp.zeros((rows, 1024), jnp.float32)
+  rows = 2**16 if device.platform == 'cpu' else 2**18  # of 4 KiB
+  array = jnp.zeros((rows, 1024), jnp.float32, device=device)
   increase = jax.jit(lambda x: x + 1, donate_argnums=0)
 
   def once():
@@ -60,23 +64,24 @@ def bytes_per_s(min_seconds: float) -> float:
   return 2 * array.nbytes / median_seconds(once, min_seconds)
 
 
-def peak_memory() -> int | None:
-  """Returns the most bytes in use on one device, None where not told."""
-  stats = jax.local_devices()[0].memory_stats()
+def peak_memory(device: jax.Device) -> int | None:
+  """Returns the most bytes in use on the device, None where not told."""
+  stats = device.memory_stats()
   return stats.get('peak_bytes_in_use') if stats else None
 
 
-def free_memory() -> int | None:
-  """Returns the bytes that one device has free, None where not told.
+def free_memory(mesh: Mesh) -> int | None:
+  """Returns the bytes that a device of `mesh` has free, None where not told.
 
-  On CPU devices share what the system's memory has available; a fifth of that
+  On CPU they share what the system's memory has available; a fifth of that
   is left for everything else.
   """
-  if jax.default_backend() == 'cpu':
-    share = SHARE_OF_RAM / jax.local_device_count()
+  devices = mesh.local_devices
+  if devices[0].platform == 'cpu':
+    share = SHARE_OF_RAM / len(devices)
     left = host_memory.available() * share
     return int(left) if math.isfinite(left) else None
-  stats = jax.local_devices()[0].memory_stats() or {}
+  stats = devices[0].memory_stats() or {}
   if 'bytes_limit' not in stats:
     return None
   return stats['bytes_limit'] - stats.get('bytes_in_use', 0)

@@ -146,7 +146,7 @@ def sweep(
     mesh: of the devices.
     min_seconds: of each measurement.
   """
-  limit = machine.free_memory()
+  limit = machine.free_memory(mesh)
   unit = mesh.shape['data'] * config.batch_splits
 
   def attempt(batch_size, measure):
@@ -186,7 +186,7 @@ def _attempt(
   memory = memory_bytes(compiled)
   if limit is not None and memory is not None and memory > limit:
     return None
-  if not measure and jax.default_backend() == 'cpu':
+  if not measure and mesh.devices.flat[0].platform == 'cpu':
     return Row(config.batch_size, None, memory)  # a trial could take minutes
   batch = random_batch(config, mesh)
 

@@ -84,7 +84,7 @@ def compile_steps(
       return batch  # the host has read it
 
   else:
-    stream, max_count = itertools.repeat(data), device_cache.max_steps()
+    stream, max_count = itertools.repeat(data), device_cache.max_steps(mesh)
     read_fn = functools.partial(
       device_cache.read_batch, layout=sharding.patches(mesh), **settings
     )

@@ -135,8 +135,6 @@ def stream_slabs(
     buffer_bytes: see `sliding_slabs`.
   """
   _check(overlap, batch_size)
-  if buffer_bytes is None:
-    buffer_bytes = stitching.free_bytes()
   stream = _stream(
     images, tuple(patch_size), overlap, FLUSH_BATCHES * batch_size
   )
@@ -145,6 +143,8 @@ def stream_slabs(
     started = []
     if batch:
       logits = predict_fn(_stack(batch, batch_size))
+      if buffer_bytes is None:
+        buffer_bytes = stitching.free_bytes(logits)
       started = [
         stitching.start(run, logits, buffer_bytes) for run in _runs(batch)
       ]

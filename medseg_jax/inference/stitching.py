@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,15 +58,19 @@ class Job(NamedTuple):
   slabs: collections.deque[tuple[jax.Array, tuple[slice, ...]]]
 
 
-def free_bytes() -> int:
-  """Returns the device memory that sums may take: a quarter of what is free.
+def free_bytes(logits: jax.Array | np.ndarray) -> int:
+  """Returns the memory that sums may take where `logits` lie.
 
-  The network needs the rest. On CPU 0: its memory is the host's, where NumPy
-  adds as fast and compiles nothing.
+  A quarter of what is free there: the network needs the rest. 0 where they lie
+  on a CPU: its memory is the host's, where NumPy adds as fast and compiles
+  nothing; and while they are traced, when there is no choice.
   """
-  if jax.default_backend() == 'cpu':
+  if not isinstance(logits, jax.Array) or isinstance(logits, jax.core.Tracer):
     return 0
-  stats = jax.local_devices()[0].memory_stats() or {}
+  device: Any = next(iter(logits.sharding.addressable_devices))
+  if device.platform == 'cpu':
+    return 0
+  stats = device.memory_stats() or {}
   if 'bytes_limit' not in stats:
     return UNKNOWN_MEMORY
   return (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) // 4

@@ -87,7 +87,7 @@ def place(cache: Cache, *, mode: str, mesh: Mesh) -> DeviceData | None:
   if mode == 'off':
     return None
   size = num_bytes(cache)
-  why_not = _why_not(cache, size, mode)
+  why_not = _why_not(cache, size, mode, mesh)
   if why_not and mode == 'on':
     raise InputError(
       f'config.data.device_cache is on, but {why_not}; auto or off reads the '
@@ -121,7 +121,7 @@ def _num_voxels(cache: Cache) -> int:
   return sum(int(np.prod(shape)) for shape in cache.shapes)
 
 
-def _why_not(cache: Cache, size: int, mode: str) -> str:
+def _why_not(cache: Cache, size: int, mode: str, mesh: Mesh) -> str:
   """Returns why `size` bytes are not put on the device; '' where they are."""
   if _num_voxels(cache) > MAX_VOXELS:
     return (
@@ -130,7 +130,7 @@ def _why_not(cache: Cache, size: int, mode: str) -> str:
   if mode == 'auto' and jax.process_count() > 1:
     # Their hosts could have different memory and come to different answers.
     return 'several processes share the training'
-  limit = _room(mode)
+  limit = _room(mode, mesh)
   if size <= limit:
     return ''
   room = 'for that' if mode == 'auto' else 'at the most'
@@ -140,10 +140,10 @@ def _why_not(cache: Cache, size: int, mode: str) -> str:
   )
 
 
-def _room(mode: str) -> float:
-  """Returns the bytes of a device that a data set may take."""
+def _room(mode: str, mesh: Mesh) -> float:
+  """Returns the bytes of a device of `mesh` that a data set may take."""
   host = host_memory.available()
-  devices = jax.local_devices()
+  devices = mesh.local_devices
   if devices[0].platform == 'cpu':
     most = min(HOST_SHARE * host, HOST_BYTES) if mode == 'auto' else MOST * host
     return most / len(devices)  # these share the memory of the host
@@ -362,9 +362,9 @@ def create_steps(
   return single if max_count == 1 else several
 
 
-def max_steps() -> int:
-  """Returns the most steps of one call on this backend.
+def max_steps(mesh: Mesh) -> int:
+  """Returns the most steps of one call on `mesh`.
 
   One on CPU: launching a step costs nothing there, and it may take seconds.
   """
-  return 1 if jax.default_backend() == 'cpu' else MAX_STEPS
+  return 1 if mesh.devices.flat[0].platform == 'cpu' else MAX_STEPS
