@@ -26,7 +26,10 @@ FLOORS = (
     'runtime.workdir_lock',
   ),
   # Libraries that know nothing of each other.
-  ('augment', 'losses', 'metrics', 'models', 'optim', 'planner', 'report'),
+  (
+    *('augment', 'hardware', 'losses', 'metrics', 'models'),
+    *('optim', 'planner', 'report'),
+  ),
   ('data', 'state', 'surface'),
   ('inference', 'step', 'training'),
   ('experiment',),
