@@ -21,12 +21,13 @@ from ml_collections import config_flags
 
 from medseg_jax.experiment.overrides import apply as apply_overrides
 from medseg_jax.experiment.overrides import split as split_overrides
+from medseg_jax.hardware import topologies
 from medseg_jax.runtime import files, host_memory
 from medseg_jax.runtime.errors import InputError, Stopped, explain, shorten
 
 _STARTED = time.perf_counter()
 # What each mode needs: a config to begin with, or a trained model.
-FROM_CONFIG = ('train', 'plan', 'prepare', 'benchmark')
+FROM_CONFIG = ('train', 'plan', 'prepare', 'benchmark', 'compile')
 FROM_MODEL = ('evaluate', 'predict', 'export')
 WRITE_WORKDIR = (*FROM_CONFIG, 'evaluate')
 _LONGEST_LINE = 2000
@@ -87,6 +88,12 @@ _FORMAT = flags.DEFINE_enum(
   'model',
   ['model', 'stablehlo', 'onnx'],
   'What --mode=export writes.',
+)
+_TOPOLOGY = flags.DEFINE_string(
+  'topology',
+  None,
+  'The devices that --mode=compile compiles for, which need not be there: '
+  'v5e:4x4, v5p:8x8x16, h100:8, h100:32x8 (hosts x GPUs).',
 )
 flags.DEFINE_bool('debug', False, 'Print tracebacks of errors.')
 
@@ -151,12 +158,18 @@ def _run() -> None:
   # Late: jax takes seconds, and a wrong flag should be told at once.
   from medseg_jax.runtime import process
 
+  settings = {}
+  if mode == 'compile':
+    settings['topology'] = topologies.parse(
+      _needed('topology', 'NAME', _TOPOLOGY.value)
+    )
+    process.add_xla_flags(topologies.prepare_process(settings['topology']))
   process.set_up()
   stop_signal.check()
   run = importlib.import_module(f'medseg_jax.{mode}').run
   stop_signal.check()
   if mode in FROM_CONFIG:
-    run(_CONFIG.value, workdir)
+    run(_CONFIG.value, workdir, **settings)
     return
   from medseg_jax.experiment import build, trained_model
 

@@ -37,7 +37,7 @@ FLOORS = (
   ('plan', 'prepare', 'evaluate', 'export', 'predict'),
   ('validation',),
   ('train',),
-  ('benchmark',),
+  ('benchmark', 'compile'),
   ('main', ''),  # '': the package itself, whose load_model imports late
 )
 FLOOR = {part: i for i, parts in enumerate(FLOORS) for part in parts}

@@ -89,20 +89,43 @@ def search(
     size *= 2
   if not rows:
     return Sweep([], None, None, True)
+  best = max(rows, key=lambda row: row.images_per_s).batch_size
+  largest, limited = find_largest(
+    lambda size: attempt(size, False), rows, too_large, unit, limit_bytes, most
+  )
+  return Sweep(rows, best, largest, limited)
+
+
+def find_largest(
+  attempt: Callable[[int], Row | None],
+  rows: list[Row],
+  too_large: int | None,
+  unit: int,
+  limit_bytes: int | None,
+  most: int,
+) -> tuple[int, bool]:
+  """Returns the largest size found to fit, and whether a larger one did not.
+
+  Args:
+    attempt: `batch_size -> Row`, None where it does not fit.
+    rows: of sizes that fit, ascending, at least one.
+    too_large: a size that does not; None where none is known.
+    unit: of which all sizes are multiples.
+    limit_bytes: of memory on a device; None where not told.
+    most: the largest size to try.
+  """
   fitting, limited = list(rows), False
   for _ in range(MOST_TRIALS):
     size = _next_size(fitting, too_large, unit, limit_bytes, most)
     if size is None:
       limited = fitting[-1].batch_size < most
       break
-    row = attempt(size, False)
+    row = attempt(size)
     if row is None:
       too_large = size
     else:
       fitting.append(row)
-  best = max(rows, key=lambda row: row.images_per_s).batch_size
-  largest = fitting[-1].batch_size
-  return Sweep(rows, best, largest, limited or too_large is not None)
+  return fitting[-1].batch_size, limited or too_large is not None
 
 
 def _next_size(

@@ -6,7 +6,7 @@ section of it.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import optax
@@ -55,8 +55,9 @@ def preprocessing_of(config: ConfigDict) -> Preprocessing:
   return settings
 
 
-def mesh_of(config: ConfigDict) -> Mesh:
-  return sharding.create_mesh(**config.mesh)
+def mesh_of(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+  """Returns the config's mesh of `devices`, None for all there are."""
+  return sharding.create_mesh(**config.mesh, devices=devices)
 
 
 def model_of(

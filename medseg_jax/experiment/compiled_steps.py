@@ -25,6 +25,7 @@ from medseg_jax.runtime.progress import format_seconds
 from medseg_jax.state import TrainState
 from medseg_jax.step import TrainStep
 from medseg_jax.training import device_cache
+from medseg_jax.training.device_cache import DeviceData
 from medseg_jax.training.input_pipeline import create_batches
 
 # What one call of many steps may take: a signal waits for three calls at most.
@@ -68,7 +69,6 @@ def compile_steps(
   Raises:
     InputError: there is no place for the data set where it has to be.
   """
-  settings = dict(seed=config.seed, **build.patch_settings(config))
   data = device_cache.place(cache, mode=config.data.device_cache, mesh=mesh)
   if data is None:
     stream = create_batches(
@@ -76,18 +76,13 @@ def compile_steps(
       first_step=int(state.step),
       num_steps=config.num_steps,
       mesh=mesh,
-      **settings,
+      seed=config.seed,
+      **build.patch_settings(config),
     )
     data, max_count = _abstract_batch(config, mesh, cache.image_dtype), 1
-
-    def read_fn(batch, step):
-      return batch  # the host has read it
-
   else:
     stream, max_count = itertools.repeat(data), device_cache.max_steps(mesh)
-    read_fn = functools.partial(
-      device_cache.read_batch, layout=sharding.patches(mesh), **settings
-    )
+  read_fn = _read_fn(config, mesh, data)
   if jax.config.jax_disable_jit:
     advance = _not_compiled(train_step, read_fn)
     return CompiledSteps(stream, advance, max_count=1)
@@ -172,23 +167,53 @@ def _outputs(compiled, layout):
 
 
 def compile_step(
-  train_step: TrainStep, state: TrainState, config: ConfigDict, mesh: Mesh
-) -> Callable:
+  train_step: TrainStep,
+  state: TrainState,
+  config: ConfigDict,
+  mesh: Mesh,
+  data: DeviceData | None = None,
+) -> jax.stages.Compiled:
   """Returns the step compiled for this state and the config's batches.
 
-  Images are in half precision, as most data sets are.
+  Args:
+    train_step: not compiled.
+    state: arrays, or their shapes and layouts.
+    config: resolved.
+    mesh: of the state and the batches.
+    data: the data set on the devices, likewise, that the batches are cut out
+      of. None where the host sends them; images are in half precision then, as
+      most data sets are.
   """
   begin = time.perf_counter()
+  source = data or _abstract_batch(config, mesh, precision.HALF)
+  read_fn = _read_fn(config, mesh, source)
+
+  def step(state, source):
+    return train_step(state, read_fn(source, state.step))
+
+  step.__name__ = train_step.__name__
   compiled = _compile(
-    train_step,
+    step,
     sharding.replicated(mesh),
     state,
-    _abstract_batch(config, mesh, precision.HALF),
+    source,
     convolves=True,
     donate_argnums=0,
   )
   _print_compiled(begin)
   return compiled
+
+
+def _read_fn(config, mesh, data) -> Callable:
+  """Returns `(data, step) -> batch`, for the batch or the data set."""
+  if not isinstance(data, DeviceData):
+    return lambda batch, step: batch  # the host has read it
+  return functools.partial(
+    device_cache.read_batch,
+    seed=config.seed,
+    layout=sharding.patches(mesh),
+    **build.patch_settings(config),
+  )
 
 
 def _abstract_batch(config, mesh, dtype) -> dict[str, jax.ShapeDtypeStruct]:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -38,8 +39,18 @@ class Run(NamedTuple):
   digests: Digests
 
 
-def open_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
-  """Returns the data, divided, and the config with what data and plan tell."""
+def open_run(
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  devices: Sequence[Any] | None = None,
+) -> Run:
+  """Returns the data, divided, and the config with what data and plan tell.
+
+  Args:
+    config: as the user has it.
+    workdir: of the run; volumes find or leave their plan there.
+    devices: that the run is for; None for all there are.
+  """
   config_bounds.check(config)
   config = ConfigDict(config.to_dict())
   config.data.path = absolute(config.data)
@@ -68,7 +79,7 @@ def open_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
   config = resolve(config, by_split['train'], plan)
   if not given:  # planned for one device
     config.batch_size = sharding.round_up(
-      config.batch_size, build.mesh_of(config)
+      config.batch_size, build.mesh_of(config, devices)
     )
   own = {s: digests.get(s, digests['train']) for s in by_split}
   divided = {

@@ -259,23 +259,10 @@ def compile_predict(
     mesh: what the tiles are spread over.
     variables: arrays, or their shapes and layouts.
   """
-  predict = predict_fn_of(config, model)
   if jax.config.jax_disable_jit:  # for debugging, as training does
-    return predict
+    return predict_fn_of(config, model)
   layout = sharding.examples(mesh)
-  shape = (_tiles_at_once(config, mesh), *build.tile_size(config))
-  tiles = jax.ShapeDtypeStruct((*shape, config.data.channels), jnp.float32)
-  with jax.set_mesh(mesh), process.not_kept(mesh):
-    compiled = (
-      jax.jit(
-        predict,
-        in_shardings=(sharding.replicated(mesh), layout),
-        out_shardings=sharding.replicated(mesh),
-      )
-      .lower(variables, tiles)
-      .compile()
-    )
-  stop_signal.check()
+  compiled = compile_network(config, model, mesh, variables)
 
   def predict_on_mesh(variables, image):
     stop_signal.check()  # a large scan takes minutes
@@ -283,6 +270,26 @@ def compile_predict(
     return compiled(variables, jax.device_put(image, layout))
 
   return predict_on_mesh
+
+
+def compile_network(
+  config: ConfigDict, model: Model, mesh: Mesh, variables: Any
+) -> jax.stages.Compiled:
+  """Returns the program of `compile_predict`, which takes arrays on `mesh`."""
+  shape = (_tiles_at_once(config, mesh), *build.tile_size(config))
+  tiles = jax.ShapeDtypeStruct((*shape, config.data.channels), jnp.float32)
+  with jax.set_mesh(mesh), process.not_kept(mesh):
+    compiled = (
+      jax.jit(
+        predict_fn_of(config, model),
+        in_shardings=(sharding.replicated(mesh), sharding.examples(mesh)),
+        out_shardings=sharding.replicated(mesh),
+      )
+      .lower(variables, tiles)
+      .compile()
+    )
+  stop_signal.check()
+  return compiled
 
 
 def prediction_settings(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:

@@ -5,20 +5,33 @@ are spread over `data`, the first spatial axis over `spatial` (the compiler
 exchanges the borders that convolutions need).
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medseg_jax.runtime.errors import InputError, counted
 
 
-def create_mesh(*, data: int = -1, spatial: int = 1) -> Mesh:
+def create_mesh(
+  *,
+  data: int = -1,
+  spatial: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
   """Returns a `data` x `spatial` mesh; -1 for `data` takes what is left.
+
+  Args:
+    data: devices that share a batch.
+    spatial: devices that share an image.
+    devices: to make it of; None for all there are.
 
   Raises:
     InputError: the product is not the number of devices.
   """
-  num_devices = jax.device_count()
+  num_devices = jax.device_count() if devices is None else len(devices)
   if spatial < 1 or (data < 1 and data != -1):
     raise InputError(
       f'config.mesh is {data} x {spatial}; both are at least 1, or data is -1 '
@@ -33,9 +46,13 @@ def create_mesh(*, data: int = -1, spatial: int = 1) -> Mesh:
     )
   # Auto axes: the compiler chooses the layout of everything in between.
   # Explicit axes, the default, reject vmapped augmentation.
-  return jax.make_mesh(
-    (data, spatial), ('data', 'spatial'), axis_types=(AxisType.Auto,) * 2
+  # Axes of a torus may be split among them: 8 x 8 x 16 chips are 256 x 4, too.
+  grid = mesh_utils.create_device_mesh(
+    (data, spatial),
+    jax.devices()[:num_devices] if devices is None else devices,
+    allow_split_physical_axes=True,
   )
+  return Mesh(grid, ('data', 'spatial'), axis_types=(AxisType.Auto,) * 2)
 
 
 def local_mesh() -> Mesh:

@@ -87,12 +87,8 @@ def place(cache: Cache, *, mode: str, mesh: Mesh) -> DeviceData | None:
   if mode == 'off':
     return None
   size = num_bytes(cache)
-  why_not = _why_not(cache, size, mode, mesh)
-  if why_not and mode == 'on':
-    raise InputError(
-      f'config.data.device_cache is on, but {why_not}; auto or off reads the '
-      'batches on the host'
-    )
+  why_not = _why_not(cache, size, mode, jax.process_count(), _room(mode, mesh))
+  _check(why_not, mode)
   if why_not:
     print(f'patches   read on the host: {why_not}', flush=True)
     return None
@@ -121,16 +117,47 @@ def _num_voxels(cache: Cache) -> int:
   return sum(int(np.prod(shape)) for shape in cache.shapes)
 
 
-def _why_not(cache: Cache, size: int, mode: str, mesh: Mesh) -> str:
-  """Returns why `size` bytes are not put on the device; '' where they are."""
-  if _num_voxels(cache) > MAX_VOXELS:
-    return (
-      f'the data set has {_num_voxels(cache)} voxels, more than {MAX_VOXELS}'
+def abstract(
+  cache: Cache, *, mode: str, mesh: Mesh, memory: float
+) -> DeviceData | None:
+  """Returns the shapes of what `place` returns, for devices that are not here.
+
+  Args:
+    cache: likewise; mode and mesh, too.
+    memory: bytes of each device.
+  """
+  num_processes = len({device.process_index for device in mesh.devices.flat})
+  room = (DEVICE_SHARE if mode == 'auto' else MOST) * memory
+  if mode == 'off':
+    return None
+  why_not = _why_not(cache, num_bytes(cache), mode, num_processes, room)
+  _check(why_not, mode)
+  if why_not:
+    return None
+  layout = sharding.replicated(mesh)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
+    _empty(cache),
+  )
+
+
+def _check(why_not: str, mode: str) -> None:
+  if why_not and mode == 'on':
+    raise InputError(
+      f'config.data.device_cache is on, but {why_not}; auto or off reads the '
+      'batches on the host'
     )
-  if mode == 'auto' and jax.process_count() > 1:
+
+
+def _why_not(
+  cache: Cache, size: int, mode: str, num_processes: int, limit: float
+) -> str:
+  """Returns why `size` bytes are not put on the device; '' where they are."""
+  if (count := _num_voxels(cache)) > MAX_VOXELS:
+    return f'the data set has {count} voxels, more than {MAX_VOXELS}'
+  if mode == 'auto' and num_processes > 1:
     # Their hosts could have different memory and come to different answers.
     return 'several processes share the training'
-  limit = _room(mode, mesh)
   if size <= limit:
     return ''
   room = 'for that' if mode == 'auto' else 'at the most'
@@ -162,19 +189,22 @@ def _size(count: float) -> str:
 
 def flatten(cache: Cache) -> DeviceData:
   """Returns the data set as flat buffers on the host."""
+  data = _empty(cache)
+  for i, begin in enumerate(data.offsets):
+    image, label = cache.images[i], cache.labels[i]
+    data.image[begin : begin + label.size] = image.reshape(label.size, -1)
+    data.label[begin : begin + label.size] = label.reshape(-1)
+  return data
+
+
+def _empty(cache: Cache) -> DeviceData:
+  """Returns the buffers, images and labels not filled in: no memory is used."""
   ends = np.cumsum([np.prod(shape) for shape in cache.shapes])
-  offsets = np.concatenate([[0], ends[:-1]]).astype(np.int32)
-  channels = cache.images[0].shape[-1]
-  image = np.empty((ends[-1], channels), cache.image_dtype)
-  dtypes = {cache.labels[i].dtype for i in range(len(offsets))}
-  label = np.empty(ends[-1], np.result_type(*dtypes))
-  for i, (begin, end) in enumerate(zip(offsets, ends, strict=True)):
-    image[begin:end] = cache.images[i].reshape(-1, channels)
-    label[begin:end] = cache.labels[i].reshape(-1)
+  dtypes = {cache.labels[i].dtype for i in range(len(ends))}
   return DeviceData(
-    image=image,
-    label=label,
-    offsets=offsets,
+    image=np.empty((ends[-1], cache.images[0].shape[-1]), cache.image_dtype),
+    label=np.empty(ends[-1], np.result_type(*dtypes)),
+    offsets=np.concatenate([[0], ends[:-1]]).astype(np.int32),
     shapes=np.asarray(cache.shapes, np.int32),
     voxels=None if cache.voxels is None else _flatten_voxels(cache),
   )
@@ -365,6 +395,6 @@ def create_steps(
 def max_steps(mesh: Mesh) -> int:
   """Returns the most steps of one call on `mesh`.
 
-  One on CPU: launching a step costs nothing there, and it may take seconds.
+  One on CPU, where launching a step costs nothing and it may take seconds.
   """
   return 1 if mesh.devices.flat[0].platform == 'cpu' else MAX_STEPS
