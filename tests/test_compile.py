@@ -21,6 +21,7 @@ from medseg_jax.hardware import chips, hlo, roofline, topologies
 from medseg_jax.hardware.costs import COLLECTIVE, CONVOLUTION, OTHER, Kernel
 from medseg_jax.models import create_model
 from medseg_jax.prepare import prepare
+from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.state import abstract_state
 from medseg_jax.training import device_cache
@@ -273,13 +274,51 @@ def test_a_data_set_lies_on_the_devices_where_training_puts_it(tmp_path):
 # The compiler of TPUs itself.
 
 
-def test_a_program_for_a_tpu_is_made_by_a_cpu(monkeypatch):
+@pytest.fixture
+def tpu(monkeypatch):
+  """Returns a function from a topology's name to the topology's devices."""
   pytest.importorskip('libtpu', reason='the compiler of TPUs is not installed')
-  topology = topologies.parse('v5e:1x1')
   for name in ('JAX_PLATFORMS', *topologies._ENVIRONMENT['tpu']):
     monkeypatch.delenv(name, raising=False)  # to be as before, afterwards
-  topologies.prepare_process(topology)
-  mesh = build.mesh_of(load('unet'), topologies.devices(topology))
+
+  def devices(name):
+    topology = topologies.parse(name)
+    topologies.prepare_process(topology)
+    return topologies.devices(topology)
+
+  return devices
+
+
+@pytest.mark.parametrize(
+  ('name', 'spatial', 'shape'),
+  [
+    ('v5p:8x8x16', 4, (256, 4)),
+    ('v6e:16x16', 8, (32, 8)),
+    ('v5e:2x1', 1, (2, 1)),
+    ('v5p:3x4x5', 1, (60, 1)),
+  ],
+)
+def test_meshes_of_a_torus(tpu, name, spatial, shape):
+  devices = tpu(name)
+  mesh = sharding.create_mesh(spatial=spatial, devices=devices)
+  assert mesh.devices.shape == shape
+  assert {d.id for d in mesh.devices.flat} == {d.id for d in devices}
+  # Those that share an image are neighbours, on a line of that length at most.
+  for row in mesh.devices[:8]:
+    corners = np.array([device.coords for device in row])
+    assert np.ptp(corners, axis=0).sum() < 2 * spatial
+
+
+def test_a_torus_that_is_none_is_told(tpu, monkeypatch):
+  monkeypatch.setattr(topologies, '_host_bounds', lambda _: (2, 2, 1))
+  with pytest.raises(InputError) as error:
+    tpu('v5e:3x3')
+  assert_one_line(error, '--topology=v5e:3x3: the compiler refuses it')
+
+
+def test_a_program_for_a_tpu_is_made_by_a_cpu(tpu):
+  topology = topologies.parse('v5e:1x1')
+  mesh = build.mesh_of(load('unet'), tpu('v5e:1x1'))
   # Even a network that has been made for a CPU has XLA's own convolutions.
   model = create_model(
     'unet', 2, features=8, depth=2, dtype='bfloat16', convolutions='onednn'
