@@ -24,6 +24,7 @@ from medseg_jax.state import abstract_state, abstract_variables
 from medseg_jax.training import device_cache
 
 FILE = 'compile.json'
+DATA_SHARE = 0.05  # of the memory; a smaller data set is not worth a word
 _DTYPES = {'bf16': 'bfloat16', 'f16': 'float16', 'f32': 'float32'}
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 # What TPUs' compiler says of a program that does not fit.
@@ -69,7 +70,10 @@ def run(
   def examine(compile_fn):
     return _examine(compile_fn, topology, weights)
 
-  result = _describe(config, mesh, topology, data is not None)
+  result = _describe(config, mesh, topology)
+  result['data_bytes'] = sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(data)
+  )
   print(f'compiling for {topology.name}: minutes', flush=True)
   with _compiler_settings(topology):
     result['train_step'] = examine(lambda: step_of(config))
@@ -88,7 +92,7 @@ def run(
 
 
 def _describe(
-  config: ConfigDict, mesh: Mesh, topology: Topology, on_device: bool
+  config: ConfigDict, mesh: Mesh, topology: Topology
 ) -> dict[str, Any]:
   return {
     'topology': topology.name,
@@ -100,7 +104,6 @@ def _describe(
     'dtype': config.dtype,
     'batch_size': config.batch_size,
     'patch_size': list(config.patch_size),
-    'data_on_device': on_device,
     'memory_bytes_of_device': topology.chip.memory,
   }
 
@@ -285,5 +288,5 @@ def _remedies(
   else:
     yield 'a smaller config.inference.batch_size'
   yield 'a smaller config.patch_size'
-  if result['data_on_device']:
+  if result['data_bytes'] > DATA_SHARE * result['memory_bytes_of_device']:
     yield 'config.data.device_cache=off'

@@ -17,7 +17,7 @@ from medseg_jax import compile as compile_program
 from medseg_jax.benchmarking.flops import count_flops
 from medseg_jax.compile import needed
 from medseg_jax.experiment import build, opening
-from medseg_jax.hardware import chips, hlo, roofline, topologies
+from medseg_jax.hardware import chips, costs, hlo, roofline, topologies
 from medseg_jax.hardware.costs import COLLECTIVE, CONVOLUTION, OTHER, Kernel
 from medseg_jax.models import create_model
 from medseg_jax.prepare import prepare
@@ -180,7 +180,9 @@ def test_both_programs_are_told(cpu_topology, tmp_path, capsys):
   assert json.loads(words.splitlines()[-1]) == result
   assert max(map(len, words.splitlines()[:-1])) <= 80
   assert result['fits'] and result['mesh'] == {'data': 4, 'spatial': 1}
-  assert result['data_on_device']
+  # On each device: 12 images, half precision and labels of a byte, and where
+  # they begin and their sizes.
+  assert result['data_bytes'] == 12 * (16 * 16 * (2 + 1) + 4 + 8)
   step = result['train_step']
   assert step['memory_bytes'] == sum(step['memory_bytes_of'].values())
   assert step['collectives']['all-reduce']['count'] >= 1
@@ -205,7 +207,7 @@ def test_both_programs_are_told(cpu_topology, tmp_path, capsys):
 def test_what_does_not_fit_is_told_with_what_would_help(
   cpu_topology, tmp_path, monkeypatch
 ):
-  with_memory(monkeypatch, 100_000)
+  with_memory(monkeypatch, 100_000)  # a third is for the data set, if need be
   with pytest.raises(InputError) as error:
     compile_program.run(small(), tmp_path, topology=cpu_topology)
   assert_one_line(
@@ -216,6 +218,7 @@ def test_what_does_not_fit_is_told_with_what_would_help(
     'config.model.remat=true',
     'config.mesh.spatial=2',
     'a smaller config.patch_size',
+    'config.data.device_cache=off',
   )
   written = json.loads((tmp_path / 'compile.json').read_text())
   assert not written['fits'] and written['train_step']['flops'] > 0
@@ -316,9 +319,19 @@ def test_a_torus_that_is_none_is_told(tpu, monkeypatch):
   assert_one_line(error, '--topology=v5e:3x3: the compiler refuses it')
 
 
-def test_a_program_for_a_tpu_is_made_by_a_cpu(tpu):
-  topology = topologies.parse('v5e:1x1')
-  mesh = build.mesh_of(load('unet'), tpu('v5e:1x1'))
+@pytest.mark.parametrize(
+  ('name', 'wheel'), [('v5e:1x1', 'libtpu'), ('h100:1', 'jax_cuda12_plugin')]
+)
+def test_a_program_for_an_accelerator_is_made_by_a_cpu(
+  name, wheel, monkeypatch
+):
+  pytest.importorskip(wheel, reason=f'the compiler for {name} is not installed')
+  topology = topologies.parse(name)
+  platform = topology.chip.platform
+  for variable in ('JAX_PLATFORMS', *topologies._ENVIRONMENT[platform]):
+    monkeypatch.delenv(variable, raising=False)  # to be as before, afterwards
+  flags = topologies.prepare_process(topology)
+  mesh = build.mesh_of(load('unet'), topologies.devices(topology))
   # Even a network that has been made for a CPU has XLA's own convolutions.
   model = create_model(
     'unet', 2, features=8, depth=2, dtype='bfloat16', convolutions='onednn'
@@ -330,11 +343,11 @@ def test_a_program_for_a_tpu_is_made_by_a_cpu(tpu):
     text = (
       jax.jit(model.apply, in_shardings=place)
       .lower(weights, image)
-      .compile()
+      .compile(compiler_options=flags)  # too late for the environment
       .as_text()
     )
-  found = compile_program.costs.total(
-    compile_program.costs.kernels(hlo.parse(text))
-  )
+  found = costs.total(costs.kernels(hlo.parse(text)))
+  # Six convolutions and the upsampling; in float32 is the head alone.
   assert found.products['bf16']['count'] == 7
+  assert found.products['f32']['count'] == 1
   assert '__onednn' not in text
