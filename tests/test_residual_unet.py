@@ -359,4 +359,5 @@ def test_remat_keeps_little_for_the_backward_pass():
     return 4 * (sum(x.size for x in jax.tree.leaves(backward)) - weights)
 
   for fields in ({}, RESIDUAL):
-    assert kept_bytes(**fields, remat=True) < 0.6 * kept_bytes(**fields)
+    # Of the activations of a stage only the inputs of its norms are kept.
+    assert kept_bytes(**fields, remat=True) < 0.63 * kept_bytes(**fields)

@@ -138,13 +138,11 @@ class Stage(nn.Module):
         kernel_init=he_normal(self.activation),
         name=f'conv_{i}',
       )(x)
-      x = self._norm(x, train, f'norm_{i}', starts_at_zero=last)
+      x = self._norm(x, train, f'norm_{i}', None if last else activation, last)
       if last:
         first_block = i < self.num_convs
         x += self._project(shortcut, train) if first_block else shortcut
-      x = activation(x)
-      if last:
-        shortcut = x
+        x = shortcut = activation(x)
     if self.dropout:
       spatial = tuple(range(1, x.ndim - 1))
       x = nn.Dropout(
@@ -153,11 +151,16 @@ class Stage(nn.Module):
     return x
 
   def _norm(
-    self, x: jax.Array, train: bool, name: str, starts_at_zero: bool = False
+    self,
+    x: jax.Array,
+    train: bool,
+    name: str,
+    activation: norms.Activation | None,
+    starts_at_zero: bool = False,
   ) -> jax.Array:
     make = norms.NORMS[self.norm]
     init = initializers.zeros if starts_at_zero else initializers.ones
-    return make(self.features, train, self.dtype, name, init)(x)
+    return make(self.features, train, self.dtype, name, init, activation)(x)
 
   def _project(self, x: jax.Array, train: bool) -> jax.Array:
     """Returns `x` on the grid and with the channels of the first block."""
@@ -172,7 +175,7 @@ class Stage(nn.Module):
       kernel_init=he_normal(self.activation),
       name='conv_shortcut',
     )(x)
-    return self._norm(x, train, 'norm_shortcut')
+    return self._norm(x, train, 'norm_shortcut', None)
 
 
 class Up(nn.Module):

@@ -14,20 +14,25 @@ MAX_GROUPS = 8
 EPSILON = 1e-5
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+Activation = Callable[[jax.Array], jax.Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def standardize(
   x: jax.Array,
   scale: jax.Array,
   bias: jax.Array,
   axes: tuple[int, ...],
   num_groups: int,
+  activation: Activation | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns `x` with mean `bias` and deviation `scale`, its mean and variance.
 
   The gradient is written down (Ioffe & Szegedy, Batch normalization, 2015): it
-  keeps only `x` and reads it twice, where the derived one keeps `x` less its
-  mean as well and makes five passes. It is for the first result alone: the
-  mean and variance are to be taken as constants.
+  keeps only `x` and reads it twice, once for sums and once for the result, each
+  time with the activation's own gradient, where the derived one keeps more and
+  makes more passes. It is for the first result alone: the mean and variance are
+  to be taken as constants.
 
   Args:
     x: `[B, *S, C]`, of any float type.
@@ -35,11 +40,13 @@ def standardize(
     bias: `[C]` float32.
     axes: what the statistics are taken over, besides the channels of a group.
     num_groups: of channels with common statistics; divides C.
+    activation: of each value by itself, to be applied to the first result; None
+      for none.
 
   Returns:
     `x`, and mean and variance, float32, with size 1 along `axes`.
   """
-  return _standardize(x, scale, bias, axes, num_groups)[0]
+  return _standardize(x, scale, bias, axes, num_groups, activation)[0]
 
 
 def _standardize(
@@ -48,30 +55,66 @@ def _standardize(
   bias: jax.Array,
   axes: tuple[int, ...],
   num_groups: int,
+  activation: Activation | None,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+  mean, variance = _statistics(x, axes, num_groups)
+  factor = lax.rsqrt(variance + EPSILON)
+  y = _spread(x, mean, factor * scale, bias)
+  if activation is not None:
+    y = activation(y)
+  return (y, mean, variance), (x, scale, bias, mean, factor)
+
+
+def _spread(
+  x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array
+) -> jax.Array:
+  return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
+
+
+def _statistics(
+  x: jax.Array, axes: tuple[int, ...], num_groups: int
+) -> tuple[jax.Array, jax.Array]:
+  """Returns mean and variance, float32, with size 1 along `axes`."""
   wide = x.astype(jnp.float32)
   group_mean = functools.partial(_group_mean, axes=axes, num_groups=num_groups)
   mean = group_mean(wide)
-  variance = group_mean(jnp.square(wide - mean))
-  factor = lax.rsqrt(variance + EPSILON)
-  y = (wide - mean) * (factor * scale) + bias
-  return (y.astype(x.dtype), mean, variance), (x, scale, mean, factor)
+  if x.dtype == jnp.float32:
+    return mean, group_mean(jnp.square(wide - mean))
+  # In one pass. What the difference of these two loses of a small variance is
+  # less than the rounding of `x` to so few digits has added to it.
+  square = group_mean(jnp.square(wide))
+  return mean, jnp.maximum(square - jnp.square(mean), 0)
 
 
 def _standardize_backward(
   axes: tuple[int, ...],
   num_groups: int,
+  activation: Activation | None,
   saved: tuple[jax.Array, ...],
   cotangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  x, scale, mean, factor = saved
-  cotangent = cotangents[0].astype(jnp.float32)
-  wide = x.astype(jnp.float32)
+  x, scale, bias, mean, factor = saved
+
+  def read(x, cotangent):
+    """Returns `x` and the cotangent before the activation, in float32."""
+    if activation is not None:
+      y = _spread(x, mean, factor * scale, bias)
+      _, pull_back = jax.vjp(activation, y)
+      (cotangent,) = pull_back(cotangent)
+    return x.astype(jnp.float32), cotangent.astype(jnp.float32)
+
+  wide, cotangent = read(x, cotangents[0])
   # As sums over x itself, which is in memory, not over what is made of it.
   total = cotangent.sum(axes, keepdims=True)
   weighted = (
     (cotangent * wide).sum(axes, keepdims=True) - mean * total
   ) * factor
+  if x.dtype != jnp.float32:
+    # Read again: what was read above would be kept in float32 meanwhile.
+    x, again, total, weighted = lax.optimization_barrier(
+      (x, cotangents[0], total, weighted)
+    )
+    wide, cotangent = read(x, again)
   count = math.prod(x.shape[axis] for axis in axes)
   inside = functools.partial(_group_mean, axes=(), num_groups=num_groups)
   mean_total, mean_weighted = (
@@ -116,11 +159,13 @@ class BatchNorm(nn.Module):
     train: whether to use and learn the batch's own statistics.
     dtype: of the result.
     scale_init: of the factor for each channel.
+    activation: what follows; None for nothing.
   """
 
   train: bool
   dtype: str = 'float32'
   scale_init: initializers.Initializer = initializers.ones
+  activation: Activation | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -132,10 +177,11 @@ class BatchNorm(nn.Module):
     if not self.train:
       factor = lax.rsqrt(variance.value + EPSILON) * scale
       x = (x.astype(jnp.float32) - mean.value) * factor + bias
-      return x.astype(self.dtype)
+      x = x.astype(self.dtype)
+      return x if self.activation is None else self.activation(x)
     axes = tuple(range(x.ndim - 1))
     x, new_mean, new_variance = standardize(
-      x.astype(self.dtype), scale, bias, axes, channels
+      x.astype(self.dtype), scale, bias, axes, channels, self.activation
     )
     if not self.is_initializing():
       for stored, new in ((mean, new_mean), (variance, new_variance)):
@@ -153,11 +199,13 @@ class GroupNorm(nn.Module):
     num_groups: divides the channels.
     dtype: of the result.
     scale_init: of the factor for each channel.
+    activation: what follows; None for nothing.
   """
 
   num_groups: int
   dtype: str = 'float32'
   scale_init: initializers.Initializer = initializers.ones
+  activation: Activation | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -171,7 +219,7 @@ class GroupNorm(nn.Module):
     bias = self.param('bias', initializers.zeros, (channels,), jnp.float32)
     axes = tuple(range(1, x.ndim - 1))
     return standardize(
-      x.astype(self.dtype), scale, bias, axes, self.num_groups
+      x.astype(self.dtype), scale, bias, axes, self.num_groups, self.activation
     )[0]
 
 
@@ -181,9 +229,10 @@ def _batch_norm(
   dtype: str,
   name: str,
   scale_init: initializers.Initializer,
+  activation: Activation | None,
 ) -> BatchNorm:
   del channels
-  return BatchNorm(train, dtype, scale_init, name=name)
+  return BatchNorm(train, dtype, scale_init, activation, name=name)
 
 
 def _instance_norm(
@@ -192,9 +241,10 @@ def _instance_norm(
   dtype: str,
   name: str,
   scale_init: initializers.Initializer,
+  activation: Activation | None,
 ) -> GroupNorm:
   del train
-  return GroupNorm(channels, dtype, scale_init, name=name)
+  return GroupNorm(channels, dtype, scale_init, activation, name=name)
 
 
 def _group_norm(
@@ -203,9 +253,11 @@ def _group_norm(
   dtype: str,
   name: str,
   scale_init: initializers.Initializer,
+  activation: Activation | None,
 ) -> GroupNorm:
   del train
-  return GroupNorm(math.gcd(channels, MAX_GROUPS), dtype, scale_init, name=name)
+  groups = math.gcd(channels, MAX_GROUPS)
+  return GroupNorm(groups, dtype, scale_init, activation, name=name)
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {
