@@ -4,8 +4,8 @@
 
 DIR holds {train,test}/{images,labels,fov}: 20 images of 565x584 each. All 20
 training images train, so the last weights are evaluated, over the whole image
-and inside the camera's field of view. Two CPU cores: vessel Dice 0.8255 and
-0.8257 in 16 min 18 s (2026-11-22).
+and inside the camera's field of view. Vessel Dice 0.8252 and 0.8254
+(2026-11-26); 0.8255 and 0.8257 in 16 min 18 s on two CPU cores (2026-11-22).
 """
 
 from configs import unet

@@ -4,8 +4,8 @@
 
 DIR holds train/images and train/labels: 30 neighbouring sections of 512x512.
 Sections 0-23 train, 24-29 are held out, as one block: neighbours look alike,
-so a random split would leak. Two CPU cores: membrane Dice 0.8104, pixel
-accuracy 0.9244 in 14 min 25 s (2026-11-22).
+so a random split would leak. Membrane Dice 0.8058, pixel accuracy 0.9232
+(2026-11-26); 0.8104 and 0.9244 in 14 min 25 s on two CPU cores (2026-11-22).
 """
 
 from configs import unet
