@@ -275,7 +275,7 @@ def test_more_objects_than_classes_can_be(tmp_path, caplog, kind, dtype):
   if kind == 'volumes':
     assert not any(inspect_case(source, i).errors for i in range(3))
     assert describe_classes(source, [inspect_case(source, 0)])[1] == (
-      'foreground (1): 9,180 voxels in 1 of 1 labels'
+      'foreground (1): 9,180 voxels in 1 of 1 label'
     )
 
 
@@ -324,7 +324,9 @@ def test_objects_where_dataset_json_knows_one_class_are_told(tmp_path):
     tmp_path / 'imagesTr' / '0_0000.nii.gz'
   )
   (line,) = inspect_case(open_volumes(tmp_path)['train'], 0).errors
-  assert_all_in(line, 'label ids 2 (27', "data.instances='foreground' makes")
+  assert_all_in(
+    line, 'label ids of no class: 2 (27', "data.instances='foreground' makes"
+  )
   source = open_volumes(tmp_path, instances='foreground')['train']
   assert source[0].label.sum() == 12 * 27
 
@@ -349,7 +351,7 @@ def test_a_value_to_write_may_be_chosen_for_the_objects_of_volumes(tmp_path):
   assert source.label_values == (0, 255)
   assert_one_line(
     error_of(tmp_path, instances='foreground', label_values=(1, 2)),
-    'data.label_values: (1, 2) beside data.instances',
+    'config.data.label_values is (1, 2) beside data.instances',
   )
 
 

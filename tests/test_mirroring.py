@@ -119,8 +119,15 @@ def test_prediction_mirrors_what_training_mirrored(settings, axes):
   assert mirrored_in_prediction(config) == ()
 
 
+def _name_classes(config):
+  """Sets what every training writes."""
+  config.data.classes, config.data.label_values = ('a', 'b'), (0, 1)
+  config.data.channels = 1
+
+
 def test_a_model_folder_knows_what_its_training_mirrored():
   config = config_of(flip_axes=(0, 1))
+  _name_classes(config)
   described = model_folder.describe(
     config, channel_names=['MRI'], plan=None, num_cases={}, record={}, step=1,
     checkpoint='latest', scores=None,
@@ -133,7 +140,9 @@ def test_a_model_folder_knows_what_its_training_mirrored():
 
 
 def test_a_workdir_of_before_there_were_axes(tmp_path):
-  config = config_of().to_dict()
+  config = config_of()
+  _name_classes(config)
+  config = config.to_dict()
   del config['augment']['flip_axes']
   (tmp_path / 'config.json').write_text(json.dumps(config))
   old = config_files.read_config(tmp_path)

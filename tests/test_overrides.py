@@ -107,5 +107,5 @@ def test_what_does_not_fit_is_one_line(key, text, parts):
 def test_nothing_is_suggested_where_nothing_is_alike(key, words):
   with pytest.raises(InputError) as error:
     overrides.apply(config(), [(key, '1')])
-  assert_one_line(error, f'config.{key} ', words)
+  assert_one_line(error, f'unknown key config.{key}; ', words)
   assert 'did you mean' not in str(error.value)

@@ -9,7 +9,15 @@ from conftest import ROOT
 
 PACKAGE = ROOT / 'medseg_jax'
 # The parts that mypy checks, see pyproject.toml.
-PARTS = ('losses', 'metrics', 'surface.py', 'augment', 'models', 'inference')
+PARTS = (
+  'losses',
+  'metrics',
+  'surface.py',
+  'augment',
+  'models',
+  'inference',
+  'hardware',
+)
 
 
 def files(part):

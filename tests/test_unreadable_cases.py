@@ -99,7 +99,7 @@ def test_images_of_the_training_and_others(again, tmp_path, capsys):  # noqa: F8
     {
       'case 15': 'cannot be read',
       'case 17': '40 x 30 pixels',
-      'case 18': 'label values 9',
+      'case 18': 'label values of no class: 9',
     },
   )
   assert (other / 'labels' / 'case 16.png').read_bytes() == mask
@@ -112,7 +112,7 @@ def test_nothing_that_can_be_read(again, tmp_path):  # noqa: F811
     cut(path)
   with pytest.raises(InputError) as error:
     evaluated(workdir, path=str(tmp_path / 'clinic'))
-  assert_one_line(error, '2 of 2 cases have files that cannot be used')
+  assert_one_line(error, 'files that cannot be used in 2 of 2 cases')
 
 
 def test_volumes(tmp_path, capsys, monkeypatch):

@@ -171,7 +171,7 @@ def check_groups(
     names: of the cases that there are.
     workdir: of the training.
   """
-  back = f'put {quote(record.group)} back as it was, or use another --workdir'
+  back = f'put {record.group!r} back as it was, or use another --workdir'
   if record.group and not config.data.group:
     raise InputError(
       f'config.data.group is not given, but the training in {workdir} began '

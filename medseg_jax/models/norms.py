@@ -95,7 +95,7 @@ def _standardize_backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   x, scale, bias, mean, factor = saved
 
-  def read(x, cotangent):
+  def read(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns `x` and the cotangent before the activation, in float32."""
     if activation is not None:
       y = _spread(x, mean, factor * scale, bias)
