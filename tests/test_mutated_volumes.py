@@ -21,6 +21,8 @@ from medseg_jax import planner
 from medseg_jax.data import splits
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.sources.inspection import inspect_case, inspect_set
+from medseg_jax.data.sources.volume_files import VolumeFiles
+from medseg_jax.data.sources.volume_geometry import find_oddities
 from medseg_jax.data.sources.volumes import open_volumes
 from medseg_jax.experiment import volume_plan
 from medseg_jax.runtime.errors import InputError
@@ -60,8 +62,9 @@ def test_damaged_nifti(tmp_path, kind, packed):
 
   def read(damaged):
     path.write_bytes(damaged)
-    lines = [*nifti.read_image(path).oddities]
-    return [*lines, *nifti.read_label(path).oddities]
+    nifti.read_image(path)
+    nifti.read_label(path)
+    return find_oddities(VolumeFiles('a', (path,), path))
 
   damage = damage_packed if packed else damage_nifti
   try_all(lambda rng: damage(data, rng), read, tmp_path)
@@ -179,7 +182,8 @@ def test_files_that_claim_or_grow_to_gigabytes(tmp_path):
 
   def read(data):
     path.write_bytes(data)
-    return nifti.read_image(path).oddities
+    nifti.read_image(path)
+    return find_oddities(VolumeFiles('a', (path,)))
 
   claims = bytearray(whole)
   claims[42:48] = np.int16([1200, 1200, 1200]).tobytes()

@@ -323,7 +323,7 @@ def test_a_plan_for_other_settings_is_not_used_silently(trained, tmp_path):
   other = write_volumes(tmp_path / 'other', 6)
   with pytest.raises(InputError) as error:
     prepare.run(config_for(other), tmp_path)
-  assert_one_line(error, "'data'", "'other'", 'plan.json')
+  assert_one_line(error, '"data"', '"other"', 'plan.json')
   with pytest.raises(InputError) as error:
     config = config_for(data, model__depth=2)
     config.model.features = 0

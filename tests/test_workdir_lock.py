@@ -19,8 +19,10 @@ from medseg_jax.runtime import workdir_lock
 from medseg_jax.runtime.errors import InputError
 
 HOLDER = """
-import sys
+import signal, sys
 from medseg_jax.runtime import workdir_lock
+# A shell that starts the tests in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with workdir_lock.hold(sys.argv[1]):
   print('held', flush=True)
   sys.stdin.read()
