@@ -24,7 +24,7 @@ from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report
 from medseg_jax.report.kept_masks import KeptMasks
 from medseg_jax.report.panels import panel, save_png
-from medseg_jax.runtime import sharding
+from medseg_jax.runtime import multihost, sharding
 from medseg_jax.runtime.errors import counted
 from medseg_jax.runtime.progress import Progress
 
@@ -37,13 +37,15 @@ class Scored(NamedTuple):
   Attributes:
     source: the cases that were scored: all but those that failed.
     records: one for each of them, as `report.summarize` takes them.
-    masks: what was predicted, of some of them.
+    own: which of them this process has scored, ascending.
+    masks: what was predicted, of some of these.
     failures: the cases that could not be scored.
   """
 
   source: Source
   records: list[dict]
   masks: KeptMasks
+  own: list[int]
   failures: Failures
 
 
@@ -75,7 +77,9 @@ def run(
       not.
   """
   mesh = mesh or sharding.local_mesh()
-  cases = scored_cases.choose(config, workdir, split=split, model=model)
+  cases = multihost.primary_first(
+    lambda: scored_cases.choose(config, workdir, split=split, model=model)
+  )
   print(build.describe_network(config, mesh), flush=True)
   trained = trained_model.load_predictor(
     config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
@@ -149,16 +153,21 @@ def report_split(
   summary['data'] = scored_cases.evaluated(config)
   summary['copies'] = copied_cases.scored_twice(source.names, digests, folder)
   place = workdir / 'evaluation' / folder
-  report.write_report(place, summary, records)
+  multihost.from_primary(lambda: report.write_report(place, summary, records))
   chosen = report.rank_cases(records)
   names = ('best', 'median', 'worst') if len(chosen) == 3 else ('best', 'worst')
-  pictures = panels(predict_fn, chosen, scored, **settings)
   paths = [workdir / 'panels' / f'{folder}_{name}.png' for name in names]
+  own = {
+    i: path for i, path in zip(chosen, paths, strict=False) if i in scored.own
+  }
+  reason = ''
   try:
-    for path, picture in zip(paths, pictures, strict=False):
+    pictures = panels(predict_fn, list(own), scored, **settings)
+    for path, picture in zip(own.values(), pictures, strict=True):
       save_png(path, picture)
   except Exception as error:  # the scores, and the model, do not need them
     reason = ' '.join(str(error).split())
+  if reason := next(filter(None, multihost.gather(reason)), ''):
     print(f'warning   pictures in {workdir}/panels are missing ({reason})')
     chosen = []
   cases = counted(len(records), 'case')
@@ -194,10 +203,11 @@ def panels(
 ) -> Iterator[np.ndarray]:
   """Yields the panel of each record at `indices`, uint8 `[h, w, 3]`.
 
-  Predicts anew what of them was not kept.
+  Of those that this process has scored. Predicts anew what was not kept.
   """
   source = scored.source
-  gone = [index for index in indices if index not in scored.masks]
+  kept = {index: number for number, index in enumerate(scored.own)}
+  gone = [index for index in indices if kept[index] not in scored.masks]
   predicted = predict_cases(
     predict_fn, (source[index] for index in gone), **settings
   )
@@ -205,7 +215,7 @@ def panels(
     if index in gone:
       case, pred, _ = next(predicted)
     else:
-      case, pred = source[index], scored.masks.get(index)
+      case, pred = source[index], scored.masks.get(kept[index])
     classes = scored.records[index]['classes']
     yield panel(
       case.image,
@@ -232,7 +242,8 @@ def score_cases(
 
   A case that fails, while it is read or predicted, costs none of the others.
   Counts are taken case by case on the case's own grid, so that neither the
-  number of devices nor a last partial batch can change a digit.
+  number of devices nor a last partial batch can change a digit. Each process
+  scores whole cases of its own, and all get the records of all.
 
   Args:
     predict_fn: see `inference.cases.predict_cases`.
@@ -249,23 +260,20 @@ def score_cases(
   if thorough and data.source == 'volumes':
     scoring['surface_tolerance'] = config.evaluation.surface_tolerance
     scoring['lesions'] = config.evaluation.lesions
-  records, masks, failures = [], KeptMasks(keep), Failures()
+  own, records = multihost.share(range(len(source))), {}
+  masks, failures = KeptMasks(keep), Failures()
 
   def fail(index: int, error: Exception) -> None:
     failures.add(error, case=source.names[index])
 
   progress = contextlib.nullcontext()
   if desc:
-    progress = Progress(len(source), unit='case', desc=desc)
+    progress = Progress(len(own), unit='case', desc=desc)
   with progress as counted_cases:
     predicted = predict_each(
-      predict_fn,
-      range(len(source)),
-      read=source.__getitem__,
-      failed=fail,
-      **settings,
+      predict_fn, own, read=source.__getitem__, failed=fail, **settings
     )
-    for _, (case, pred, _) in predicted:
+    for index, (case, pred, _) in predicted:
       score = functools.partial(
         case_scores.score_case,
         pred,
@@ -277,13 +285,36 @@ def score_cases(
       if case.roi is not None:
         record['roi'] = score(where=case.roi)
       masks.keep(len(records), pred)
-      records.append(record)
+      records[index] = record
       if counted_cases is not None:
         counted_cases.advance()
       del case, pred, score  # before the next one: they may be gigabytes
+  return _together(source, records, masks, failures)
+
+
+def _together(
+  source: Source,
+  own: dict[int, dict],
+  masks: KeptMasks,
+  failures: Failures,
+) -> Scored:
+  """Returns what all processes have scored, in the order of the source."""
+  records = dict(own)
+  for others in multihost.gather(own):
+    records |= others
+  scored = sorted(records)
+  place = {name: i for i, name in enumerate(source.names)}
+  found = [f for others in multihost.gather(failures.found) for f in others]
+  failures.found = sorted(found, key=lambda failure: place[failure.name])
   if failures.found:
-    source = source.subset([record['case'] for record in records])
-  return Scored(source, records, masks, failures)
+    source = source.subset([records[i]['case'] for i in scored])
+  return Scored(
+    source=source,
+    records=[records[i] for i in scored],
+    masks=masks,
+    own=[number for number, i in enumerate(scored) if i in own],
+    failures=failures,
+  )
 
 
 def mean_dice(summary: dict) -> float:

@@ -15,6 +15,7 @@ import pathlib
 import sys
 import time
 import traceback
+from collections.abc import Callable
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -22,7 +23,7 @@ from ml_collections import config_flags
 from medseg_jax.experiment.overrides import apply as apply_overrides
 from medseg_jax.experiment.overrides import split as split_overrides
 from medseg_jax.hardware import topologies
-from medseg_jax.runtime import files, host_memory
+from medseg_jax.runtime import files, host_memory, multihost
 from medseg_jax.runtime.errors import InputError, Stopped, explain, shorten
 
 _STARTED = time.perf_counter()
@@ -30,6 +31,7 @@ _STARTED = time.perf_counter()
 FROM_CONFIG = ('train', 'plan', 'prepare', 'benchmark', 'compile')
 FROM_MODEL = ('evaluate', 'predict', 'export')
 WRITE_WORKDIR = (*FROM_CONFIG, 'evaluate')
+ON_PRIMARY = ('plan', 'compile', 'export')  # of several processes one does it
 _LONGEST_LINE = 2000
 _NO_CONFIG = '--config is missing; for example --config=configs/unet.py'
 
@@ -110,22 +112,30 @@ def main() -> int:
       with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       status = 1
+    multihost.leave(status)
   return status
 
 
 def _status() -> int:
   try:
     stop_signal.check()
+    multihost.start()
     _parse(sys.argv)
     _run()
+    multihost.finish()
     return 0
   except Stopped as error:
-    print(error, flush=True)
-    return 128 + error.signal
+    status = 128 + error.signal
+    if multihost.speaks(status):
+      print(error, flush=True)
+    return status
   except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
+    if multihost.speaks(130):
+      print('interrupted', file=sys.stderr)
     return 130
   except InputError as error:
+    if multihost.is_lost(error):  # which no change of the input mends
+      return _complain_of_loss(error)
     _complain(error)
   except OSError as error:
     sys.stdout.flush()  # fails where it was that
@@ -137,11 +147,20 @@ def _status() -> int:
   except RecursionError:
     _complain('something is nested too deeply (--debug tells where)')
   except Exception as error:
+    if multihost.is_lost(error):
+      return _complain_of_loss(error)
     _complain(f'{type(error).__name__}: {error} (--debug tells where)')
   return 1
 
 
-def _complain(error: object) -> None:
+def _complain_of_loss(error: Exception) -> int:
+  _complain(f'another process of the run is gone: {error}', multihost.LOST)
+  return multihost.LOST
+
+
+def _complain(error: object, status: int = 1) -> None:
+  if not multihost.speaks(status):
+    return
   # The flag itself may not have been parsed yet.
   if {'debug', 'debug=true', 'debug=1'} & {w.lstrip('-') for w in sys.argv}:
     traceback.print_exc()
@@ -154,7 +173,7 @@ def _run() -> None:
   mode = _MODE.value
   workdir, model = _workdir(), _MODEL.value and pathlib.Path(_MODEL.value)
   if mode in WRITE_WORKDIR:
-    files.check_writable(workdir)
+    multihost.from_primary(lambda: files.check_writable(workdir))
   # Late: jax takes seconds, and a wrong flag should be told at once.
   from medseg_jax.runtime import process
 
@@ -166,19 +185,20 @@ def _run() -> None:
     process.add_xla_flags(topologies.prepare_process(settings['topology']))
   process.set_up()
   stop_signal.check()
-  run = importlib.import_module(f'medseg_jax.{mode}').run
+  run = _run_of(mode)
   stop_signal.check()
   if mode in FROM_CONFIG:
     run(_CONFIG.value, workdir, **settings)
     return
   from medseg_jax.experiment import build, trained_model
+  from medseg_jax.runtime import sharding
 
   trained = dict(model=model, checkpoint=_CHECKPOINT.value or '')
   config = trained_model.read_config(workdir, **trained)
   apply_overrides(config, _OVERRIDES)
   mesh = None  # of all devices, whatever the training's was
   if any(key.startswith('mesh.') for key, _ in _OVERRIDES):
-    mesh = build.mesh_of(config)
+    mesh = sharding.own_part(build.mesh_of(config))
   if mode == 'evaluate':
     run(config, workdir, split=_SPLIT.value or '', mesh=mesh, **trained)
   elif mode == 'export':
@@ -195,6 +215,25 @@ def _run() -> None:
       started=_STARTED,
       **trained,
     )
+
+
+def _run_of(mode: str) -> Callable:
+  """Returns the program of a mode, for this process of perhaps several.
+
+  Raises:
+    InputError: the mode is not for several.
+  """
+  if mode == 'benchmark' and multihost.count() > 1:
+    raise InputError(
+      f'--mode=benchmark measures one process, and there are '
+      f'{multihost.count()}; start one'
+    )
+  run = importlib.import_module(f'medseg_jax.{mode}').run
+  if mode not in ON_PRIMARY:
+    return run
+  return lambda *args, **named: multihost.from_primary(
+    lambda: run(*args, **named)
+  )
 
 
 def _workdir() -> pathlib.Path:

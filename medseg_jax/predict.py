@@ -21,7 +21,7 @@ from medseg_jax.experiment.prediction_jobs import PICTURES, Job, Work
 from medseg_jax.experiment.prediction_record import Record, hash_files, maker_of
 from medseg_jax.inference.cases import Prediction, predict_each
 from medseg_jax.report.panels import panel, save_png
-from medseg_jax.runtime import sharding
+from medseg_jax.runtime import multihost, sharding
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import check_writable
 from medseg_jax.runtime.progress import Progress, format_seconds
@@ -82,34 +82,44 @@ def run(
   if started is not None:
     took['start'] = clock - started
   mesh = mesh or sharding.local_mesh()
-  work = prediction_jobs.plan(config, input_path, output_dir)
+  work = multihost.from_primary(
+    lambda: prediction_jobs.plan(config, input_path, output_dir)
+  )
   lap('look at the input')
   if work.unused:
     print(f'not used  in {input_path}: {name_some(work.unused, 20)}')
   failed = Failures(work.failures)
   if not work.jobs:
     failed.tell(len(work.failures), 'image', 'segmented')
-  check_writable(work.folder)  # before all that takes time
+  # Before all that takes time.
+  multihost.from_primary(lambda: check_writable(work.folder))
   weights = trained_model.load_variables(
     config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
   maker = maker_of(config, weights[0])
   lap('weights')
+
+  def look() -> tuple[Job, ...]:
+    jobs = prediction_jobs.still_to_do(
+      work.jobs, Record(work.folder), maker, overwrite=overwrite
+    )
+    prediction_jobs.remove_unfinished(jobs)
+    return jobs
+
+  jobs = multihost.from_primary(look)
   record = Record(work.folder)
-  jobs = prediction_jobs.still_to_do(
-    work.jobs, record, maker, overwrite=overwrite
-  )
   lap('look at the masks')
   done = 0
   pictures = _Pictures(work.folder / PICTURES, tuple(config.data.classes))
   if jobs:
-    prediction_jobs.remove_unfinished(jobs)
     if config.data.source == 'volumes':
-      sources.tell(prediction_jobs.find_oddities(jobs))
+      multihost.from_primary(
+        lambda: sources.tell(prediction_jobs.find_oddities(jobs))
+      )
     print(build.describe_network(config, mesh), flush=True)
     trained = trained_model.compile_predictor(config, weights, mesh)
     lap('compile')
-    hashes = {}
+    own, hashes = multihost.share(jobs), {}
 
     def fail(job: Job, error: Exception) -> None:
       failed.add(error, case=job.name, file=job.images[0])
@@ -121,13 +131,13 @@ def run(
 
     predicted = predict_each(
       trained.predict_fn,
-      jobs,
+      own,
       read=read,
       failed=fail,
       probabilities=config.inference.probabilities,
       **trained_model.prediction_settings(config, mesh),
     )
-    with Progress(len(jobs), unit='case', desc='predict') as progress:
+    with Progress(len(own), unit='case', desc='predict') as progress:
       for job, prediction in predicted:
         lap('predict')
         try:
@@ -147,11 +157,18 @@ def run(
           fail(job, error)
         else:
           progress.advance()
-          pictures.add(prediction)
+          if multihost.count() == 1 or job in jobs[:NUM_PANELS]:
+            pictures.add(prediction)
         lap('write')
         progress.failed(len(failed.found) - len(work.failures))
         del job, prediction  # before the next one: it may be gigabytes
       progress.failed(len(failed.found) - len(work.failures))
+  done = sum(multihost.gather(done))
+  met = failed.found[len(work.failures) :]
+  failed.found = [
+    *work.failures,
+    *(failure for found in multihost.gather(met) for failure in found),
+  ]
   _tell(config, work, done, len(work.jobs) - len(jobs), weights[1:])
   pictures.tell()
   print(

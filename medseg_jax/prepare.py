@@ -14,6 +14,7 @@ from medseg_jax.data.case import Source
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.experiment import build, mirroring, opening
+from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.progress import Progress
 
@@ -72,8 +73,30 @@ def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
   A broken file ends the run here, not after the training. What was prepared
   once is not read again while neither it nor the preprocessing change, also
   where a run was killed halfway or another fold was trained.
+
+  Of several processes each prepares a share of the cases, and afterwards what
+  is then missing on its own disk.
   """
-  settings = _cache_settings(config, sources['train'])
+  if multihost.count() > 1:
+    own = {split: _own_share(source) for split, source in sources.items()}
+    _prepare(config, sources, {split: s for split, s in own.items() if s})
+    multihost.barrier()
+  prepared = _prepare(config, sources, sources)
+  _say_precision(prepared)
+  multihost.from_primary(lambda: _check_classes(prepared['train'], config))
+  return prepared['train']
+
+
+def _own_share(source: Source) -> Source | None:
+  names = multihost.share(source.names)
+  return source.subset(names) if names else None
+
+
+def _prepare(
+  config: ConfigDict, data: dict[str, Source], sources: dict[str, Source]
+) -> dict[str, Cache]:
+  """Returns the caches of `sources`, of all the `data` or a part of it."""
+  settings = _cache_settings(config, data['train'])
   left = {
     split: caches.missing(source, **settings)
     for split, source in sources.items()
@@ -96,9 +119,7 @@ def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
   if config.data.source == 'volumes':
     for source in sources.values():
       source.already_read.clear()
-  _say_precision(prepared)
-  _check_classes(prepared['train'], config)
-  return prepared['train']
+  return prepared
 
 
 def _check_classes(cache: Cache, config: ConfigDict) -> None:

@@ -100,7 +100,7 @@ class TrainStep:
     if self.masked_channels:
       masked = np.isin(range(image.shape[-1]), self.masked_channels)
       image = jnp.where(masked & ~mask[..., None], 0, image)
-    return {**batch, 'image': image, 'label': label}
+    return _spread({**batch, 'image': image, 'label': label})
 
   def gradient(self, state: TrainState, batch: Batch) -> Gradient:
     """Returns loss and gradient of an augmented batch."""
@@ -198,6 +198,17 @@ class TrainStep:
   def _keys(self, step):
     """Returns the step's keys, for the augmentation and for dropout."""
     return jax.random.split(step_key(self.seed, step))
+
+
+def _spread(batch: Batch) -> Batch:
+  """Returns the batch with each device's part of the first image axis.
+
+  After the augmentation the compiler would have every device of the spatial
+  axis compute the whole of it, and then the whole network.
+  """
+  if 'spatial' not in jax.sharding.get_abstract_mesh().axis_names:
+    return batch
+  return lax.with_sharding_constraint(batch, PartitionSpec('data', 'spatial'))
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import pathlib
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -30,7 +31,7 @@ from medseg_jax.experiment.compiled_steps import (
 from medseg_jax.experiment.failures import Failures
 from medseg_jax.experiment.restored_state import restore_state
 from medseg_jax.prepare import describe, prepare
-from medseg_jax.runtime import sharding, workdir_lock
+from medseg_jax.runtime import multihost, sharding, workdir_lock
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.runtime.metric_writer import MetricWriter
@@ -61,7 +62,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       scored.
     Stopped: SIGTERM or Ctrl-C, after saving.
   """
-  with workdir_lock.hold(workdir):
+  with contextlib.ExitStack() as held:
+
+    def hold() -> None:
+      held.enter_context(workdir_lock.hold(workdir))
+
+    multihost.from_primary(hold)
     return _run(config, workdir)
 
 
@@ -80,18 +86,11 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     )
   ) as checkpoints:
     resuming = checkpoints.step(LATEST) is not None
-    seen = held_out.read(workdir) if resuming else None
+    seen = None
     if resuming:
-      config_files.check_same_meaning(config, workdir)
-      if seen is None:
-        print(
-          f'warning   {workdir} has no {held_out.FILE}: whether its weights '
-          'have seen the cases held out now cannot be told, now or later'
-        )
-      else:
-        names = [name for cases in digests.values() for name in cases]
-        held_out.check_groups(seen, config, names, workdir)
-        held_out.check_resuming(seen, digests, workdir)
+      seen = multihost.from_primary(
+        lambda: opening.seen_before(config, digests, workdir)
+      )
     print(describe(config, sources), flush=True)
     cache = prepare(config, sources)
     if not resuming:
@@ -106,15 +105,24 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
         # Damage had better be told now than when it is to be evaluated.
         trained_model.restore_variables(checkpoints, BEST, config)
       print(f'going on from step {int(state.step)} of {workdir}', flush=True)
-    config_files.write_config(config, workdir)
     record = None
     if seen is not None or not resuming:
       record = held_out.record_of(config, digests, seen)
-      held_out.write(record, workdir)
-    predict_fn = None
+
+    def write() -> None:
+      config_files.write_config(config, workdir)
+      if record is not None:
+        held_out.write(record, workdir)
+
+    multihost.from_primary(write)
+    # Each process predicts cases of its own, on its own devices.
+    own_mesh, predict_fn = sharding.own_part(mesh), None
     if sources.keys() & {'val', 'test'}:
       predict_fn = trained_model.compile_predict(
-        config, model, mesh, state.eval_variables
+        config,
+        model,
+        own_mesh,
+        sharding.local_copy(state.eval_variables, own_mesh),
       )
     validation = None
     with MetricWriter(workdir, resume_step=int(state.step)) as writer:
@@ -123,7 +131,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
           predict_fn,
           sources['val'],
           config=config,
-          mesh=mesh,
+          mesh=own_mesh,
           workdir=workdir,
           writer=writer,
           checkpoints=checkpoints,
@@ -144,13 +152,14 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
           since_log=since_log,
         )
       checkpoints.wait()
-    variables, step, which = state.eval_variables, int(state.step), LATEST
+    variables = sharding.local_copy(state.eval_variables, own_mesh)
+    step, which = int(state.step), LATEST
     if 'test' in sources and checkpoints.step(BEST) is not None:
       # The validation split chose it. A checkpoint chosen on the very cases
       # that it is then evaluated on would look better than it is.
       which = BEST
       variables, step = trained_model.restore_variables(
-        checkpoints, BEST, config, mesh
+        checkpoints, BEST, config, own_mesh
       )
   summary, failures, split = {}, Failures(), ''
   if predict_fn is None:
@@ -161,7 +170,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       functools.partial(predict_fn, variables),
       sources[split],
       config=config,
-      mesh=mesh,
+      mesh=own_mesh,
       workdir=workdir,
       split=split,
       digests=digests[split],
@@ -169,15 +178,17 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       checkpoint=which,
       scored=validation and validation.scored,
     )
-  trained_model.write(
-    workdir,
-    variables,
-    config=config,
-    sources=sources,
-    record=record,
-    step=step,
-    checkpoint=which,
-    scores=summary or None,
+  multihost.from_primary(
+    lambda: trained_model.write(
+      workdir,
+      variables,
+      config=config,
+      sources=sources,
+      record=record,
+      step=step,
+      checkpoint=which,
+      scores=summary or None,
+    )
   )
   if split:
     failures.tell(len(sources[split]), 'case', 'scored')
@@ -212,6 +223,8 @@ def train(
   """
   first_step, num_steps = int(state.step), config.num_steps
   step, limit = first_step, 1  # the most steps of the next call
+  agreement = multihost.Agreement(mesh)
+  multihost.barrier()  # devices give up on those that still compile
   unread: list[tuple[int, dict]] = []  # (count, metrics) of calls not read yet
   sums = {**dict.fromkeys(_SUMMED, 0.0), **since_log}
   # Of this process since the last log line: steps, seconds in them, and of
@@ -224,9 +237,11 @@ def train(
     Progress(num_steps, first_step, desc='train') as progress,
   ):
     while True:
-      # Read once: what follows must be of one mind.
-      stopping = bool(stop)
-      last = step == num_steps or stopping
+      # Read once, and agreed: what follows must be of one mind.
+      stopping, slowest = agreement.largest(
+        (stop.signal or 0, -limit), at_first=(0, -1)
+      )
+      last = step == num_steps or bool(stopping)
       log, save = (
         step > first_step and (step == num_steps or _due(step, every))
         for every in (config.log_every, config.checkpoint_every)
@@ -268,7 +283,7 @@ def train(
         checkpoints.save(LATEST, step, state, sums)
       if last:
         break
-      count = min(limit, _steps_to_next_stop(step, config))
+      count = min(-slowest, _steps_to_next_stop(step, config))
       begin = time.perf_counter()
       data = next(compiled.data)
       waited += time.perf_counter() - begin
@@ -285,11 +300,13 @@ def train(
       step += count
       progress.advance(count)
     checkpoints.wait()
-  if stop:
+    stopping = stopping or (multihost.count() == 1 and stop.signal)
+  if stopping:
+    multihost.barrier()  # who leaves takes the others along
+    name = signal.Signals(stopping).name
     raise Stopped(
-      f'{stop.signal.name} at step {step}: saved; the same command goes on '
-      'from there',
-      stop.signal,
+      f'{name} at step {step}: saved; the same command goes on from there',
+      stopping,
     )
   return state
 
@@ -355,7 +372,7 @@ def _tell_halted(
   )
   names = sorted({cache.names[i] for i in chosen.cases})
   # Saved, it is free to go on.
-  go_on = jax.device_put(np.zeros((), bool), sharding.replicated(mesh))
+  go_on = sharding.to_devices(sharding.replicated(mesh), np.zeros((), bool))
   checkpoints.save(LATEST, bad_step, state.replace(halted=go_on), sums)
   checkpoints.wait()
   raise InputError(

@@ -14,6 +14,7 @@ from medseg_jax import evaluate
 from medseg_jax.data.case import Source
 from medseg_jax.experiment import trained_model
 from medseg_jax.report import summary as report
+from medseg_jax.runtime import multihost, sharding
 from medseg_jax.runtime.checkpoint import BEST, Checkpoints
 from medseg_jax.runtime.metric_writer import MetricWriter, read_line
 from medseg_jax.state import TrainState
@@ -30,7 +31,7 @@ class Validation:
     predict_fn: `(variables, tiles) -> logits`, compiled.
     source: the validation split.
     config: resolved.
-    mesh: of the state.
+    mesh: that `predict_fn` was compiled for, of this process.
     workdir: of the run.
     writer: of metrics.
     checkpoints: for the best state.
@@ -62,7 +63,7 @@ class Validation:
     """
     if not self.due(step):
       return False
-    line = read_line(self.workdir, step, 'val')
+    line = self._line(step)
     if line is None:
       return True
     dice = line.get('dice')
@@ -79,7 +80,8 @@ class Validation:
       say: prints a line.
     """
     final = self.reported and step == self.config.num_steps
-    predict = functools.partial(self.predict_fn, state.eval_variables)
+    variables = sharding.local_copy(state.eval_variables, self.mesh)
+    predict = functools.partial(self.predict_fn, variables)
     settings = trained_model.prediction_settings(self.config, self.mesh)
     with jax.transfer_guard('allow'):
       scored = evaluate.score_cases(
@@ -91,12 +93,14 @@ class Validation:
         keep=len(self.source) if final else 1,
         desc='evaluate val' if final else '',
       )
-      first = [0] if scored.records else []
+      # Not every process has it; the one that writes may not.
+      first = [0] if 0 in scored.own else []
       pictures = list(evaluate.panels(predict, first, scored, **settings))
+      pictures = [p for found in multihost.gather(pictures) for p in found]
     if final:
       self.scored = scored
     summary = evaluate.summarize(scored, self.config, split='val', step=step)
-    if read_line(self.workdir, step, 'val') is None:
+    if self._line(step) is None:
       numbers = {name: summary['mean'][name] for name in _NUMBERS}
       self.writer.scalars(step, 'val', numbers)
       for picture in pictures:
@@ -112,6 +116,9 @@ class Validation:
       )
     elif dice > self._best():
       self.checkpoints.save(BEST, step, state, {'dice': dice})
+
+  def _line(self, step: int) -> dict[str, float | None] | None:
+    return multihost.from_primary(lambda: read_line(self.workdir, step, 'val'))
 
   def _best(self) -> float:
     """Returns the mean Dice of the best checkpoint."""

@@ -16,6 +16,8 @@ FLOORS = (
     'runtime.orbax_messages',
     'runtime.stop_signal',
   ),
+  ('runtime.launcher',),
+  ('runtime.multihost',),
   ('runtime.checkpoint_files',),
   (
     'runtime.checkpoint',

@@ -244,6 +244,30 @@ def test_a_batch_spread_over_devices_is_split_where_it_lies():
   assert 'f32[2,4,8,4]' in text and 'f32[4,4,8,4]' not in text
 
 
+def test_devices_of_the_spatial_axis_share_what_follows_the_augmentation():
+  def cost(spatial):
+    mesh = jax.make_mesh(
+      (1, spatial),
+      ('data', 'spatial'),
+      axis_types=(jax.sharding.AxisType.Auto,) * 2,
+      devices=jax.devices()[:spatial],
+    )
+    state, step = unet_step(
+      mesh, 'instance', splits=1, warp_prob=1.0, rotation_degrees=30.0
+    )
+    layout, shape = sharding.patches(mesh), (1, 256, 64)
+    batch = {
+      'image': jax.ShapeDtypeStruct((*shape, 1), jnp.float16, sharding=layout),
+      'label': jax.ShapeDtypeStruct(shape, jnp.int16, sharding=layout),
+    }
+    with jax.set_mesh(mesh):
+      compiled = jax.jit(step).lower(state, batch).compile()
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    return np.array([memory, compiled.cost_analysis()['flops']])
+
+  assert (cost(4) <= 0.3 * cost(1)).all()
+
+
 @pytest.mark.parametrize(
   ('size', 'splits', 'words'),
   [(16, 0, '1 or more'), (16, 3, '3 parts x 4'), (16, 8, '8 parts x 4')],

@@ -118,7 +118,7 @@ def _compile_whole(train_step, read_fn, max_count, state, data, mesh):
   )
 
   def advance(state, data, count):
-    return compiled(state, data, jax.device_put(np.int32(count), place))
+    return compiled(state, data, sharding.to_devices(place, np.int32(count)))
 
   return advance
 

@@ -11,6 +11,7 @@ from medseg_jax.data.case import Source
 from medseg_jax.experiment import (
   build,
   config_bounds,
+  config_files,
   folds,
   held_out,
   sources,
@@ -19,7 +20,7 @@ from medseg_jax.experiment import (
 from medseg_jax.experiment.case_digests import Digests, digests_of
 from medseg_jax.experiment.config_files import to_tuples
 from medseg_jax.losses import uses_sigmoid
-from medseg_jax.runtime import sharding
+from medseg_jax.runtime import multihost, sharding
 from medseg_jax.runtime.files import expand_home
 
 SOFT_TISSUE = (-160.0, 240.0)  # HU, the usual window on the abdomen
@@ -58,23 +59,20 @@ def open_run(
     config.data.group = os.path.abspath(config.data.group)
   volumes = config.data.source == 'volumes'
   # Without a plan the survey lists all problems at once.
-  strict = (workdir / 'plan.json').exists() or not volumes
-  opened = sources.open_all(config, strict=strict)
-  sources.check_train(opened, config.data)
-  sources.tell_oddities(opened.values())
-  plan = volume_plan.obtain(config, opened, workdir) if volumes else None
-  digests = digests_of(opened, root=config.data.cache_dir)
-  # Folds that were lost are made again, but not written before it is certain
-  # that the training held out the same.
-  begins = not (workdir / held_out.FILE).exists()
-  by_split = folds.divide(
-    opened,
-    digests,
-    config,
-    workdir,
-    record=held_out.read(workdir),
-    writes=begins,
+  strict = multihost.from_primary(
+    lambda: not volumes or (workdir / 'plan.json').exists()
   )
+  opened = multihost.primary_first(
+    lambda: sources.open_all(config, strict=strict)
+  )
+  sources.check_train(opened, config.data)
+  plan, digests, names = multihost.from_primary(
+    lambda: _decide(config, opened, workdir)
+  )
+  by_split = {
+    split: opened.get(split, opened['train']).subset(names[split])
+    for split in names
+  }
   given = config.batch_size
   config = resolve(config, by_split['train'], plan)
   if not given:  # planned for one device
@@ -87,6 +85,52 @@ def open_run(
     for split, source in by_split.items()
   }
   return Run(config, by_split, divided)
+
+
+def _decide(
+  config: ConfigDict, opened: dict[str, Source], workdir: pathlib.Path
+) -> tuple[dict[str, Any] | None, Digests, dict[str, tuple[str, ...]]]:
+  """Returns the plan of volumes, the digests, and the names by split."""
+  sources.tell_oddities(opened.values())
+  plan = None
+  if config.data.source == 'volumes':
+    plan = volume_plan.obtain(config, opened, workdir)
+  digests = digests_of(opened, root=config.data.cache_dir)
+  # Folds that were lost are made again, but not written before it is certain
+  # that the training held out the same.
+  begins = not (workdir / held_out.FILE).exists()
+  by_split = folds.divide(
+    opened,
+    digests,
+    config,
+    workdir,
+    record=held_out.read(workdir),
+    writes=begins,
+  )
+  names = {split: tuple(source.names) for split, source in by_split.items()}
+  return plan, digests, names
+
+
+def seen_before(
+  config: ConfigDict, digests: Digests, workdir: pathlib.Path
+) -> held_out.Record | None:
+  """Returns which cases the training that goes on has seen, None if untold.
+
+  Raises:
+    InputError: config or cases contradict what it began with.
+  """
+  seen = held_out.read(workdir)
+  config_files.check_same_meaning(config, workdir)
+  if seen is None:
+    print(
+      f'warning   {workdir} has no {held_out.FILE}: whether its weights '
+      'have seen the cases held out now cannot be told, now or later'
+    )
+  else:
+    names = [name for cases in digests.values() for name in cases]
+    held_out.check_groups(seen, config, names, workdir)
+    held_out.check_resuming(seen, digests, workdir)
+  return seen
 
 
 def absolute(data: ConfigDict) -> str:

@@ -7,6 +7,8 @@ line is on the disk before its mask has its name; where a kill or a full disk
 cuts one off, its mask is simply made again.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -152,6 +154,8 @@ class Record:
     }
     text = json.dumps(line)
     with open(self.path, 'ab+') as file:
+      with contextlib.suppress(OSError):  # some disks have no locks
+        fcntl.flock(file, fcntl.LOCK_EX)  # other processes write here, too
       if file.tell() and not _ends_line(file):
         text = f'\n{text}'  # the one before was cut off
       file.write(f'{text}\n'.encode())

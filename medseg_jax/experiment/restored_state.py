@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medseg_jax.runtime import sharding
 from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
 from medseg_jax.state import TrainState
 
@@ -54,7 +55,7 @@ def _freed(state: TrainState, checkpoints: Checkpoints) -> TrainState:
   """
   step = int(state.step)
   state = state.replace(
-    halted=jax.device_put(np.zeros((), bool), state.halted.sharding)
+    halted=sharding.to_devices(state.halted.sharding, np.zeros((), bool))
   )
   for later in checkpoints.steps(LATEST):
     if later > step:

@@ -26,7 +26,7 @@ from medseg_jax.inference import decoding
 from medseg_jax.inference.network import create_predict
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model
-from medseg_jax.runtime import process, sharding, stop_signal
+from medseg_jax.runtime import multihost, process, sharding, stop_signal
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.runtime.checkpoint_files import check_shapes, shapes_of
 from medseg_jax.runtime.errors import InputError
@@ -315,6 +315,10 @@ def prediction_settings(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
 
 
 def _tiles_at_once(config: ConfigDict, mesh: Mesh) -> int:
-  """Returns the tiles of one batch, as many for each device."""
+  """Returns the tiles of one batch, as many for each device.
+
+  For a device as many whatever part of all devices `mesh` has: its program, and
+  what it computes to the bit, are those of any other division.
+  """
   size = config.inference.batch_size or config.batch_size
-  return sharding.round_up(size, mesh)
+  return sharding.round_up(-(-size // multihost.count()), mesh)

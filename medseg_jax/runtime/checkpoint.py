@@ -5,6 +5,10 @@ a run that is killed while saving, or a full disk, costs nothing older.
 
 What was damaged later is told by checksums (`checkpoint_files.py`), never used,
 and never deleted.
+
+Of several processes all call every method alike: they save together, the
+primary looks at the folder for all, and each reads what the primary has found
+whole.
 """
 
 import contextlib
@@ -15,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from medseg_jax.runtime import checkpoint_files, orbax_messages
+from medseg_jax.runtime import checkpoint_files, multihost, orbax_messages
 from medseg_jax.runtime.checkpoint_files import DamageError, reason
 from medseg_jax.runtime.errors import InputError
 
@@ -62,11 +66,11 @@ class Checkpoints:
 
   def steps(self, which: str) -> list[int]:
     """Returns the steps of the checkpoints of a kind, whole or not."""
-    return sorted(self._saved(which))
+    return multihost.from_primary(lambda: sorted(self._saved(which)))
 
   def step(self, which: str) -> int | None:
     """Returns the newest of `steps`, None without."""
-    return max(self._saved(which), default=None)
+    return max(self.steps(which), default=None)
 
   def save(
     self, which: str, step: int, state: Any, metadata: dict[str, Any]
@@ -105,12 +109,16 @@ class Checkpoints:
     Raises:
       InputError: it is damaged.
     """
-    saved = self._saved(which)
-    newest = max(saved)
-    try:
-      return checkpoint_files.describe(saved[newest]).metadata
-    except DamageError as damage:
-      raise self._not_whole(which, {newest: str(damage)}) from damage
+
+    def read() -> dict[str, Any]:
+      saved = self._saved(which)
+      newest = max(saved)
+      try:
+        return checkpoint_files.describe(saved[newest]).metadata
+      except DamageError as damage:
+        raise self._not_whole(which, {newest: str(damage)}) from damage
+
+    return multihost.from_primary(read)
 
   def restore(
     self,
@@ -134,6 +142,32 @@ class Checkpoints:
     Raises:
       InputError: there is none, none is whole, or it is of another model.
     """
+    found: list[Restored] = []
+
+    def look() -> int:
+      found.append(self._newest_whole(which, wanted, whole=whole))
+      return found[0].step
+
+    step = multihost.from_primary(look)
+    if not found:
+      path = self._saved(which)[step]
+      try:
+        parts, metadata = checkpoint_files.read(path, wanted, whole=whole)
+      except DamageError as damage:
+        raise InputError(
+          f'{path} is whole where process 0 reads it, and here: {damage}; all '
+          'processes have to see the same disk'
+        ) from damage
+      found.append(Restored(parts, step, metadata))
+    return found[0]
+
+  def _newest_whole(
+    self,
+    which: str,
+    wanted: Callable[[frozenset[str]], dict[str, Any]],
+    *,
+    whole: bool,
+  ) -> Restored:
     saved = self._saved(which)
     newest_first = sorted(saved, reverse=True)
     if which == BEST:
@@ -168,11 +202,15 @@ class Checkpoints:
       why: what it is, after 'PATH is'.
       use: the step that is used in its place.
     """
-    path = self._saved(which)[step]
-    moved = ''
-    if self._writes:
-      moved = f'moved to {self._move_away(which, path)}; '
-    print(f'note      {path} is {why}; {moved}step {use} is used', flush=True)
+
+    def move() -> None:
+      path = self._saved(which)[step]
+      moved = ''
+      if self._writes:
+        moved = f'moved to {self._move_away(which, path)}; '
+      print(f'note      {path} is {why}; {moved}step {use} is used', flush=True)
+
+    multihost.from_primary(move)
 
   def close(self) -> None:
     """Ends the background work; saves must have been waited for."""
@@ -235,7 +273,7 @@ class Checkpoints:
     # call opens another one.
     with contextlib.suppress(Exception):
       self._open.pop(which).close()
-    kept = self.step(which)
+    kept = max(self._saved(which), default=None)
     older = 'there is no older one' if kept is None else f'step {kept} is kept'
     return InputError(
       f'cannot save the {which} checkpoint in {self._directory}: '

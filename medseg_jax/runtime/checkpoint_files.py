@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from medseg_jax.runtime import orbax_messages
+from medseg_jax.runtime import multihost, orbax_messages
 from medseg_jax.runtime.errors import InputError
 
 # Orbax's files: what it says of a checkpoint, its arrays, and what is JSON.
@@ -116,8 +116,11 @@ def _load(path: pathlib.Path, abstract: Any, described: Described) -> Any:
   """Returns arrays of a checkpoint, which are those that were saved."""
   context = ocp.Context()
   context.pytree.loading.partial_load = True
+  if multihost.count() > 1:  # each reads by itself, so that none waits
+    context.multiprocessing.primary_host = multihost.index()
+    context.multiprocessing.active_processes = {multihost.index()}
   with _damage(path), context:
-    state = ocp.load(path, abstract)
+    state = ocp.load(path, jax.tree.map(_here, abstract))
   if described.checksums is None:
     return state
   wrong = [
@@ -128,7 +131,30 @@ def _load(path: pathlib.Path, abstract: Any, described: Described) -> Any:
   if wrong:
     more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
     raise DamageError(f'{wrong[0]}{more} is not what was saved')
-  return state
+  return jax.tree.map(_as_wanted, state, abstract)
+
+
+def _here(wanted: Any) -> Any:
+  """Returns what an array is first loaded as: by this process alone."""
+  if _is_here(wanted):
+    return wanted
+  place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(wanted.shape, wanted.dtype, sharding=place)
+
+
+def _as_wanted(array: Any, wanted: Any) -> Any:
+  """Returns the array on the devices of all processes, where it belongs."""
+  if _is_here(wanted):
+    return array
+  whole = np.asarray(array)
+  return jax.make_array_from_callback(
+    whole.shape, wanted.sharding, lambda index: whole[index]
+  )
+
+
+def _is_here(wanted: Any) -> bool:
+  layout = getattr(wanted, 'sharding', None)
+  return layout is None or layout.is_fully_addressable
 
 
 def _tree(path: pathlib.Path) -> Any:

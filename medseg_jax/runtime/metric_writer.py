@@ -1,7 +1,7 @@
 """Metrics of a run: `metrics.jsonl` and TensorBoard event files.
 
 Only tensorboard's protocol buffers and record format are used, so nothing here
-needs TensorFlow. One process writes: on many hosts, the first.
+needs TensorFlow. One process writes, the primary.
 """
 
 import io
@@ -19,6 +19,7 @@ from PIL import Image
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import counted, doing
 from medseg_jax.runtime.files import parse_json, write_atomically
 
@@ -43,6 +44,9 @@ class MetricWriter:
   ):
     workdir = pathlib.Path(workdir)
     path = workdir / 'metrics.jsonl'
+    if not multihost.is_primary():
+      self._lines, self._events = _nowhere(), _nowhere()
+      return
     with doing('write the metrics', path):
       workdir.mkdir(parents=True, exist_ok=True)
       _drop_lines(path, resume_step)
@@ -126,6 +130,10 @@ def _append(file: io.FileIO, content: bytes) -> None:
   with doing('write the metrics', file.name):
     while left:
       left = left[file.write(left) :]
+
+
+def _nowhere() -> io.FileIO:
+  return open(os.devnull, 'ab', buffering=0)
 
 
 def read_line(

@@ -6,6 +6,7 @@ exchanges the borders that convolutions need).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,15 +45,20 @@ def create_mesh(
       f'config.mesh is {data} x {spatial} (data x spatial) for '
       f'{counted(num_devices, "device")}; the product has to be {num_devices}'
     )
+  if devices is None:
+    devices = jax.devices()[:num_devices]
+  return _mesh_of(devices, data, spatial)
+
+
+def _mesh_of(devices: Sequence[jax.Device], data: int, spatial: int) -> Mesh:
+  """Returns a `data` x `spatial` mesh of devices, neighbours side by side."""
+  # Axes of a torus may be split among them: 8 x 8 x 16 chips are 256 x 4, too.
+  placed = mesh_utils.create_device_mesh(
+    (data, spatial), devices, allow_split_physical_axes=True
+  )
   # Auto axes: the compiler chooses the layout of everything in between.
   # Explicit axes, the default, reject vmapped augmentation.
-  # Axes of a torus may be split among them: 8 x 8 x 16 chips are 256 x 4, too.
-  grid = mesh_utils.create_device_mesh(
-    (data, spatial),
-    jax.devices()[:num_devices] if devices is None else devices,
-    allow_split_physical_axes=True,
-  )
-  return Mesh(grid, ('data', 'spatial'), axis_types=(AxisType.Auto,) * 2)
+  return Mesh(placed, ('data', 'spatial'), axis_types=(AxisType.Auto,) * 2)
 
 
 def local_mesh() -> Mesh:
@@ -61,13 +67,16 @@ def local_mesh() -> Mesh:
   What prediction needs: tiles are independent of each other, and the devices
   are seldom those of the training.
   """
-  devices = jax.local_devices()
-  return jax.make_mesh(
-    (len(devices), 1),
-    ('data', 'spatial'),
-    axis_types=(AxisType.Auto,) * 2,
-    devices=devices,
-  )
+  return _mesh_of(jax.local_devices(), jax.local_device_count(), 1)
+
+
+def own_part(mesh: Mesh) -> Mesh:
+  """Returns a mesh of those devices of `mesh` that are this process's.
+
+  On the data axis, as `local_mesh`.
+  """
+  devices = mesh.local_devices
+  return _mesh_of(devices, len(devices), 1)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
@@ -104,6 +113,63 @@ def examples(mesh: Mesh) -> NamedSharding:
 
 
 def to_devices(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
-  """Returns the global array of which this process holds `array`'s rows."""
+  """Returns `array`, which each process holds as a whole, on the devices."""
+  array = np.asarray(array)
   with jax.transfer_guard('allow'):  # a transfer on purpose, guard or not
-    return jax.make_array_from_process_local_data(sharding, array)
+    return jax.make_array_from_callback(
+      array.shape, sharding, lambda index: array[index]
+    )
+
+
+def own_rows(sharding: NamedSharding, shape: Sequence[int]) -> np.ndarray:
+  """Returns which rows of an array lie on devices of this process, ascending.
+
+  Args:
+    sharding: of the array.
+    shape: of the array.
+  """
+  places = sharding.addressable_devices_indices_map(tuple(shape)).values()
+  rows = np.arange(shape[0])
+  return np.unique(np.concatenate([rows[index[0]] for index in places]))
+
+
+def rows_to_devices(
+  sharding: NamedSharding, num_rows: int, own: np.ndarray, array: np.ndarray
+) -> jax.Array:
+  """Returns an array of `num_rows` rows, of which each process has its own.
+
+  Args:
+    sharding: of the array.
+    num_rows: of all processes together.
+    own: which of them `array` has, as `own_rows` says.
+    array: `[len(own), ...]`.
+  """
+
+  def part(index: tuple[slice, ...]) -> np.ndarray:
+    wanted = np.arange(num_rows)[index[0]]
+    first = int(np.searchsorted(own, wanted[0]))
+    return array[(slice(first, first + len(wanted)), *index[1:])]
+
+  with jax.transfer_guard('allow'):  # a transfer on purpose, guard or not
+    return jax.make_array_from_callback(
+      (num_rows, *array.shape[1:]), sharding, part
+    )
+
+
+def local_copy(tree: Any, mesh: Mesh) -> Any:
+  """Returns arrays that every device has whole, on the devices of `mesh`.
+
+  Without a transfer where they are there.
+
+  Args:
+    tree: of arrays that are replicated.
+    mesh: of this process.
+  """
+  layout = replicated(mesh)
+  local = set(mesh.devices.flat)
+
+  def copy(array: jax.Array) -> jax.Array:
+    parts = [s.data for s in array.addressable_shards if s.device in local]
+    return jax.make_array_from_single_device_arrays(array.shape, layout, parts)
+
+  return jax.tree.map(copy, tree)

@@ -39,6 +39,7 @@ class _Process:
 
   request: StopRequest | None = None  # None: they are not noted
   answered_elsewhere = 0  # blocks that look at the request themselves
+  quiet = False  # another process of the run speaks for this one
 
 
 def check() -> None:
@@ -131,6 +132,11 @@ def held() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def be_quiet() -> None:
+  """Makes this process answer signals without a word."""
+  _Process.quiet = True
+
+
 def asked() -> bool:
   """Returns whether a signal was noted."""
   return bool(_Process.request)
@@ -163,6 +169,8 @@ def _watch(woken: int, request: StopRequest) -> None:
 
 
 def _say(line: str) -> None:
+  if _Process.quiet:
+    return
   # Not print: the main thread may hold the stream, and be cut off with it.
   with contextlib.suppress(OSError):
     os.write(2, f'{line}\n'.encode())

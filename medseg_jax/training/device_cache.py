@@ -20,7 +20,7 @@ from medseg_jax.data import sampling
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.masking import NOWHERE
 from medseg_jax.data.sampling import ANNOTATED, Patches
-from medseg_jax.runtime import host_memory, sharding
+from medseg_jax.runtime import host_memory, multihost, sharding
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.state import TrainState
 
@@ -87,7 +87,9 @@ def place(cache: Cache, *, mode: str, mesh: Mesh) -> DeviceData | None:
   if mode == 'off':
     return None
   size = num_bytes(cache)
-  why_not = _why_not(cache, size, mode, jax.process_count(), _room(mode, mesh))
+  # Hosts may have different memory, and are to come to one answer.
+  answers = multihost.gather(_why_not(cache, size, mode, _room(mode, mesh)))
+  why_not = next(filter(None, answers), '')
   _check(why_not, mode)
   if why_not:
     print(f'patches   read on the host: {why_not}', flush=True)
@@ -126,11 +128,10 @@ def abstract(
     cache: likewise; mode and mesh, too.
     memory: bytes of each device.
   """
-  num_processes = len({device.process_index for device in mesh.devices.flat})
   room = (DEVICE_SHARE if mode == 'auto' else MOST) * memory
   if mode == 'off':
     return None
-  why_not = _why_not(cache, num_bytes(cache), mode, num_processes, room)
+  why_not = _why_not(cache, num_bytes(cache), mode, room)
   _check(why_not, mode)
   if why_not:
     return None
@@ -149,15 +150,10 @@ def _check(why_not: str, mode: str) -> None:
     )
 
 
-def _why_not(
-  cache: Cache, size: int, mode: str, num_processes: int, limit: float
-) -> str:
+def _why_not(cache: Cache, size: int, mode: str, limit: float) -> str:
   """Returns why `size` bytes are not put on the device; '' where they are."""
   if (count := _num_voxels(cache)) > MAX_VOXELS:
     return f'the data set has {count} voxels, more than {MAX_VOXELS}'
-  if mode == 'auto' and num_processes > 1:
-    # Their hosts could have different memory and come to different answers.
-    return 'several processes share the training'
   if size <= limit:
     return ''
   room = 'for that' if mode == 'auto' else 'at the most'

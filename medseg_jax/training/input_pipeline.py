@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 from collections.abc import Iterator
 
@@ -59,8 +60,9 @@ def create_batches(
 
   with contextlib.suppress(RuntimeError):  # too late where it runs already
     tf.config.set_visible_devices([], 'GPU')  # the accelerator belongs to jax
-  share = batch_size // jax.process_count()
-  mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+  layout = sharding.patches(mesh)
+  read_size = read_size or patch_size
+  mine = sharding.own_rows(layout, (batch_size, *read_size))
 
   refused = []
 
@@ -107,12 +109,9 @@ def create_batches(
     .prefetch(4)
     .with_options(options)
   )
-  layout = sharding.patches(mesh)
+  send = functools.partial(sharding.rows_to_devices, layout, batch_size, mine)
   sent = (
-    {
-      'image': sharding.to_devices(layout, image),
-      'label': sharding.to_devices(layout, label),
-    }
+    {'image': send(image), 'label': send(label)}
     for image, label in _raising(
       batches.as_numpy_iterator(), tf.errors.OpError, refused
     )

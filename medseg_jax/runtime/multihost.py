@@ -1,0 +1,349 @@
+"""Many processes as one run: no other module knows of them.
+
+Process 0, the primary, decides and writes: what the others need to know of it
+they get through the store of JAX's coordinator, which process 0 holds. Without
+other processes every function here does what its name says of one.
+
+Who ends early takes the others along: the first to claim the end says why, and
+all leave with its status, at once, as a barrier would wait for the lost. One
+that is killed is found missing after `HEARTBEAT_SECONDS`, at the latest.
+"""
+
+import collections
+import contextlib
+import logging
+import os
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from medseg_jax.runtime import launcher, stop_signal
+from medseg_jax.runtime.errors import InputError
+
+HEARTBEAT_SECONDS = 30
+# What may be in the way passes with another start (EX_TEMPFAIL of sysexits.h).
+LOST = 75
+_LOST_WORDS = ('gloo', 'nccl', 'coordination', 'heartbeat', 'unavailable')
+_POLL_MS = 2000
+_GRACE_SECONDS = 1.0  # for the primary to speak first, where all have an error
+# How long the primary holds the store open for the others, at most, and then
+# still, as one that finds it gone before its own end aborts.
+_FAREWELL_SECONDS, _LAST_SECONDS = 10.0, 1.0
+_END = 'medseg/end'
+
+Value = TypeVar('Value')
+Item = TypeVar('Item')
+
+
+class _Process:
+  """What this process knows of its part in the run."""
+
+  calls = 0  # of what all processes call alike: the names of its keys
+  deciding = False  # in a function that runs on the primary alone
+  ending = False  # the main thread says why, and leaves
+  stdout: int | None = None  # what it was before this process became quiet
+
+
+def start() -> None:
+  """Joins the other processes, where the environment tells of any.
+
+  To be called before JAX computes anything. From then on processes above 0
+  print nothing.
+
+  Raises:
+    InputError: the environment contradicts itself, or nobody answers.
+  """
+  found = launcher.find()
+  if found is None:
+    return
+  import jax
+
+  if jax.distributed.is_initialized():
+    return
+  # It would take the place of the handler of SIGTERM.
+  jax.config.update('jax_enable_preemption_service', False)
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  told = found.num_processes is not None
+  try:
+    jax.distributed.initialize(
+      **found._asdict(),
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      cluster_detection_method='deactivate' if told else None,
+    )
+  except (RuntimeError, ValueError) as error:
+    text = ' '.join(str(error).split())[:300]
+    raise InputError(
+      f'the processes of this run do not find each other ({found.describe()}): '
+      f'{text}; allowed are as many processes as are announced, which reach '
+      'the coordinator'
+    ) from error
+  if not is_primary():
+    _be_quiet()
+  threading.Thread(target=_watch, name='others', daemon=True).start()
+
+
+def count() -> int:
+  """Returns how many processes the run has."""
+  return _state().num_processes if _client() else 1
+
+
+def index() -> int:
+  """Returns the number of this process, from 0."""
+  return _state().process_id if _client() else 0
+
+
+def is_primary() -> bool:
+  """Returns whether this process decides and writes."""
+  return index() == 0
+
+
+# What all processes call alike, each in its main thread.
+
+
+def from_primary(fn: Callable[[], Value]) -> Value:
+  """Returns what `fn` returns on the primary, the only one to call it.
+
+  Args:
+    fn: returns what can be pickled. May call what uses this function itself.
+
+  Raises:
+    InputError: in every process, where `fn` raised one.
+  """
+  if count() == 1 or _Process.deciding:
+    return fn()
+  key = _next_key()
+  if not is_primary():
+    value, error = _receive(key)
+    if error is not None:
+      raise InputError(error)
+    return value
+  _Process.deciding = True
+  try:
+    value = fn()
+  except Exception as error:
+    _send(key, (None, str(error)))
+    raise
+  finally:
+    _Process.deciding = False
+  _send(key, (value, None))
+  return value
+
+
+def primary_first(fn: Callable[[], Value]) -> Value:
+  """Returns `fn()` of this process, called on the primary before the others.
+
+  For what reads files: one process tells what is wrong with them, and what it
+  keeps on the disk is there for the others.
+  """
+  if count() == 1 or _Process.deciding:
+    return fn()
+  own: list[Value] = []
+  from_primary(lambda: own.append(fn()))
+  return own[0] if own else fn()
+
+
+def gather(value: Value) -> list[Value]:
+  """Returns the values of all processes, in their order, in each of them."""
+  if count() == 1 or _Process.deciding:
+    return [value]
+  key = _next_key()
+  if not is_primary():
+    _send(f'{key}/{index()}', value)
+
+  def collect() -> list[Value]:
+    return [value, *(_receive(f'{key}/{i}') for i in range(1, count()))]
+
+  return from_primary(collect)
+
+
+def barrier() -> None:
+  """Returns once every process has called it."""
+  gather(None)
+
+
+def share(items: Iterable[Item]) -> list[Item]:
+  """Returns this process's share of `items`; the shares are all of them."""
+  return list(items)[index() :: count()]
+
+
+class Agreement:
+  """Numbers that all processes agree on while the devices work.
+
+  Two calls late where there are several processes, so that none waits.
+
+  Args:
+    mesh: of all devices.
+  """
+
+  def __init__(self, mesh: Any):
+    self._mesh = mesh
+    self._offered: collections.deque = collections.deque()
+    self._largest: Callable[[Any], Any] | None = None
+
+  def largest(
+    self, own: Sequence[int], at_first: Sequence[int]
+  ) -> tuple[int, ...]:
+    """Returns the largest that any process offered, two calls ago.
+
+    All processes call it as often.
+
+    Args:
+      own: the numbers that this process offers, int32.
+      at_first: what is returned until there are any.
+    """
+    if count() == 1:
+      return tuple(own)
+    import jax
+    import numpy as np
+
+    with jax.transfer_guard('allow'):
+      offer = self._offer(np.asarray(own, np.int32))
+      if self._largest is None:
+        self._largest = self._compile(offer)
+      self._offered.append(self._largest(offer))
+    if len(self._offered) <= 2:
+      return tuple(at_first)
+    agreed = jax.device_get(self._offered.popleft())
+    return tuple(int(number) for number in agreed)
+
+  def _offer(self, own):
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    layout = NamedSharding(
+      self._mesh, PartitionSpec(tuple(self._mesh.axis_names))
+    )
+    return jax.make_array_from_callback(
+      (self._mesh.size, len(own)), layout, lambda index: own[None, index[1]]
+    )
+
+  def _compile(self, offer):
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    everywhere = NamedSharding(self._mesh, PartitionSpec())
+    largest = jax.jit(lambda x: x.max(0), out_shardings=everywhere)
+    return largest.lower(offer).compile()
+
+
+# The end.
+
+
+def finish() -> None:
+  """Waits for the others at the end of a run that has done its work."""
+  if count() > 1:
+    barrier()
+
+
+def is_lost(error: BaseException) -> bool:
+  """Returns whether an error is that another process has gone."""
+  if count() == 1:
+    return False
+  link: BaseException | None = error
+  while link is not None:
+    text = str(link).lower()
+    if type(link).__name__ in ('JaxRuntimeError', 'XlaRuntimeError') and any(
+      word in text for word in _LOST_WORDS
+    ):
+      return True
+    link = link.__cause__ or link.__context__
+  return False
+
+
+def speaks(status: int) -> bool:
+  """Claims the end of the run; returns whether it is this process's to tell.
+
+  Args:
+    status: that all processes are to leave with.
+  """
+  if count() == 1:
+    return True
+  if not is_primary():
+    time.sleep(_GRACE_SECONDS)  # meanwhile `_watch` may end this process
+  _Process.ending = True
+  try:
+    _client().key_value_set(_END, str(status))
+  except Exception as error:  # another one was first; or nobody can be asked
+    if 'ALREADY_EXISTS' in str(error):
+      return False
+  if _Process.stdout is not None:
+    os.dup2(_Process.stdout, 1)
+  return True
+
+
+def leave(status: int) -> None:
+  """Ends this process at once, where there are others; else does nothing."""
+  if not _client():
+    return
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  with contextlib.suppress(Exception):
+    _client().key_value_set(f'medseg/left/{index()}', '')
+  if is_primary():  # the store ends with this process
+    end = time.monotonic() + _FAREWELL_SECONDS
+    for i in range(1, count()):
+      left = max(end - time.monotonic(), 0)
+      with contextlib.suppress(Exception):
+        _client().blocking_key_value_get(f'medseg/left/{i}', int(1000 * left))
+    if count() > 1:
+      time.sleep(_LAST_SECONDS)
+  # Python's own end would wait in JAX's barrier for those that are gone.
+  os._exit(status)
+
+
+def _watch() -> None:
+  """Leaves as soon as another process has claimed the end."""
+  while True:
+    try:
+      status = _client().blocking_key_value_get(_END, 3_600_000)
+    except Exception as error:
+      if 'DEADLINE_EXCEEDED' in str(error):
+        continue
+      return  # the coordinator is gone: JAX ends this process
+    if not _Process.ending:
+      leave(int(status))
+    return
+
+
+def _be_quiet() -> None:
+  sys.stdout.flush()
+  _Process.stdout = os.dup(1)
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 1)
+  os.close(nowhere)
+  logging.disable(logging.CRITICAL)
+  stop_signal.be_quiet()
+
+
+def _state() -> Any:
+  # Nothing public has the client. Who has not imported JAX is alone, and need
+  # not import it to know that.
+  module = sys.modules.get('jax._src.distributed')
+  return module and module.global_state
+
+
+def _client() -> Any:
+  return _state() and _state().client
+
+
+def _next_key() -> str:
+  _Process.calls += 1
+  return f'medseg/{_Process.calls}'
+
+
+def _send(key: str, value: Any) -> None:
+  _client().key_value_set_bytes(key, pickle.dumps(value))
+
+
+def _receive(key: str) -> Any:
+  while True:
+    try:
+      return pickle.loads(_client().blocking_key_value_get_bytes(key, _POLL_MS))
+    except Exception as error:
+      if 'DEADLINE_EXCEEDED' not in str(error):
+        raise
+    stop_signal.check()
