@@ -198,7 +198,9 @@ def _run() -> None:
   apply_overrides(config, _OVERRIDES)
   mesh = None  # of all devices, whatever the training's was
   if any(key.startswith('mesh.') for key, _ in _OVERRIDES):
-    mesh = sharding.own_part(build.mesh_of(config))
+    mesh = build.mesh_of(config)
+    if multihost.count() > 1:
+      mesh = sharding.own_part(mesh)
   if mode == 'evaluate':
     run(config, workdir, split=_SPLIT.value or '', mesh=mesh, **trained)
   elif mode == 'export':

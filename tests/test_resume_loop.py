@@ -206,14 +206,16 @@ def test_a_log_line_averages_the_steps_before_the_stop_too(
 class Flips:
   """A request to stop that comes between two looks at it."""
 
-  signal = signal.SIGTERM
-
   def __init__(self, looks):
     self._left = looks
 
-  def __bool__(self):
+  @property
+  def signal(self):
     self._left -= 1
-    return self._left < 0
+    return signal.SIGTERM if self._left < 0 else None
+
+  def __bool__(self):
+    return self.signal is not None
 
 
 def test_a_signal_between_two_looks_saves_no_state_that_stands_still(
