@@ -26,6 +26,9 @@ SMALL = {
 }
 
 
+_PROGRAM = 'import sys; from medseg_jax import main; sys.exit(main.main())'
+
+
 def free_port() -> int:
   with socket.socket() as found:
     found.bind(('localhost', 0))
@@ -38,6 +41,7 @@ def start(
   processes: int,
   devices: int = 1,
   only: tuple[int, str] = (-1, ''),
+  before: str = '',
   **keys,
 ) -> list[subprocess.Popen]:
   """Returns the processes of one run; their output goes to `workdir`-I.txt.
@@ -48,11 +52,16 @@ def start(
     processes: of the run.
     devices: of each process.
     only: a process, and a flag that it has alone.
+    before: Python code that each process runs first; JAX_PROCESS_ID in the
+      environment tells it which one it is.
     **keys: of the config.
   """
   port = free_port()
   config = SMALL | keys
-  command = [sys.executable, '-m', 'medseg_jax.main', f'--workdir={workdir}']
+  program = ['-m', 'medseg_jax.main']
+  if before:
+    program = ['-c', f'{before}\n{_PROGRAM}']
+  command = [sys.executable, *program, f'--workdir={workdir}']
   command += flags or (
     '--config=configs/unet.py',
     *(f'--config.{key}={value}' for key, value in config.items()),

@@ -16,7 +16,7 @@ FLOORS = (
     'runtime.orbax_messages',
     'runtime.stop_signal',
   ),
-  ('runtime.launcher',),
+  ('runtime.launcher', 'runtime.watchdog'),
   ('runtime.multihost',),
   ('runtime.checkpoint_files',),
   (

@@ -6,11 +6,13 @@ other processes every function here does what its name says of one.
 
 Who ends early takes the others along: the first to claim the end says why, and
 all leave with its status, at once, as a barrier would wait for the lost. One
-that is killed is found missing after `HEARTBEAT_SECONDS`, at the latest.
+that is killed is found missing after `HEARTBEAT_SECONDS`, at the latest; one
+that lives and makes no progress gives up after `PATIENCE_SECONDS`.
 """
 
 import collections
 import contextlib
+import faulthandler
 import logging
 import os
 import pickle
@@ -20,10 +22,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from medseg_jax.runtime import launcher, stop_signal
+from medseg_jax.runtime import launcher, stop_signal, watchdog
 from medseg_jax.runtime.errors import InputError
 
 HEARTBEAT_SECONDS = 30
+# Of a call, a case or a batch of tiles; nothing else takes as long.
+PATIENCE_SECONDS = 1800.0
 # What may be in the way passes with another start (EX_TEMPFAIL of sysexits.h).
 LOST = 75
 _LOST_WORDS = ('gloo', 'nccl', 'coordination', 'heartbeat', 'unavailable')
@@ -33,6 +37,7 @@ _GRACE_SECONDS = 1.0  # for the primary to speak first, where all have an error
 # still, as one that finds it gone before its own end aborts.
 _FAREWELL_SECONDS, _LAST_SECONDS = 10.0, 1.0
 _END = 'medseg/end'
+_HANGS = 'hangs'  # after the status, where all are to say where they are
 
 Value = TypeVar('Value')
 Item = TypeVar('Item')
@@ -83,6 +88,8 @@ def start() -> None:
   if not is_primary():
     _be_quiet()
   threading.Thread(target=_watch, name='others', daemon=True).start()
+  if count() > 1:
+    watchdog.watch(PATIENCE_SECONDS, _give_up)
 
 
 def count() -> int:
@@ -253,11 +260,12 @@ def is_lost(error: BaseException) -> bool:
   return False
 
 
-def speaks(status: int) -> bool:
+def speaks(status: int, why: str = '') -> bool:
   """Claims the end of the run; returns whether it is this process's to tell.
 
   Args:
     status: that all processes are to leave with.
+    why: a word for the others.
   """
   if count() == 1:
     return True
@@ -265,7 +273,7 @@ def speaks(status: int) -> bool:
     time.sleep(_GRACE_SECONDS)  # meanwhile `_watch` may end this process
   _Process.ending = True
   try:
-    _client().key_value_set(_END, str(status))
+    _client().key_value_set(_END, f'{status} {why}')
   except Exception as error:  # another one was first; or nobody can be asked
     if 'ALREADY_EXISTS' in str(error):
       return False
@@ -281,6 +289,10 @@ def leave(status: int) -> None:
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
+  _exit(status)
+
+
+def _exit(status: int) -> None:
   with contextlib.suppress(Exception):
     _client().key_value_set(f'medseg/left/{index()}', '')
   if is_primary():  # the store ends with this process
@@ -295,17 +307,41 @@ def leave(status: int) -> None:
   os._exit(status)
 
 
+def _give_up() -> None:
+  """Ends a run of which this process makes no progress."""
+  # Nothing here waits for a stream: the main thread may hang in a print.
+  if speaks(LOST, _HANGS):
+    _say(
+      f'error: process {index()} of {count()} has made no progress for '
+      f'{PATIENCE_SECONDS:g} s; the same command goes on from the newest '
+      'checkpoint. Where it is:\n'
+    )
+  faulthandler.dump_traceback(2)
+  _exit(LOST)
+
+
+def _say(text: str) -> None:
+  with contextlib.suppress(OSError):
+    os.write(2, text.encode())
+
+
 def _watch() -> None:
   """Leaves as soon as another process has claimed the end."""
   while True:
     try:
-      status = _client().blocking_key_value_get(_END, 3_600_000)
+      told = _client().blocking_key_value_get(_END, 3_600_000)
     except Exception as error:
       if 'DEADLINE_EXCEEDED' in str(error):
         continue
       return  # the coordinator is gone: JAX ends this process
-    if not _Process.ending:
-      leave(int(status))
+    if _Process.ending:
+      return
+    status, why = told.split(' ')
+    if why == _HANGS:  # in this one, perhaps, or in what both wait for
+      _say(f'process {index()} of {count()} is here:\n')
+      faulthandler.dump_traceback(2)
+      _exit(LOST)
+    leave(int(status))
     return
 
 

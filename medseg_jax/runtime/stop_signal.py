@@ -39,6 +39,7 @@ class _Process:
 
   request: StopRequest | None = None  # None: they are not noted
   answered_elsewhere = 0  # blocks that look at the request themselves
+  checks = 0  # that the program made
   quiet = False  # another process of the run speaks for this one
 
 
@@ -46,8 +47,10 @@ def check() -> None:
   """Raises Stopped where a signal was noted, for places where a run may end.
 
   Not in a block of `stop_on_signal`, which ends in its own way. Cheap: call it
-  with every case. From any thread.
+  with every case. From any thread. A program of several processes that does not
+  call it for long is taken for one that hangs (see `watchdog`).
   """
+  _Process.checks += 1  # threads may lose one: it is another number anyhow
   request = _Process.request
   if request and not _Process.answered_elsewhere:
     raise Stopped(f'stopped by {request.signal.name}', request.signal)
@@ -135,6 +138,11 @@ def held() -> Iterator[None]:
 def be_quiet() -> None:
   """Makes this process answer signals without a word."""
   _Process.quiet = True
+
+
+def num_checks() -> int:
+  """Returns a number that is another one after each `check`."""
+  return _Process.checks
 
 
 def asked() -> bool:
