@@ -16,6 +16,7 @@ from medseg_jax.experiment import (
   build,
   copied_cases,
   scored_cases,
+  sources,
   trained_model,
 )
 from medseg_jax.experiment.failures import Failures
@@ -260,7 +261,8 @@ def score_cases(
   if thorough and data.source == 'volumes':
     scoring['surface_tolerance'] = config.evaluation.surface_tolerance
     scoring['lesions'] = config.evaluation.lesions
-  own, records = multihost.share(range(len(source))), {}
+  own = multihost.share(range(len(source)), lambda: sources.sizes(source))
+  records: dict[int, dict] = {}
   masks, failures = KeptMasks(keep), Failures()
 
   def fail(index: int, error: Exception) -> None:

@@ -134,8 +134,8 @@ def _status() -> int:
       print('interrupted', file=sys.stderr)
     return 130
   except InputError as error:
-    if multihost.is_lost(error):  # which no change of the input mends
-      return _complain_of_loss(error)
+    if loss := multihost.loss(error):  # which no change of the input mends
+      return _complain_of_loss(loss)
     _complain(error)
   except OSError as error:
     sys.stdout.flush()  # fails where it was that
@@ -147,14 +147,14 @@ def _status() -> int:
   except RecursionError:
     _complain('something is nested too deeply (--debug tells where)')
   except Exception as error:
-    if multihost.is_lost(error):
-      return _complain_of_loss(error)
+    if loss := multihost.loss(error):
+      return _complain_of_loss(loss)
     _complain(f'{type(error).__name__}: {error} (--debug tells where)')
   return 1
 
 
-def _complain_of_loss(error: Exception) -> int:
-  _complain(f'another process of the run is gone: {error}', multihost.LOST)
+def _complain_of_loss(loss: str) -> int:
+  _complain(f'another process of the run is gone: {loss}', multihost.LOST)
   return multihost.LOST
 
 

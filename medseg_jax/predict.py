@@ -119,7 +119,10 @@ def run(
     print(build.describe_network(config, mesh), flush=True)
     trained = trained_model.compile_predictor(config, weights, mesh)
     lap('compile')
-    own, hashes = multihost.share(jobs), {}
+    own = multihost.share(
+      jobs, lambda: [sources.num_bytes(job.images) for job in jobs]
+    )
+    hashes: dict[str, str] = {}
 
     def fail(job: Job, error: Exception) -> None:
       failed.add(error, case=job.name, file=job.images[0])

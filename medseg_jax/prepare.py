@@ -14,6 +14,7 @@ from medseg_jax.data.case import Source
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.experiment import build, mirroring, opening
+from medseg_jax.experiment.sources import sizes as case_sizes
 from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.progress import Progress
@@ -88,7 +89,7 @@ def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
 
 
 def _own_share(source: Source) -> Source | None:
-  names = multihost.share(source.names)
+  names = multihost.share(source.names, lambda: case_sizes(source))
   return source.subset(names) if names else None
 
 

@@ -32,6 +32,7 @@ from medseg_jax.experiment.failures import Failures
 from medseg_jax.experiment.restored_state import restore_state
 from medseg_jax.prepare import describe, prepare
 from medseg_jax.runtime import multihost, sharding, workdir_lock
+from medseg_jax.runtime.agreement import Agreement
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.runtime.metric_writer import MetricWriter
@@ -223,7 +224,7 @@ def train(
   """
   first_step, num_steps = int(state.step), config.num_steps
   step, limit = first_step, 1  # the most steps of the next call
-  agreement = multihost.Agreement(mesh)
+  agreement = Agreement(mesh)
   multihost.barrier()  # devices give up on those that still compile
   unread: list[tuple[int, dict]] = []  # (count, metrics) of calls not read yet
   sums = {**dict.fromkeys(_SUMMED, 0.0), **since_log}

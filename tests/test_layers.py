@@ -20,6 +20,7 @@ FLOORS = (
   ('runtime.multihost',),
   ('runtime.checkpoint_files',),
   (
+    'runtime.agreement',
     'runtime.checkpoint',
     'runtime.metric_writer',
     'runtime.process',

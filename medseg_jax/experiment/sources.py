@@ -1,7 +1,9 @@
 """The data of a run, opened as its config says."""
 
 import concurrent.futures
+import contextlib
 import os
+import pathlib
 from collections.abc import Iterable, Sequence
 
 from ml_collections import ConfigDict
@@ -93,6 +95,26 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
   raise InputError(
     f'config.data.source is {data.source!r}; allowed are ' + ', '.join(SOURCES)
   )
+
+
+def sizes(source: Source) -> list[int]:
+  """Returns the bytes of each case's images; 0 for what is in no files."""
+  files = getattr(source, 'files', None)
+  if files is None:
+    return [0] * len(source)
+  return [
+    num_bytes(case.images if hasattr(case, 'images') else [case.image])
+    for case in files
+  ]
+
+
+def num_bytes(paths: Iterable[pathlib.Path]) -> int:
+  """Returns the bytes of files together; 0 for one that is gone."""
+  found = 0
+  for path in paths:
+    with contextlib.suppress(OSError):  # told by whoever reads it
+      found += path.stat().st_size
+  return found
 
 
 def tell_oddities(opened: Iterable[Source]) -> None:

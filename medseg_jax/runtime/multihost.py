@@ -10,9 +10,9 @@ that is killed is found missing after `HEARTBEAT_SECONDS`, at the latest; one
 that lives and makes no progress gives up after `PATIENCE_SECONDS`.
 """
 
-import collections
 import contextlib
 import faulthandler
+import heapq
 import logging
 import os
 import pickle
@@ -30,7 +30,7 @@ HEARTBEAT_SECONDS = 30
 PATIENCE_SECONDS = 1800.0
 # What may be in the way passes with another start (EX_TEMPFAIL of sysexits.h).
 LOST = 75
-_LOST_WORDS = ('gloo', 'nccl', 'coordination', 'heartbeat', 'unavailable')
+_LOST_WORDS = ('gloo', 'nccl', 'coordination', 'heartbeat', 'unavailable:')
 _POLL_MS = 2000
 _GRACE_SECONDS = 1.0  # for the primary to speak first, where all have an error
 # How long the primary holds the store open for the others, at most, and then
@@ -47,6 +47,7 @@ class _Process:
   """What this process knows of its part in the run."""
 
   calls = 0  # of what all processes call alike: the names of its keys
+  sent: list[str] = []  # keys that the others may not all have read yet
   deciding = False  # in a function that runs on the primary alone
   ending = False  # the main thread says why, and leaves
   stdout: int | None = None  # what it was before this process became quiet
@@ -136,6 +137,7 @@ def from_primary(fn: Callable[[], Value]) -> Value:
   finally:
     _Process.deciding = False
   _send(key, (value, None))
+  _Process.sent.append(key)
   return value
 
 
@@ -161,7 +163,11 @@ def gather(value: Value) -> list[Value]:
     _send(f'{key}/{index()}', value)
 
   def collect() -> list[Value]:
-    return [value, *(_receive(f'{key}/{i}') for i in range(1, count()))]
+    values = [value, *(_receive(f'{key}/{i}') for i in range(1, count()))]
+    # Who has come here has read all that was sent before.
+    _forget([*_Process.sent, key])
+    _Process.sent.clear()
+    return values
 
   return from_primary(collect)
 
@@ -171,69 +177,35 @@ def barrier() -> None:
   gather(None)
 
 
-def share(items: Iterable[Item]) -> list[Item]:
-  """Returns this process's share of `items`; the shares are all of them."""
-  return list(items)[index() :: count()]
-
-
-class Agreement:
-  """Numbers that all processes agree on while the devices work.
-
-  Two calls late where there are several processes, so that none waits.
+def share(
+  items: Iterable[Item], sizes: Callable[[], Sequence[float]] | None = None
+) -> list[Item]:
+  """Returns this process's share of `items`; the shares are all of them.
 
   Args:
-    mesh: of all devices.
+    items: the same in all processes. In a share they keep their order.
+    sizes: returns how much each takes, of which all are to have as much; the
+      primary is asked. None where they are alike, or nobody knows.
   """
+  items = list(items)
+  if count() == 1:
+    return items
+  known = from_primary(sizes) if sizes else [0] * len(items)
+  return [items[i] for i in deal(known, count())[index()]]
 
-  def __init__(self, mesh: Any):
-    self._mesh = mesh
-    self._offered: collections.deque = collections.deque()
-    self._largest: Callable[[Any], Any] | None = None
 
-  def largest(
-    self, own: Sequence[int], at_first: Sequence[int]
-  ) -> tuple[int, ...]:
-    """Returns the largest that any process offered, two calls ago.
+def deal(sizes: Sequence[float], shares: int) -> list[list[int]]:
+  """Returns the items of each share, ascending, by their sizes.
 
-    All processes call it as often.
-
-    Args:
-      own: the numbers that this process offers, int32.
-      at_first: what is returned until there are any.
-    """
-    if count() == 1:
-      return tuple(own)
-    import jax
-    import numpy as np
-
-    with jax.transfer_guard('allow'):
-      offer = self._offer(np.asarray(own, np.int32))
-      if self._largest is None:
-        self._largest = self._compile(offer)
-      self._offered.append(self._largest(offer))
-    if len(self._offered) <= 2:
-      return tuple(at_first)
-    agreed = jax.device_get(self._offered.popleft())
-    return tuple(int(number) for number in agreed)
-
-  def _offer(self, own):
-    import jax
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    layout = NamedSharding(
-      self._mesh, PartitionSpec(tuple(self._mesh.axis_names))
-    )
-    return jax.make_array_from_callback(
-      (self._mesh.size, len(own)), layout, lambda index: own[None, index[1]]
-    )
-
-  def _compile(self, offer):
-    import jax
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    everywhere = NamedSharding(self._mesh, PartitionSpec())
-    largest = jax.jit(lambda x: x.max(0), out_shardings=everywhere)
-    return largest.lower(offer).compile()
+  The largest first, each to the share that has least.
+  """
+  dealt: list[list[int]] = [[] for _ in range(shares)]
+  least = [(0.0, 0, i) for i in range(shares)]  # size, items, share
+  for item in sorted(range(len(sizes)), key=lambda item: -sizes[item]):
+    size, items, i = heapq.heappop(least)
+    dealt[i].append(item)
+    heapq.heappush(least, (size + sizes[item], items + 1, i))
+  return [sorted(items) for items in dealt]
 
 
 # The end.
@@ -245,19 +217,18 @@ def finish() -> None:
     barrier()
 
 
-def is_lost(error: BaseException) -> bool:
-  """Returns whether an error is that another process has gone."""
-  if count() == 1:
-    return False
-  link: BaseException | None = error
+def loss(error: BaseException) -> str:
+  """Returns what tells in an error that another process has gone, or ''."""
+  link: BaseException | None = error if count() > 1 else None
   while link is not None:
-    text = str(link).lower()
-    if type(link).__name__ in ('JaxRuntimeError', 'XlaRuntimeError') and any(
-      word in text for word in _LOST_WORDS
+    text = ' '.join(str(link).split())
+    # What is our own or the system's is of files, however they are called.
+    if not isinstance(link, (InputError, OSError)) and any(
+      word in text.lower() for word in _LOST_WORDS
     ):
-      return True
+      return text
     link = link.__cause__ or link.__context__
-  return False
+  return ''
 
 
 def speaks(status: int, why: str = '') -> bool:
@@ -373,6 +344,12 @@ def _next_key() -> str:
 
 def _send(key: str, value: Any) -> None:
   _client().key_value_set_bytes(key, pickle.dumps(value))
+
+
+def _forget(keys: Iterable[str]) -> None:
+  """Gives back what the store holds, below each key, too."""
+  for key in keys:
+    _client().key_value_delete(key)
 
 
 def _receive(key: str) -> Any:
