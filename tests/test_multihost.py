@@ -7,8 +7,10 @@ import conftest
 import many
 import numpy as np
 import pytest
+from small import load
 from test_resume import latest, wait_for_step, without_clocks
 
+from medseg_jax.experiment import sources
 from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError
 
@@ -197,6 +199,7 @@ def test_an_error_of_all_is_one_line(tmp_path):
 def test_what_was_passed_on_is_not_kept(tmp_path):
   passes = """
 import sys
+from medseg_jax.experiment import sources
 from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError
 multihost.start()
@@ -225,6 +228,24 @@ multihost.leave(7)
 )
 def test_shares_take_about_alike(sizes, shares, dealt):
   assert multihost.deal(sizes, shares) == dealt
+
+
+def test_sizes_of_cases_are_those_of_their_images(tmp_path):
+  for name, write in (
+    ('folder', conftest.write_pairs),
+    ('volumes', conftest.write_volumes),
+  ):
+    config = load('unet')
+    config.data.source, config.data.path = name, str(tmp_path / name)
+    write(tmp_path / name / ('train' if name == 'folder' else ''), 3)
+    source = sources.open_all(config)['train']
+    images = ('images', 'imagesTr')[name == 'volumes']
+    found = sorted((tmp_path / name).rglob(f'{images}/*'))
+    assert sources.sizes(source) == [path.stat().st_size for path in found]
+    found[1].unlink()
+    assert sources.sizes(source)[1] == 0
+  phantoms = sources.open_all(load('unet'))['test']
+  assert sources.sizes(phantoms) == [0] * len(phantoms)
 
 
 def test_another_one_gone_is_no_fault_of_a_file(monkeypatch):
