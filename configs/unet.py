@@ -103,7 +103,8 @@ def get_config() -> ConfigDict:
   # on a case's name whose (group) names it, or a CSV file `case,group`.
   config.data.group = ''
   config.data.cache_dir = ''  # '' for the user's cache folder
-  # The data set in device memory: 'auto' (where it fits), 'on', 'off'.
+  # The data set in device memory: 'auto' (where it fits one device, or up to 16
+  # neighbours together), 'on', 'off'.
   config.data.device_cache = 'auto'
   # Share of each batch that is centred on a foreground voxel.
   config.data.foreground_share = 0.0

@@ -71,9 +71,7 @@ def run(
     return _examine(compile_fn, topology, weights)
 
   result = _describe(config, mesh, topology)
-  result['data_bytes'] = sum(
-    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(data)
-  )
+  result['data_bytes'] = device_cache.bytes_of_device(data)
   print(f'compiling for {topology.name}: minutes', flush=True)
   with _compiler_settings(topology):
     result['train_step'] = examine(lambda: step_of(config))
@@ -110,9 +108,8 @@ def _describe(
 
 def _data_on_devices(config, sources, mesh, topology):
   """Returns the shapes of the data set where the devices hold it, or None."""
-  several = len({device.process_index for device in mesh.devices.flat}) > 1
   mode = config.data.device_cache
-  if mode == 'off' or (mode == 'auto' and several):
+  if mode == 'off':
     return None
   return device_cache.abstract(
     prepare(config, {'train': sources['train']}),

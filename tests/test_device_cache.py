@@ -22,7 +22,7 @@ from medseg_jax.data.cache import Cache
 from medseg_jax.experiment import compiled_steps
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError, Stopped
-from medseg_jax.training import device_cache
+from medseg_jax.training import device_batches, device_cache
 
 SHAPES_2D = ((20, 31), (9, 40), (33, 12), (16, 16), (24, 24), (8, 9), (50, 17))
 SHAPES_3D = ((9, 20, 18), (12, 16, 16), (7, 25, 14), (5, 6, 7), (9, 9, 30))
@@ -68,7 +68,7 @@ def assert_same(batch, expected):
 def compile_read(mesh, **settings):
   return jax.jit(
     functools.partial(
-      device_cache.read_batch, layout=sharding.patches(mesh), **settings
+      device_batches.read_batch, layout=sharding.patches(mesh), **settings
     )
   )
 
@@ -176,7 +176,7 @@ def test_many_steps_in_one_call_are_the_same_steps():
 
   def steps(max_count):
     return jax.jit(
-      device_cache.create_steps(
+      device_batches.create_steps(
         train_step, read_fn=lambda data, step: data[step], max_count=max_count
       )
     )
@@ -224,7 +224,7 @@ class Device:
 )
 def test_auto_is_on_where_it_fits(device, host, fits, monkeypatch, capsys):
   cache, mesh = cache_of(SHAPES_2D)._replace(voxels=None), one_device()
-  assert device_cache.num_bytes(cache) == 12_520
+  assert device_cache.measure(cache).num_bytes() == 12_520
   monkeypatch.setattr(Mesh, 'local_devices', property(lambda mesh: [device]))
   monkeypatch.setattr(device_cache.host_memory, 'available', lambda: host)
   data = device_cache.place(cache, mode='auto', mesh=mesh)
@@ -241,7 +241,7 @@ def test_auto_is_on_where_it_fits(device, host, fits, monkeypatch, capsys):
 def test_many_steps_a_call_are_for_meshes_of_accelerators():
   for platform, count in (('cpu', 1), ('gpu', 50), ('tpu', 50)):
     devices = np.array([[Device(platform)]])
-    assert device_cache.max_steps(types.SimpleNamespace(devices=devices)) == (
+    assert device_batches.max_steps(types.SimpleNamespace(devices=devices)) == (
       count
     )
 
@@ -328,7 +328,7 @@ def counts(monkeypatch):
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   monkeypatch.setattr(train, 'compile_steps', counting)
   monkeypatch.setattr(train, 'SECONDS_A_CALL', 1e9)
-  monkeypatch.setattr(device_cache, 'max_steps', lambda mesh: 50)
+  monkeypatch.setattr(device_batches, 'max_steps', lambda mesh: 50)
   return made
 
 

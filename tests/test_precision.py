@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cache_cases import Fixed, case
+from test_device_cache import compile_read
 
 from medseg_jax.data import cache as caches
 from medseg_jax.data import normalize, sampling
@@ -172,11 +173,14 @@ def test_cases_of_both_kinds_are_trained_on_as_they_are(tmp_path):
   cache = mixed_cache(tmp_path)
   assert cache.dtypes == (np.float16, np.float32)
   settings = dict(seed=3, batch_size=8, patch_size=(8, 8))
-  data = jax.tree.map(jnp.asarray, device_cache.flatten(cache))
+  mesh = sharding.create_mesh()
+  data = device_cache.place(cache, mode='on', mesh=mesh)
   assert data.image.dtype == np.float32
   bare = cache._replace(voxels=None)
-  assert device_cache.num_bytes(bare) == 6 * len(data.image)
-  mesh = sharding.create_mesh()
+  assert (
+    device_cache.measure(bare).num_bytes() == 6 * len(data.image) // mesh.size
+  )
+  read = compile_read(mesh, read_size=(8, 8), **settings)
   for step in range(3):
     chosen = sampling.choose_patches(step=step, shapes=cache.shapes, **settings)
     host = sampling.read_batch(
@@ -184,13 +188,7 @@ def test_cases_of_both_kinds_are_trained_on_as_they_are(tmp_path):
     )
     assert host[0].dtype == np.float32 and len({*chosen.cases}) == 2
     with jax.set_mesh(mesh):
-      device = device_cache.read_batch(
-        data,
-        jnp.int32(step),
-        read_size=(8, 8),
-        layout=sharding.patches(mesh),
-        **settings,
-      )
+      device = read(data, jnp.int32(step))
     np.testing.assert_array_equal(device['image'], host[0])
 
 

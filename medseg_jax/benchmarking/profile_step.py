@@ -17,7 +17,7 @@ from medseg_jax.experiment import build
 from medseg_jax.runtime import process, sharding
 from medseg_jax.state import TrainState
 from medseg_jax.step import TrainStep, split_batch
-from medseg_jax.training import device_cache
+from medseg_jax.training import device_batches
 from medseg_jax.training.device_cache import DeviceData
 
 
@@ -44,7 +44,7 @@ def loading_parts(
   steps = itertools.count()  # other cases each time
   if data is not None:
     read_fn = functools.partial(
-      device_cache.read_batch, seed=config.seed, layout=layout, **settings
+      device_batches.read_batch, seed=config.seed, layout=layout, **settings
     )
     with jax.set_mesh(mesh):
       _, reading = _timed(

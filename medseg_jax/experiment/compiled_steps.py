@@ -1,7 +1,8 @@
 """The training steps compiled, with the batches that they take.
 
 Under `jax.disable_jit()`, or JAX_DISABLE_JIT=1 in the environment, nothing is
-compiled: a debugger stops inside `step.TrainStep`, and prints show numbers.
+compiled but what cuts out the batch: a debugger stops inside `step.TrainStep`,
+and prints show numbers.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from medseg_jax.runtime import host_memory, process, sharding, stop_signal
 from medseg_jax.runtime.progress import format_seconds
 from medseg_jax.state import TrainState
 from medseg_jax.step import TrainStep
-from medseg_jax.training import device_cache
+from medseg_jax.training import device_batches, device_cache
 from medseg_jax.training.device_cache import DeviceData
 from medseg_jax.training.input_pipeline import create_batches
 
@@ -81,7 +82,7 @@ def compile_steps(
     )
     data, max_count = _abstract_batch(config, mesh, cache.image_dtype), 1
   else:
-    stream, max_count = itertools.repeat(data), device_cache.max_steps(mesh)
+    stream, max_count = itertools.repeat(data), device_batches.max_steps(mesh)
   read_fn = _read_fn(config, mesh, data)
   if jax.config.jax_disable_jit:
     advance = _not_compiled(train_step, read_fn)
@@ -96,12 +97,18 @@ def compile_steps(
 
 
 def _not_compiled(train_step, read_fn):
-  """Returns `advance` as plain Python, operation by operation."""
+  """Returns `advance` as plain Python, operation by operation.
+
+  But for the batch: what is computed device by device takes minutes so.
+  """
+  read_fn = jax.jit(read_fn)
 
   def advance(state, data, count):
     del count  # 1
+    with jax.disable_jit(False):
+      batch = read_fn(data, state.step)
     with jax.transfer_guard('allow'):  # of every number in the code
-      return train_step(state, read_fn(data, state.step))
+      return train_step(state, batch)
 
   return advance
 
@@ -109,7 +116,7 @@ def _not_compiled(train_step, read_fn):
 def _compile_whole(train_step, read_fn, max_count, state, data, mesh):
   """Returns `advance` as one program."""
   place = sharding.replicated(mesh)
-  steps = device_cache.create_steps(
+  steps = device_batches.create_steps(
     train_step, read_fn=read_fn, max_count=max_count
   )
   count = jax.ShapeDtypeStruct((), jnp.int32, sharding=place)
@@ -209,7 +216,7 @@ def _read_fn(config, mesh, data) -> Callable:
   if not isinstance(data, DeviceData):
     return lambda batch, step: batch  # the host has read it
   return functools.partial(
-    device_cache.read_batch,
+    device_batches.read_batch,
     seed=config.seed,
     layout=sharding.patches(mesh),
     **build.patch_settings(config),

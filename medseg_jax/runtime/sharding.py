@@ -15,6 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medseg_jax.runtime.errors import InputError, counted
 
+AXES = ('data', 'spatial')
+
 
 def create_mesh(
   *,
@@ -58,7 +60,7 @@ def _mesh_of(devices: Sequence[jax.Device], data: int, spatial: int) -> Mesh:
   )
   # Auto axes: the compiler chooses the layout of everything in between.
   # Explicit axes, the default, reject vmapped augmentation.
-  return Mesh(placed, ('data', 'spatial'), axis_types=(AxisType.Auto,) * 2)
+  return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def local_mesh() -> Mesh:
@@ -100,6 +102,11 @@ def round_up(batch_size: int, mesh: Mesh) -> int:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the layout that puts a whole copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def each(mesh: Mesh) -> NamedSharding:
+  """Returns the layout that gives each device its own rows: `[B, ...]`."""
+  return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def patches(mesh: Mesh) -> NamedSharding:
