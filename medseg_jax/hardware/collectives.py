@@ -91,6 +91,23 @@ def groups_of(text: str) -> Groups:
   return ()
 
 
+def axes_of(groups: Groups, shape: Mapping[str, int]) -> tuple[str, ...]:
+  """Returns the axes of the mesh that the groups lie along, in its order.
+
+  Args:
+    groups: of positions in the mesh; () for all of them together.
+    shape: name -> size of the mesh's axes.
+  """
+  if not groups:
+    return tuple(name for name, size in shape.items() if size > 1)
+  places = np.unravel_index(np.array(groups), tuple(shape.values()))
+  return tuple(
+    name
+    for name, place in zip(shape, places, strict=True)
+    if np.any(place != place[:, :1])
+  )
+
+
 def _axes(text: str, known: Mapping[str, str]) -> list[str]:
   return [name for name in re.findall(r"'([^']+)'", text) if name in known]
 

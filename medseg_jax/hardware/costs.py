@@ -6,7 +6,7 @@ as many times as the text says they turn, else once.
 
 import collections
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from medseg_jax.hardware import collectives, products, traffic
@@ -301,3 +301,23 @@ def total(found: list[Kernel]) -> Totals:
     layout_changes=changes,
     turned=turned,
   )
+
+
+def collectives_along(
+  found: list[Kernel], shape: Mapping[str, int]
+) -> dict[str, dict[str, dict[str, int]]]:
+  """Returns axes of the mesh -> kind -> {'count', 'bytes'} of collectives.
+
+  Args:
+    found: of a program.
+    shape: name -> size of the mesh's axes. Two axes are 'data, spatial'.
+  """
+  result: dict[str, dict[str, dict[str, int]]] = {}
+  for kernel in found:
+    if kernel.collective:
+      axes = ', '.join(collectives.axes_of(kernel.groups, shape))
+      kinds = result.setdefault(axes, {})
+      row = kinds.setdefault(kernel.collective, {'count': 0, 'bytes': 0})
+      row['count'] += kernel.times
+      row['bytes'] += kernel.times * kernel.num_bytes
+  return result
