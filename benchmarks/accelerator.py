@@ -47,6 +47,7 @@ def main() -> int:
     out=args.out,
     work=args.work,
     platform='',
+    num_devices=1,
     small=True,
     end=end,
     torch_python=torch_python,
@@ -60,10 +61,16 @@ def main() -> int:
     if part.name == 'machine':
       if not result['ok']:
         return 1  # there is nothing to try
-      platform = result['found']['platform']
+      platform, num_devices = (
+        result['found'][key] for key in ('platform', 'num_devices')
+      )
       small = args.size == 'small' or (platform == 'cpu' and not args.size)
-      run = run._replace(platform=platform, small=small)
-  print(f'\n{table(found["parts"])}\n\nwritten to {run.out}/accelerator.json')
+      run = run._replace(
+        platform=platform, num_devices=num_devices, small=small
+      )
+  if any('rows' in part['found'] for part in found['parts'].values()):
+    print(f'\n{table(found["parts"])}\n')
+  print(f'written to {run.out}/accelerator.json')
   return int(any(part['ok'] is False for part in found['parts'].values()))
 
 

@@ -58,6 +58,7 @@ class Run(NamedTuple):
     out: where the results go.
     work: what may be deleted afterwards.
     platform: of the devices: 'cpu', 'gpu' or 'tpu'.
+    num_devices: all of which the program takes, and the rows one.
     small: whether only to see that everything works.
     end: `time.monotonic()` after which no part begins.
     torch_python: the interpreter that has torch; '' where none has.
@@ -66,6 +67,7 @@ class Run(NamedTuple):
   out: pathlib.Path
   work: pathlib.Path
   platform: str
+  num_devices: int
   small: bool
   end: float
   torch_python: str
@@ -136,8 +138,11 @@ def program(run: Run, mode: str, *flags: str, **keys: Any) -> str:
   keys = {key.replace('__', '.'): value for key, value in keys.items()}
   if mode in FROM_CONFIG:
     flags = (f'--config={config}', *flags)
+    volumes = 'unet_3d' in config
     if run.small:
-      keys = (_SMALL_3D if 'unet_3d' in config else _SMALL) | keys
+      keys = (_SMALL_3D if volumes else _SMALL) | keys
+    least = 2 if volumes else 8
+    keys['batch_size'] = -(-least // run.num_devices) * run.num_devices
   if not any(flag.startswith('--workdir=') for flag in flags):
     flags = (f'--workdir={run.work / "run"}', *flags)
   return command(

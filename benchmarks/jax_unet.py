@@ -123,7 +123,7 @@ def main():
       f'{args.workload} is for a {workload["device"]}, and JAX runs on '
       f'{jax.default_backend()} here'
     )
-  mesh = sharding.create_mesh()
+  mesh = sharding.create_mesh(devices=jax.devices()[:1])
   layout = sharding.patches(mesh)
   programs = Programs(workload, workload['dtype'], mesh)
   state = first_state(programs, mesh)

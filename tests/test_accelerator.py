@@ -38,7 +38,9 @@ def part(accelerator, name, find, needs=()):
 
 
 def machine(accelerator):
-  return part(accelerator, 'machine', lambda run: {'platform': 'cpu'})
+  return part(
+    accelerator, 'machine', lambda run: {'platform': 'cpu', 'num_devices': 1}
+  )
 
 
 def test_it_is_a_program_of_bash():
@@ -116,7 +118,7 @@ def test_after_the_time_no_part_begins(accelerator, tmp_path, monkeypatch):
 def test_a_command_that_fails_is_told_by_its_last_error(accelerator, tmp_path):
   import accelerator_parts
 
-  one = accelerator.Run(tmp_path, tmp_path, 'cpu', True, math.inf, '')
+  one = accelerator.Run(tmp_path, tmp_path, 'cpu', 1, True, math.inf, '')
   code = (
     'import sys; print("error: no such thing", file=sys.stderr); sys.exit(3)'
   )
