@@ -178,11 +178,7 @@ print(json.dumps({
 
 
 def transfer_guard(run: Run) -> dict[str, Any]:
-  """Sees that transfers nobody asked for are refused on this platform.
-
-  The training runs under this guard: where it refuses, and the training ends
-  well, there is none.
-  """
+  """Sees that the guard the training runs under refuses transfers here."""
   code = """
 import jax, numpy as np
 double = jax.jit(lambda x: 2 * x)
@@ -354,10 +350,7 @@ def own_rows(
 
 
 def channels_last(run: Run) -> dict[str, Any]:
-  """Times a step where XLA's convolutions keep the channels last.
-
-  XLA puts them first on NVIDIA's cards, and transposes around each.
-  """
+  """Times XLA's convolutions with the channels first, as is, and last."""
   if run.platform == 'tpu':
     return {}
   name = '3d_gpu_b2' + (SMALL if run.small else '')

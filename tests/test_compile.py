@@ -140,6 +140,31 @@ def test_collectives_take_the_slowest_link_of_their_group():
     assert found == pytest.approx(seconds, rel=1e-5), (name, groups)
 
 
+def test_what_slices_send_each_other_is_a_collective():
+  attributes = (
+    'channel_id=4, is_host_transfer=true, frontend_attributes={'
+    '_xla_megascale_target="{1,2}x{0:1}",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}'
+  )
+  [one] = costs.kernels(
+    hlo.parse(f"""
+ENTRY %main (x: f32[25000000]) -> f32[25000000] {{
+  %x = f32[25000000]{{0}} parameter(0)
+  %t = token[] after-all()
+  %s = (f32[25000000]{{0}}, u32[], token[]) send(%x, %t), {attributes}
+  %d = token[] send-done(%s), channel_id=4
+  %r = (f32[25000000]{{0}}, u32[], token[]) recv(%t), {attributes}
+  %e = (f32[25000000]{{0}}, token[]) recv-done(%r), channel_id=4
+  ROOT %y = f32[25000000]{{0}} get-tuple-element(%e), index=0
+}}
+""")
+  )
+  assert (one.collective, one.groups) == ('all-reduce', ((0, 2), (1, 3)))
+  # Each chip sends all that it has to its like, at 3.125 GB/s, and back.
+  seconds = roofline.collective_seconds(one, chips.CHIPS['v5e'], 2)
+  assert seconds == pytest.approx(2 * 1 / 2 * 1e8 / 3.125e9, rel=1e-6)
+
+
 @pytest.mark.parametrize(
   ('message', 'gib'),
   [

@@ -324,6 +324,7 @@ def test_collectives_of_a_mesh():
     ("replica_groups=mesh['a'=2,'b'=2] {'a'}", ((0, 2), (1, 3))),
     ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),)),
     ('replica_groups={}', ()),
+    ('_xla_megascale_target="{1,2}x{0:1}"', ((0, 2), (1, 3))),
   ],
 )
 def test_who_talks_to_whom(text, groups):

@@ -22,6 +22,7 @@ CONVOLUTION, LAYOUT, COLLECTIVE, OTHER = KINDS = (
 _FREE = (
   *('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast'),
   *('after-all', 'add-dependency', 'opt-barrier', 'optimization-barrier'),
+  'recv',  # counts where it is sent
   *('partition-id', 'replica-id', 'async-update', 'async-done', 'copy-done'),
 )
 _MOVES = ('copy', 'transpose')
@@ -152,7 +153,7 @@ def _collective(
     size=max((shape.size for shape in instruction.shapes), default=0),
     flops={},
     products={},
-    collective=collectives.name_of(instruction.opcode),
+    collective=collectives.name_of(instruction),
     groups=collectives.groups_of(instruction.attributes),
   )
 
