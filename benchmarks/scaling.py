@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import pathlib
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -83,32 +84,34 @@ def lines(compiled: Mapping[str, Any]) -> Iterator[str]:
   step = compiled['train_step']
   each = compiled['batch_size'] / compiled['num_devices']
   alone = 1e3 * kernel_seconds(compiled)
-  yield (
-    f'Compiled: `{compiled["topology"]}`, spatial {spatial}, {each:g} patches '
-    f'a chip, jax {compiled["jax_version"]}; kernels {alone:.2f} ms; '
-    + '; '.join(
-      f'along {axes}: '
-      + ', '.join(
-        f'{row["count"]} {name} ({row["bytes"] / 2**20:.3g} MiB)'
-        for name, row in found.items()
-      )
-      for axes, found in step['collectives_along'].items()
+  sent = '; '.join(
+    f'along {axes}: '
+    + ', '.join(
+      f'{row["count"]} {name} ({row["bytes"] / 2**20:.3g} MiB)'
+      for name, row in found.items()
     )
+    for axes, found in step['collectives_along'].items()
+  )
+  yield from textwrap.wrap(
+    f'Compiled: `{compiled["topology"]}`, spatial {spatial}, jax '
+    f'{compiled["jax_version"]}, {each:g} patches a chip; {sent}',
+    width=80,
+    break_on_hyphens=False,
   )
   yield ''
   yield (
-    '| chips | connected as | gradient, ms | in an image, ms | step, ms '
-    '| patches/s | of 1 chip a chip |'
+    '| chips | connected as | kernels, ms (compiled) | gradient, ms (derived) '
+    '| in an image, ms (derived) | step, ms | patches/s | of 1 chip a chip |'
   )
-  yield '|---|---|---|---|---|---|---|'
+  yield '|---|---|---|---|---|---|---|---|'
   for chips, layout in LAYOUTS[kind].items():
     took = collective_seconds(compiled, chips)
     inside = 1e3 * took.pop('spatial', 0.0)
     gradient = 1e3 * sum(took.values())
     total = alone + inside + gradient
     yield (
-      f'| {chips} | {layout.name} | {gradient:.3f} | {inside:.3f} '
-      f'| {total:.2f} | {1e3 * each * chips / total:,.0f} '
+      f'| {chips} | {layout.name} | {alone:.2f} | {gradient:.3f} '
+      f'| {inside:.3f} | {total:.2f} | {1e3 * each * chips / total:,.0f} '
       f'| {alone / total:.1%} |'
     )
 

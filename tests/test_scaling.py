@@ -62,8 +62,14 @@ def test_an_image_is_shared_by_neighbours_on_a_line(scaling):
 
 def test_a_table_has_a_line_for_each_number_of_chips(scaling):
   along = {'data': {'all-reduce': {'count': 2, 'bytes': 64 * MIB}}}
-  head, _, _, _, *rows = scaling.lines(compiled('v5p:2x2x2', 1, along))
-  assert 'kernels 30.00 ms; along data: 2 all-reduce (64 MiB)' in head
+  *head, _, _, first, second, third, fourth = scaling.lines(
+    compiled('v5p:2x2x2', 1, along)
+  )
+  rows = (first, second, third, fourth)
+  assert ' '.join(head).strip() == (
+    'Compiled: `v5p:2x2x2`, spatial 1, jax 1.2, 1 patches a chip; along data: '
+    '2 all-reduce (64 MiB)'
+  )
   assert [row.split('|')[1].strip() for row in rows] == [
     '8',
     '64',
@@ -71,7 +77,8 @@ def test_a_table_has_a_line_for_each_number_of_chips(scaling):
     '1024',
   ]
   for row in rows:
-    _, chips, _, gradient, inside, step, rate, share, _ = row.split('|')
+    _, chips, _, alone, gradient, inside, step, rate, share, _ = row.split('|')
+    assert float(alone) == 30
     assert float(inside) == 0
     assert float(step) == pytest.approx(30 + float(gradient), abs=0.006)
     rate = float(rate.replace(',', ''))
