@@ -80,10 +80,16 @@ def missing_of(modules: tuple[str, ...], python: str) -> list[str]:
     return [m for m in modules if importlib.util.find_spec(m) is None]
   code = 'import importlib.util as u, sys; print(*[m for m in sys.argv[1:] if '
   code += 'u.find_spec(m) is None])'
-  done = subprocess.run(
-    [python, '-c', code, *modules], capture_output=True, text=True, check=False
-  )
-  return done.stdout.split() if done.returncode == 0 else list(modules)
+  try:
+    done = subprocess.run(
+      [python, '-c', code, *modules],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+  except (OSError, subprocess.CalledProcessError):  # nor is there a Python
+    return list(modules)
+  return done.stdout.split()
 
 
 def result_of(part: Part, run: Run, missing: list[str]) -> dict[str, Any]:

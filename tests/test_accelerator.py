@@ -99,6 +99,17 @@ def test_what_fails_or_is_left_out_keeps_nothing_from_running(
     assert text in words
 
 
+def test_what_is_missing_in_another_environment(accelerator):
+  modules = ('json', 'no_such_module')
+  # Another name of the same, so that a process is asked.
+  for python, missing in (
+    (sys.executable, ['no_such_module']),
+    (f'{os.path.dirname(sys.executable)}/./python', ['no_such_module']),
+    ('/nowhere/python', list(modules)),
+  ):
+    assert accelerator.missing_of(modules, python) == missing
+
+
 def test_after_the_time_no_part_begins(accelerator, tmp_path, monkeypatch):
   status, found = run(
     accelerator,
