@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 
-from workloads import KINDS, WORKLOADS
+from workloads import KINDS, SMALL, WORKLOADS
 
 HERE = pathlib.Path(__file__).parent
 
@@ -56,6 +56,7 @@ def main():
       name
       for name, workload in WORKLOADS.items()
       if workload['device'] == ('gpu' if has_gpu() else 'cpu')
+      and not name.endswith(SMALL)
     ]
   )
   unknown = sorted(set(names) - set(WORKLOADS))
@@ -222,10 +223,17 @@ def table(results: list[dict]) -> str:
 
 
 def row(result: dict) -> str:
-  """Returns a row of `table`; the memory is that of training."""
+  """Returns a row of `table`; the memory is that of training.
+
+  Of ours alone, where there was no PyTorch.
+  """
   memory = ' / '.join(
     f'{side["peak_bytes"] / 1e9:.2f}' for side in result['memory'].values()
   )
+  if 'torch_ms' not in result:
+    return '| {workload} | {kind} | {ours_ms:.1f} | | | '.format(**result) + (
+      f'{memory} / |' if memory else '|'
+    )
   return (
     '| {workload} | {kind} | {ours_ms:.1f} | {torch_ms:.1f} | {ratio:.2f} '
     '({lowest_ratio:.2f} to {highest_ratio:.2f}) | '

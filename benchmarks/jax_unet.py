@@ -118,12 +118,12 @@ def main():
   workload = WORKLOADS[args.workload]
   on_gpu = workload['device'] == 'gpu'
   process.set_up()
-  if on_gpu != (jax.default_backend() == 'gpu'):
+  if on_gpu != (jax.default_backend() != 'cpu'):  # a TPU will do
     raise SystemExit(
       f'{args.workload} is for a {workload["device"]}, and JAX runs on '
       f'{jax.default_backend()} here'
     )
-  mesh = sharding.create_mesh()
+  mesh = sharding.create_mesh(devices=jax.devices()[:1])
   layout = sharding.patches(mesh)
   programs = Programs(workload, workload['dtype'], mesh)
   state = first_state(programs, mesh)

@@ -73,4 +73,17 @@ for _size in (2, 8):
     'model': {**_UNET_3D, 'depth': 6},
   }
 
+# The same in small, for a CPU, to see whether what times them works.
+SMALL = '_small'
+for _name, _workload in list(WORKLOADS.items()):
+  if _workload['device'] == 'gpu':
+    _rank = len(_workload['batch']) - 1
+    WORKLOADS[_name + SMALL] = {
+      **_workload,
+      'device': 'cpu',
+      'batch': (2, *(32,) * _rank),
+      'check_batch': (1, *(32,) * _rank),
+      'model': {**_workload['model'], 'depth': 2, 'features': 4},
+    }
+
 KINDS = ('step', 'forward')

@@ -68,7 +68,7 @@ def run(
     return compile_step(train_step, state, config, mesh, data)
 
   def examine(compile_fn):
-    return _examine(compile_fn, topology, weights)
+    return _examine(compile_fn, topology, weights, mesh)
 
   result = _describe(config, mesh, topology)
   result['data_bytes'] = device_cache.bytes_of_device(data)
@@ -145,6 +145,7 @@ def _examine(
   compile_fn: Callable[[], jax.stages.Compiled],
   topology: Topology,
   weights: set[int],
+  mesh: Mesh,
 ) -> dict[str, Any]:
   """Returns what is to be said of a program.
 
@@ -163,7 +164,7 @@ def _examine(
   parts = _memory_parts(compiled)
   kernels = costs.kernels(hlo.parse(compiled.as_text()), weights)
   totals = costs.total(kernels)
-  least = roofline.least_time(kernels, chip, topology.devices_per_host)
+  least = roofline.least_time(kernels, chip, topology.linked_devices)
   memory = sum(parts.values())
   return {
     'fits': memory <= chip.memory,
@@ -180,6 +181,7 @@ def _examine(
     'layout_changes': totals.layout_changes,
     'fused_layout_changes': totals.turned,
     'collectives': totals.collectives,
+    'collectives_along': costs.collectives_along(kernels, mesh.shape),
     'least_ms': 1e3 * least.seconds,
     'least_share': least.shares,
     'bandwidth_share': least.bandwidth_share,

@@ -95,7 +95,8 @@ _TOPOLOGY = flags.DEFINE_string(
   'topology',
   None,
   'The devices that --mode=compile compiles for, which need not be there: '
-  'v5e:4x4, v5p:8x8x16, h100:8, h100:32x8 (hosts x GPUs).',
+  'v5e:4x4, v5p:8x8x16, v5e:16x16:4 (four slices of 16x16), h100:8, h100:32x8 '
+  '(hosts x GPUs).',
 )
 flags.DEFINE_bool('debug', False, 'Print tracebacks of errors.')
 

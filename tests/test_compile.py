@@ -33,6 +33,7 @@ from medseg_jax.training import device_cache
   [
     ('v5e:4x4', (4, 4), 16),
     ('v5p:8x8x16', (8, 8, 16), 1024),
+    ('v5e:16x16:4', (16, 16), 1024),
     ('h100:8', (1, 8), 8),
     ('h100:32x8', (32, 8), 256),
   ],
@@ -40,8 +41,8 @@ from medseg_jax.training import device_cache
 def test_names_of_topologies(name, sizes, num_devices):
   topology = topologies.parse(name)
   assert (topology.sizes, topology.num_devices) == (sizes, num_devices)
-  per_host = topology.devices_per_host
-  assert per_host == (8 if name.startswith('h100') else 0)
+  linked = 8 if name.startswith('h100') else num_devices // topology.slices
+  assert topology.linked_devices == linked
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,10 @@ def test_names_of_topologies(name, sizes, num_devices):
     ('v5e:4', 'v5e takes 2 numbers'),
     ('v5p:4x4', 'v5p takes 3 numbers'),
     ('h100:1x2x8', 'h100 takes GPUs or hosts x GPUs'),
+    ('v5e:4x4:0', 'behind the second colon stands the number of slices'),
+    ('v5e:4x4:', 'behind the second colon stands the number of slices'),
+    ('h100:32x8:2', 'number of slices of TPUs, as in v5e:4x4'),
+    ('v5e:16x16:100', 'has 25600 devices'),
     ('v5p:100x100x100', 'has 1000000 devices; at most 16384'),
   ],
 )
@@ -106,7 +111,7 @@ def test_least_time_by_hand():
     kernel(num_bytes=819_000_000),  # a millisecond, twice
     kernel(CONVOLUTION, 819_000, {'bf16': 3 * 197 * 10**9}),  # 3 ms, twice
   ]
-  least = roofline.least_time(found, chip)
+  least = roofline.least_time(found, chip, linked_devices=16)
   assert least.seconds == pytest.approx(8e-3)
   assert least.bandwidth_share == pytest.approx(0.25)
   assert least.shares['convolutions'] == pytest.approx(0.75)
@@ -117,16 +122,47 @@ def test_collectives_take_the_slowest_link_of_their_group():
   chip = chips.CHIPS['h100']
   inside = ((0, 1, 2, 3, 4, 5, 6, 7), (8, 9, 10, 11, 12, 13, 14, 15))
   across = ((0, 8), (1, 9))
+  everybody = (inside[0] + inside[1],)
   for name, groups, seconds in [
     ('all-reduce', inside, 2 * 7 / 8 / 450),
     ('all-gather', inside, 7 / 8 / 450),
     ('all-reduce', across, 2 * 1 / 2 / 50),
+    # Within each host, then each GPU its eighth to the other host, and back.
+    ('all-reduce', everybody, 2 * (7 / 8 / 450 + 1 / 2 / 8 / 50)),
+    ('all-gather', everybody, 7 / 8 / 450 + 1 / 2 / 8 / 50),
+    ('all-to-all', everybody, 7 / 8 / 450 + 1 / 2 / 50),
+    ('all-reduce', (), 2 / 450),
     ('collective-permute', ((0, 1), (1, 2)), 1 / 450),
     ('collective-permute', ((7, 8), (8, 7)), 1 / 50),
   ]:
     one = kernel(COLLECTIVE, 10**9, collective=name, groups=groups)
-    found = roofline.collective_seconds(one, chip, devices_per_host=8)
-    assert found == pytest.approx(seconds), (name, groups)
+    found = roofline.collective_seconds(one, chip, linked_devices=8)
+    assert found == pytest.approx(seconds, rel=1e-5), (name, groups)
+
+
+def test_what_slices_send_each_other_is_a_collective():
+  attributes = (
+    'channel_id=4, is_host_transfer=true, frontend_attributes={'
+    '_xla_megascale_target="{1,2}x{0:1}",'
+    '_xla_megascale_transfer_type="ALL_REDUCE"}'
+  )
+  [one] = costs.kernels(
+    hlo.parse(f"""
+ENTRY %main (x: f32[25000000]) -> f32[25000000] {{
+  %x = f32[25000000]{{0}} parameter(0)
+  %t = token[] after-all()
+  %s = (f32[25000000]{{0}}, u32[], token[]) send(%x, %t), {attributes}
+  %d = token[] send-done(%s), channel_id=4
+  %r = (f32[25000000]{{0}}, u32[], token[]) recv(%t), {attributes}
+  %e = (f32[25000000]{{0}}, token[]) recv-done(%r), channel_id=4
+  ROOT %y = f32[25000000]{{0}} get-tuple-element(%e), index=0
+}}
+""")
+  )
+  assert (one.collective, one.groups) == ('all-reduce', ((0, 2), (1, 3)))
+  # Each chip sends all that it has to its like, at 3.125 GB/s, and back.
+  seconds = roofline.collective_seconds(one, chips.CHIPS['v5e'], 2)
+  assert seconds == pytest.approx(2 * 1 / 2 * 1e8 / 3.125e9, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +221,7 @@ def test_both_programs_are_told(cpu_topology, tmp_path, capsys):
   step = result['train_step']
   assert step['memory_bytes'] == sum(step['memory_bytes_of'].values())
   assert step['collectives']['all-reduce']['count'] >= 1
+  assert step['collectives_along'] == {'data': step['collectives']}
   assert step['least_ms'] > 0 and step['kernels'] > 50
   assert set(step['convolutions']) == {'float32'}
   # The work is that of the step as it was written, divided by the devices.
@@ -294,6 +331,7 @@ def tpu(monkeypatch):
     ('v6e:16x16', 8, (32, 8)),
     ('v5e:2x1', 1, (2, 1)),
     ('v5p:3x4x5', 1, (60, 1)),
+    ('v5e:4x4:2', 4, (8, 4)),
   ],
 )
 def test_meshes_of_a_torus(tpu, name, spatial, shape):
@@ -303,8 +341,15 @@ def test_meshes_of_a_torus(tpu, name, spatial, shape):
   assert {d.id for d in mesh.devices.flat} == {d.id for d in devices}
   # Those that share an image are neighbours, on a line of that length at most.
   for row in mesh.devices[:8]:
+    assert len({getattr(d, 'slice_index', 0) for d in row}) == 1
     corners = np.array([device.coords for device in row])
     assert np.ptp(corners, axis=0).sum() < 2 * spatial
+
+
+def test_an_image_stays_in_a_slice(tpu):
+  with pytest.raises(InputError) as error:
+    sharding.create_mesh(spatial=32, devices=tpu('v5e:4x4:2'))
+  assert_one_line(error, 'config.mesh is 1 x 32', 'for 2 slices')
 
 
 def test_a_torus_that_is_none_is_told(tpu, monkeypatch):

@@ -324,10 +324,25 @@ def test_collectives_of_a_mesh():
     ("replica_groups=mesh['a'=2,'b'=2] {'a'}", ((0, 2), (1, 3))),
     ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),)),
     ('replica_groups={}', ()),
+    ('_xla_megascale_target="{1,2}x{0:1}"', ((0, 2), (1, 3))),
   ],
 )
 def test_who_talks_to_whom(text, groups):
   assert collectives.groups_of(text) == groups
+
+
+@pytest.mark.parametrize(
+  ('groups', 'axes'),
+  [
+    (((0, 1, 2, 3), (4, 5, 6, 7)), ('spatial',)),
+    (((0, 4), (1, 5), (2, 6), (3, 7)), ('data',)),
+    (((0, 1), (1, 2), (4, 5)), ('spatial',)),
+    (((0, 1, 2, 3, 4, 5, 6, 7),), ('data', 'spatial')),
+    ((), ('data', 'spatial')),
+  ],
+)
+def test_axes_of_the_mesh_that_collectives_lie_along(groups, axes):
+  assert collectives.axes_of(groups, {'data': 2, 'spatial': 4}) == axes
 
 
 def test_collectives_that_start_and_end_count_once():

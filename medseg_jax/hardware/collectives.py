@@ -22,12 +22,18 @@ _LIST = re.compile(r'(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}')
 _COUNT = re.compile(
   r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?'
 )
+# Between slices of TPUs: what every chip sends to its like in the others.
+_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_TARGET = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}x\{([\d,:]+)\}"')
 _MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}')
 
 
-def name_of(opcode: str) -> str:
+def name_of(instruction: Instruction) -> str:
   """Returns the collective that an instruction is, '' where it is none."""
-  name = opcode.removesuffix('-start')
+  name = instruction.opcode.removesuffix('-start')
+  found = _SLICES.search(instruction.attributes) if name == 'send' else None
+  if found:
+    name = found[1].lower().replace('_', '-')
   return name if name in NAMES else ''
 
 
@@ -40,12 +46,12 @@ def find(
     instruction: any.
     inner: the computations that it calls.
   """
-  if name_of(instruction.opcode):
+  if name_of(instruction):
     return instruction
   if instruction.opcode == 'fusion':
     for called in inner:
       for one in called.values():
-        if name_of(one.opcode):
+        if name_of(one):
           return one
   return None
 
@@ -67,7 +73,8 @@ def groups_of(text: str) -> Groups:
   Args:
     text: of the instruction. XLA writes groups as `{{0,2},{1,3}}`, as
       `[2,2]<=[2,2]T(1,0)` (the numbers 0 to 3 as an array, transposed, in rows)
-      or as `mesh['a'=2,'b'=2] {'a'}` (all along some axes of an array).
+      or as `mesh['a'=2,'b'=2] {'a'}` (all along some axes of an array), and
+      between slices as `{1,2}x{0:15}` (each chip with its like in the other).
   """
   if found := _LIST.search(text):
     return tuple(
@@ -88,7 +95,40 @@ def groups_of(text: str) -> Groups:
     length = int(np.prod([sizes[axis] for axis in along]))
     ids = np.moveaxis(ids, along, range(-len(along), 0))
     return _rows(ids.reshape(-1, length))
+  if found := _TARGET.search(text):
+    slices, chips = (_numbers(part) for part in found.groups())
+    each = max(chips) + 1  # of a slice
+    first = min(slices)
+    return tuple(
+      tuple((n - first) * each + chip for n in slices) for chip in chips
+    )
   return ()
+
+
+def _numbers(text: str) -> list[int]:
+  """Returns the numbers of a text like `0,2:4`, which are 0, 2, 3 and 4."""
+  result: list[int] = []
+  for part in text.split(','):
+    begin, _, end = part.partition(':')
+    result += range(int(begin), int(end or begin) + 1)
+  return result
+
+
+def axes_of(groups: Groups, shape: Mapping[str, int]) -> tuple[str, ...]:
+  """Returns the axes of the mesh that the groups lie along, in its order.
+
+  Args:
+    groups: of positions in the mesh; () for all of them together.
+    shape: name -> size of the mesh's axes.
+  """
+  if not groups:
+    return tuple(name for name, size in shape.items() if size > 1)
+  places = np.unravel_index(np.array(groups), tuple(shape.values()))
+  return tuple(
+    name
+    for name, place in zip(shape, places, strict=True)
+    if np.any(place != place[:, :1])
+  )
 
 
 def _axes(text: str, known: Mapping[str, str]) -> list[str]:

@@ -6,7 +6,7 @@ as many times as the text says they turn, else once.
 
 import collections
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from medseg_jax.hardware import collectives, products, traffic
@@ -22,6 +22,7 @@ CONVOLUTION, LAYOUT, COLLECTIVE, OTHER = KINDS = (
 _FREE = (
   *('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast'),
   *('after-all', 'add-dependency', 'opt-barrier', 'optimization-barrier'),
+  'recv',  # counts where it is sent
   *('partition-id', 'replica-id', 'async-update', 'async-done', 'copy-done'),
 )
 _MOVES = ('copy', 'transpose')
@@ -152,7 +153,7 @@ def _collective(
     size=max((shape.size for shape in instruction.shapes), default=0),
     flops={},
     products={},
-    collective=collectives.name_of(instruction.opcode),
+    collective=collectives.name_of(instruction),
     groups=collectives.groups_of(instruction.attributes),
   )
 
@@ -301,3 +302,23 @@ def total(found: list[Kernel]) -> Totals:
     layout_changes=changes,
     turned=turned,
   )
+
+
+def collectives_along(
+  found: list[Kernel], shape: Mapping[str, int]
+) -> dict[str, dict[str, dict[str, int]]]:
+  """Returns axes of the mesh -> kind -> {'count', 'bytes'} of collectives.
+
+  Args:
+    found: of a program.
+    shape: name -> size of the mesh's axes. Two axes are 'data, spatial'.
+  """
+  result: dict[str, dict[str, dict[str, int]]] = {}
+  for kernel in found:
+    if kernel.collective:
+      axes = ', '.join(collectives.axes_of(kernel.groups, shape))
+      kinds = result.setdefault(axes, {})
+      row = kinds.setdefault(kernel.collective, {'count': 0, 'bytes': 0})
+      row['count'] += kernel.times
+      row['bytes'] += kernel.times * kernel.num_bytes
+  return result

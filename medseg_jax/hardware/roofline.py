@@ -1,9 +1,9 @@
 """The least time of a compiled program, kernel by kernel.
 
 A kernel takes its bytes over the bandwidth of the memory or its operations over
-the peak, whichever is longer; a collective what its bytes take on the slowest
-link of its group. One after the other: what XLA lets overlap would take less,
-what misses the peaks, as all real kernels do, takes more.
+the peak, whichever is longer; a collective what its bytes take on the links and
+the network of its group. One after the other: what XLA lets overlap would take
+less, what misses the peaks, as all real kernels do, takes more.
 """
 
 from typing import NamedTuple
@@ -27,20 +27,20 @@ class LeastTime(NamedTuple):
 
 
 def least_time(
-  found: list[Kernel], chip: Chip, devices_per_host: int = 0
+  found: list[Kernel], chip: Chip, linked_devices: int
 ) -> LeastTime:
   """Returns the least time of the kernels.
 
   Args:
     found: of a program.
     chip: that runs it.
-    devices_per_host: of a GPU; 0 where all are linked with each other.
+    linked_devices: see `collective_seconds`.
   """
   by_kind = dict.fromkeys(KINDS, 0.0)
   waiting = 0.0
   for kernel in found:
     if kernel.collective:
-      seconds = collective_seconds(kernel, chip, devices_per_host)
+      seconds = collective_seconds(kernel, chip, linked_devices)
     else:
       memory = kernel.num_bytes / chip.bandwidth
       products = sum(
@@ -65,21 +65,55 @@ def _peak(chip: Chip, dtype: str) -> float:
 
 
 def collective_seconds(
-  kernel: Kernel, chip: Chip, devices_per_host: int = 0
+  kernel: Kernel, chip: Chip, linked_devices: int
 ) -> float:
-  """Returns the least seconds of a collective, by rings in its group.
+  """Returns the least seconds of a collective, in the slowest of its groups.
 
-  Of n devices each sends (n - 1) / n of the bytes, and of an all-reduce twice
-  that, once for the sums and once for their way back.
+  Args:
+    kernel: that is one; its groups are of positions, of which as many in a row
+      are linked as `linked_devices` says.
+    chip: that runs it.
+    linked_devices: GPUs of a host, chips of a slice.
   """
-  crosses = devices_per_host and any(
-    len({device // devices_per_host for device in group}) > 1
-    for group in kernel.groups
-  )
-  link = chip.network if crosses else chip.link
-  if kernel.collective == 'collective-permute':
-    return kernel.num_bytes / link
-  size = max(map(len, kernel.groups), default=0)
-  part = (size - 1) / size if size else 1.0
-  rounds = 2 if kernel.collective == 'all-reduce' else 1
-  return rounds * part * kernel.num_bytes / link
+  if not kernel.groups:  # not told: of so many that one more is no matter
+    return group_seconds(
+      kernel.collective, kernel.num_bytes, chip, linked=2**20, groups=1
+    )
+  seconds = []
+  for group in kernel.groups:
+    groups = len({device // linked_devices for device in group})
+    seconds.append(
+      group_seconds(
+        kernel.collective,
+        kernel.num_bytes,
+        chip,
+        linked=-(-len(group) // groups),
+        groups=groups,
+      )
+    )
+  return max(seconds)
+
+
+def group_seconds(
+  collective: str, num_bytes: float, chip: Chip, *, linked: int, groups: int
+) -> float:
+  """Returns the least seconds of a collective among `groups` x `linked` chips.
+
+  Of n linked chips each sends (n - 1) / n of the bytes to the next one, and of
+  an all-reduce twice that, once for the sums and once for their way back. The
+  network carries of each chip its n-th part alone, likewise: of sums what all
+  of its group have added up, of what is gathered what it has itself.
+
+  Args:
+    collective: its kind.
+    num_bytes: the larger of what goes into a device and what comes out of it.
+    chip: for its links and its network.
+    linked: chips that have links of their own among them.
+    groups: of such chips, between which is a network.
+  """
+  if collective == 'collective-permute':
+    return num_bytes / (chip.network if groups > 1 else chip.link)
+  share = num_bytes if collective.endswith('to-all') else num_bytes / linked
+  seconds = (linked - 1) / linked * num_bytes / chip.link
+  seconds += (groups - 1) / groups * share / chip.network
+  return 2 * seconds if collective == 'all-reduce' else seconds

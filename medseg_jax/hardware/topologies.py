@@ -1,5 +1,7 @@
 """Devices that are not there, for the compiler: `v5e:4x4`, `h100:32x8`.
 
+`v5e:4x4:2` are two slices, tori of 4 x 4 that a network connects.
+
 TPUs need the `libtpu` wheel, GPUs that of CUDA; neither needs the hardware.
 """
 
@@ -12,7 +14,10 @@ from typing import Any, NamedTuple
 from medseg_jax.hardware.chips import CHIPS, Chip, target_config
 from medseg_jax.runtime.errors import InputError, quote
 
-EXAMPLES = 'v5e:4x4, v5p:8x8x16, v6e:16x16, h100:8 or h100:32x8 (hosts x GPUs)'
+EXAMPLES = (
+  'v5e:4x4, v5p:8x8x16, v5e:16x16:4 (four slices), h100:8 or h100:32x8 (hosts '
+  'x GPUs)'
+)
 MOST_DEVICES = 2**14
 # A wheel for each platform, and the extra of jax that brings it.
 _WHEELS = {
@@ -42,11 +47,13 @@ class Topology(NamedTuple):
     name: as the user gave it.
     kind: a key of `CHIPS`.
     sizes: of a TPU's torus; of GPUs (hosts, devices of each).
+    slices: number of such tori.
   """
 
   name: str
   kind: str
   sizes: tuple[int, ...]
+  slices: int = 1
 
   @property
   def chip(self) -> Chip:
@@ -54,13 +61,14 @@ class Topology(NamedTuple):
 
   @property
   def num_devices(self) -> int:
-    return math.prod(self.sizes)
+    return self.slices * math.prod(self.sizes)
 
   @property
-  def devices_per_host(self) -> int:
-    """Returns how many GPUs a host has; 0 for TPUs, which have links of their
-    own from host to host."""
-    return self.sizes[-1] if self.chip.platform == 'cuda' else 0
+  def linked_devices(self) -> int:
+    """Returns how many devices have links of their own among them: the GPUs of
+    a host, the chips of a slice."""
+    hosts = self.sizes[0] if self.chip.platform == 'cuda' else self.slices
+    return self.num_devices // hosts
 
 
 def parse(name: str) -> Topology:
@@ -76,6 +84,14 @@ def parse(name: str) -> Topology:
       f'as in {EXAMPLES}'
     )
   chip = CHIPS[kind]
+  text, colon, slices = text.partition(':')
+  if colon and (
+    chip.platform != 'tpu' or not re.fullmatch(r'[1-9]\d{0,4}', slices)
+  ):
+    raise InputError(
+      f'--topology={quote(name)}: behind the second colon stands the number of '
+      f'slices of TPUs, as in {EXAMPLES}'
+    )
   if not re.fullmatch(r'[1-9]\d{0,4}(x[1-9]\d{0,4})*', text):
     raise InputError(
       f'--topology={quote(name)}: behind {kind}: stand sizes, as in {EXAMPLES}'
@@ -89,12 +105,13 @@ def parse(name: str) -> Topology:
     raise InputError(
       f'--topology={quote(name)}: {kind} takes {what}, as in {EXAMPLES}'
     )
-  if math.prod(sizes) > MOST_DEVICES:
+  topology = Topology(name, kind, sizes, int(slices or 1))
+  if topology.num_devices > MOST_DEVICES:
     raise InputError(
-      f'--topology={quote(name)} has {math.prod(sizes)} devices; at most '
+      f'--topology={quote(name)} has {topology.num_devices} devices; at most '
       f'{MOST_DEVICES} are allowed'
     )
-  return Topology(name, kind, sizes)
+  return topology
 
 
 def prepare_process(topology: Topology) -> dict[str, str]:
@@ -132,8 +149,10 @@ def devices(topology: Topology) -> list[Any]:
 
   chip = topology.chip
   if chip.card is None:
-    name = topology.name
+    torus = 'x'.join(map(str, topology.sizes))
+    name = f'{topology.kind}:{torus}'
     settings: dict[str, Any] = dict(
+      num_slices=topology.slices,
       # Of a host: two by two chips, or as many as there are.
       chips_per_host_bounds=_host_bounds(topology.sizes),
     )

@@ -54,10 +54,22 @@ def create_mesh(
 
 def _mesh_of(devices: Sequence[jax.Device], data: int, spatial: int) -> Mesh:
   """Returns a `data` x `spatial` mesh of devices, neighbours side by side."""
-  # Axes of a torus may be split among them: 8 x 8 x 16 chips are 256 x 4, too.
-  placed = mesh_utils.create_device_mesh(
-    (data, spatial), devices, allow_split_physical_axes=True
-  )
+  num_slices = 1
+  if devices[0].platform == 'tpu':  # others have none, or call a host one
+    num_slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  if data % num_slices:
+    raise InputError(
+      f'config.mesh is {data} x {spatial} (data x spatial) for {num_slices} '
+      'slices; each has to have as much of the data axis'
+    )
+  # Axes of a torus may be split among ours: 8 x 8 x 16 chips are 256 x 4, too.
+  settings = dict(devices=devices, allow_split_physical_axes=True)
+  if num_slices == 1:
+    placed = mesh_utils.create_device_mesh((data, spatial), **settings)
+  else:  # a network is between them, for the gradient alone
+    placed = mesh_utils.create_hybrid_device_mesh(
+      (data // num_slices, spatial), (num_slices, 1), **settings
+    )
   # Auto axes: the compiler chooses the layout of everything in between.
   # Explicit axes, the default, reject vmapped augmentation.
   return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 2)
