@@ -1,5 +1,7 @@
 """What is odd about files is told once, for whatever a run opens them."""
 
+import warnings
+
 import nibabel
 import numpy as np
 import predict_cases
@@ -7,6 +9,7 @@ import pytest
 from conftest import write_volumes
 from small import load, shrink, write_untrained
 
+import medseg_jax
 from medseg_jax import evaluate, plan, predict, prepare
 from medseg_jax.experiment import config_files
 
@@ -85,3 +88,19 @@ def test_evaluating_and_predicting_tell(odd, tmp_path, capsys, monkeypatch):
   assert_told_once(capsys, OF_CASES[0])
   predict.run(config, workdir, **scans)  # all masks are there
   assert_told_once(capsys)
+
+
+def test_users_of_the_library_are_told_once(odd, tmp_path, monkeypatch):
+  predict_cases.compile_once(monkeypatch)
+  workdir = tmp_path / 'run'
+  write_untrained(config_for(write_volumes(tmp_path / 'data', 6)), workdir)
+  model = medseg_jax.load_model(workdir / 'model')
+  path = odd / 'imagesTr' / 'case_06.nii'
+  with pytest.warns(UserWarning, match=f'imagesTr/{SIZES}') as told:
+    found = model.predict(path)
+  assert [warning.filename for warning in told] == [__file__]
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    same = model.predict(path)
+    model.predict(odd / 'imagesTr' / 'case_07.nii.gz')
+  np.testing.assert_array_equal(found.label, same.label)

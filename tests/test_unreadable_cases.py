@@ -146,9 +146,46 @@ def test_volumes(tmp_path, capsys, monkeypatch):
     },
   )
   assert len(failed_lines(capsys)) == 3
-  (other / 'imagesTr' / 'case_11.nii.gz').unlink()  # a layout that is wrong
-  with pytest.raises(InputError, match='case_11.*a label without its image'):
+  # Files of one case that do not belong together are that case's fault.
+  (other / 'imagesTr' / 'case_11.nii.gz').unlink()
+  label = (other / 'labelsTr' / 'case_10.nii.gz').read_bytes()
+  (other / 'labelsTr' / 'case_10_mask.nii.gz').write_bytes(label)
+  with pytest.raises(InputError) as error:
     evaluate.run(config, workdir)
+  assert_one_line(error, 'not scored: 5 of 6', 'case_10, case_11')
+  assert_left_out(
+    workdir / 'evaluation' / 'clinic-all',
+    ['case_07'],
+    {
+      'case_06': 'truncated',
+      'case_08': 'an empty file',
+      'case_09': 'not on the grid',
+      'case_10': 'case_10_mask.nii.gz: the second label',
+      'case_11': 'case_11.nii.gz: a label without its image',
+    },
+  )
+  (other / 'dataset.json').write_text('{')  # of the data set as a whole
+  with pytest.raises(InputError, match='dataset.json'):
+    evaluate.run(config, workdir)
+
+
+def test_what_is_listed_and_not_there(tmp_path, monkeypatch):
+  predict_cases.compile_once(monkeypatch)
+  workdir, data = tmp_path / 'run', write_volumes(tmp_path / 'data', 6)
+  config = shrink(load('auto_cpu'), path=data)
+  config.inference.mirror = False
+  write_untrained(config, workdir)
+  record = json.loads((workdir / 'model' / 'model.json').read_text())
+  held_out = sorted(record['training']['cases']['held_out']['val'])
+  (data / 'imagesTr' / f'{held_out[0]}.nii.gz').unlink()
+  with pytest.raises(InputError) as error:
+    evaluate.run(config_files.read_config(workdir), workdir)
+  assert_one_line(error, f'not scored: 1 of {len(held_out)}', held_out[0])
+  assert_left_out(
+    workdir / 'evaluation' / 'val',
+    held_out[1:],
+    {held_out[0]: f"imagesTr/{held_out[0]}.nii.gz', which is not there"},
+  )
 
 
 def test_a_training_is_not_lost_to_a_file_that_is_lost(

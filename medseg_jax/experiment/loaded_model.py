@@ -2,14 +2,17 @@
 
 import os
 import pathlib
+import warnings
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import nibabel
 import numpy as np
 
 from medseg_jax.data.case import Case
-from medseg_jax.data.formats import images, nifti
-from medseg_jax.experiment import model_folder, trained_model
+from medseg_jax.data.formats import nifti
+from medseg_jax.data.sources.volume_files import VolumeFiles
+from medseg_jax.experiment import model_folder, prediction_jobs, trained_model
 from medseg_jax.inference.cases import predict_cases
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
@@ -61,6 +64,7 @@ class LoadedModel:
       self._config, None, model=path, mesh=mesh
     )
     self._settings = trained_model.prediction_settings(self._config, mesh)
+    self._warned: set[str] = set()
 
   def predict(
     self,
@@ -81,12 +85,20 @@ class LoadedModel:
         world in mm, towards right, anterior and superior as in NIfTI; it
         tells the spacing, too.
 
+    What is odd about a file's header is a warning (of module `warnings`), once.
+
     Raises:
       InputError: the file cannot be read, the image does not suit the model,
         or the spacing is missing though the model resamples.
     """
     if isinstance(image, str | os.PathLike):
-      return self._predict_case(self._read(pathlib.Path(image)))
+      path, volumes = pathlib.Path(image), self._config.data.source == 'volumes'
+      name = nifti.stem(path) if volumes else path.stem
+      files = VolumeFiles(name, (path,))
+      case = prediction_jobs.read(files, volumes=volumes)
+      if volumes:
+        self._warn(prediction_jobs.find_oddities([files]))
+      return self._predict_case(case)
     image = np.asarray(image)
     rank = 3 if affine is not None else len(spacing or ()) or self._rank(image)
     if image.ndim == rank:
@@ -118,14 +130,12 @@ class LoadedModel:
     flat = len(self._settings['patch_size'])
     return flat if image.shape[flat:] in ((), (1,), (channels,)) else image.ndim
 
-  def _read(self, path: pathlib.Path) -> Case:
-    if self._config.data.source == 'volumes':
-      volume = nifti.read_channels([path])
-      return Case(
-        nifti.stem(path), volume.array, None, volume.spacing, volume.affine
-      )
-    array = images.read_image(path)
-    return Case(path.stem, array, None, (1.0,) * (array.ndim - 1))
+  def _warn(self, lines: Iterable[str]) -> None:
+    """Warns the caller of `predict`, of each thing once."""
+    for line in lines:
+      if line not in self._warned:
+        self._warned.add(line)
+        warnings.warn(line, stacklevel=3)
 
   def _predict_oriented(
     self, image: np.ndarray, affine: np.ndarray

@@ -101,13 +101,13 @@ def plan(
   return Work(folder, tuple(jobs), found.failures, found.unused)
 
 
-def find_oddities(jobs: Sequence[Job]) -> Iterator[str]:
+def find_oddities(jobs: Sequence[Job | VolumeFiles]) -> Iterator[str]:
   """Yields a line for each thing at odds in the headers of volumes."""
   for job in jobs:
     yield from volume_geometry.find_oddities(VolumeFiles(job.name, job.images))
 
 
-def read(job: Job, *, volumes: bool) -> Case:
+def read(job: Job | VolumeFiles, *, volumes: bool) -> Case:
   """Returns the case of a job, without a label."""
   if volumes:
     volume = nifti.read_channels(job.images)
