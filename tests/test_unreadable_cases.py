@@ -102,6 +102,22 @@ def test_images_of_the_training_and_others(again, tmp_path, capsys):  # noqa: F8
       'case 18': 'label values of no class: 9',
     },
   )
+  (other / 'images' / 'case 17.png').unlink()  # a mask alone
+  (other / 'labels' / 'case 18.png').unlink()  # an image alone
+  (other / 'labels' / 'case 19_mask.png').write_bytes(mask)  # two masks
+  with pytest.raises(InputError) as error:
+    evaluated(workdir, path=str(other))
+  assert_one_line(error, 'not scored: 4 of 5')
+  assert_left_out(
+    workdir / 'evaluation' / 'clinic-all',
+    ['case 16'],
+    {
+      'case 15': 'cannot be read',
+      'case 17': 'labels/case 17.png: a mask without its image in',
+      'case 18': 'images/case 18.png: an image without its mask in',
+      'case 19': 'case 19.png and case 19_mask.png are both masks of',
+    },
+  )
   assert (other / 'labels' / 'case 16.png').read_bytes() == mask
 
 

@@ -71,8 +71,8 @@ class FolderSource:
         differ, or a mask has changed to values that no class has.
     """
     case = self.files[index]
-    if case.name in self.refused:
-      raise InputError(self.refused[case.name])
+    if problem := case.problem or self.refused.get(case.name):
+      raise InputError(problem)
     image = images.read_image(case.image)
     if image.shape[-1] < self.channels:
       image = np.repeat(image, self.channels, axis=-1)
@@ -157,14 +157,14 @@ def open_folder(
     roi: name of a folder beside `images` whose masks (nonzero is inside) mark
       the region to evaluate; empty for none.
     known: files of the folder that the run uses otherwise.
-    strict: whether a file that cannot be used is an error. Otherwise its case
-      fails when it is read, unless no case can be used.
+    strict: whether a file that cannot be used, or has no partner, is an error.
+      Otherwise its case fails when it is read, unless no case can be used.
 
   Raises:
     InputError: the layout, a file, or a label value is not allowed.
   """
   root = pathlib.Path(path)
-  cases = find_files(root, roi, known)
+  cases = find_files(root, roi, known, strict=strict)
   found = _look_at_all(root, cases, strict)
   channels = _agree_on_channels(root, found)
   values = {
@@ -304,6 +304,8 @@ def _look_at_all(
 
 def _look_at(case: Files) -> _Look:
   stop_signal.check()
+  if case.problem:
+    raise InputError(case.problem)
   image = images.read_image(case.image)
   mask, lossy = images.decode_mask(case.mask)
   _check_size(case.image, image, case.mask, mask)
