@@ -18,6 +18,7 @@ from medseg_jax.data import instances as instances_lib
 from medseg_jax.data import label_inference, labels, mask_values
 from medseg_jax.data.case import Case, colour_names
 from medseg_jax.data.formats import images
+from medseg_jax.data.sources.already_read import AlreadyRead
 from medseg_jax.data.sources.folder_files import Files, find_files
 from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError, counted
@@ -40,6 +41,7 @@ class FolderSource:
     snapped_share: share of the split's mask pixels that had none of the label
       values and took the nearest, 0 to 1.
     refused: why the mask of a case cannot be used, by name; its reading fails.
+    already_read: cases in memory that the next reading hands out.
   """
 
   root: pathlib.Path
@@ -51,6 +53,9 @@ class FolderSource:
   snapped: frozenset[str] = frozenset()
   snapped_share: float = 0.0
   refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  already_read: AlreadyRead = dataclasses.field(
+    default_factory=AlreadyRead, repr=False, compare=False
+  )
 
   @functools.cached_property
   def names(self) -> tuple[str, ...]:
@@ -73,6 +78,8 @@ class FolderSource:
     case = self.files[index]
     if problem := case.problem or self.refused.get(case.name):
       raise InputError(problem)
+    if kept := self.already_read.take(lambda: self.case_key(index)):
+      return kept
     image = images.read_image(case.image)
     if image.shape[-1] < self.channels:
       image = np.repeat(image, self.channels, axis=-1)
