@@ -251,6 +251,6 @@ def _tell(
       'and settings (--overwrite makes anew)'
     )
   print(
-    f'{counted(done, "mask")} in {work.folder} ({which} weights, step {step}); '
-    f'values: {values}'
+    f'{counted(done, "mask")} written to {work.folder} ({which} weights, step '
+    f'{step}); values: {values}'
   )
