@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
@@ -63,6 +64,7 @@ class VolumeSource:
     refused: why a case of `files` fails when it is read, by name.
     oddities: a line for each thing there that is only strange.
     already_read: cases in memory that the next reading hands out.
+    told: lines on strays that were told, by whoever read the label first.
   """
 
   root: pathlib.Path
@@ -83,6 +85,9 @@ class VolumeSource:
   oddities: tuple[str, ...] = ()
   already_read: AlreadyRead = dataclasses.field(
     default_factory=AlreadyRead, repr=False, compare=False
+  )
+  told: set[str] = dataclasses.field(
+    default_factory=set, repr=False, compare=False
   )
 
   @functools.cached_property
@@ -112,9 +117,12 @@ class VolumeSource:
     label = None
     if files.label is not None:
       ids = nifti.read_label(files.label)
-      problem, _ = self.judge_ids(index, count_ids(ids.array))
+      problem, strays = self.judge_ids(index, count_ids(ids.array))
       if problem:
         raise InputError(problem)
+      if strays and strays not in self.told:
+        self.told.add(strays)
+        logging.warning('%s', strays)
       label = self.to_classes(self.align_label(index, ids, image))
     return Case(
       name=files.name,
