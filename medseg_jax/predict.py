@@ -112,10 +112,9 @@ def run(
   done = 0
   pictures = _Pictures(work.folder / PICTURES, tuple(config.data.classes))
   if jobs:
-    if config.data.source == 'volumes':
-      multihost.from_primary(
-        lambda: sources.tell(prediction_jobs.find_oddities(jobs))
-      )
+    multihost.from_primary(
+      lambda: sources.tell(prediction_jobs.find_oddities(jobs, config.data))
+    )
     print(build.describe_network(config, mesh), flush=True)
     trained = trained_model.compile_predictor(config, weights, mesh)
     lap('compile')
@@ -125,7 +124,7 @@ def run(
       failed.add(error, case=job.name, file=job.images[0])
 
     def read(job: Job) -> Case:
-      case = prediction_jobs.read(job, volumes=config.data.source == 'volumes')
+      case = prediction_jobs.read(job, config.data)
       hashes[job.name] = hash_files(job.images)
       return case
 

@@ -7,11 +7,15 @@ import numpy as np
 import predict_cases
 import pytest
 from conftest import write_volumes
+from data_cases import assert_all_in
 from small import load, shrink, write_untrained
+from volume_cases import image_array, save
 
 import medseg_jax
 from medseg_jax import evaluate, plan, predict, prepare
-from medseg_jax.experiment import config_files
+from medseg_jax.data.sources.volume_files import VolumeFiles
+from medseg_jax.experiment import config_files, prediction_jobs
+from medseg_jax.runtime.errors import InputError
 
 SIZES = 'case_06.nii: voxels of 1x1x1.2 mm in the sform'
 OFF = 'labelsTr/case_07.nii.gz: up to 0.05 mm'
@@ -104,3 +108,20 @@ def test_users_of_the_library_are_told_once(odd, tmp_path, monkeypatch):
     same = model.predict(path)
     model.predict(odd / 'imagesTr' / 'case_07.nii.gz')
   np.testing.assert_array_equal(found.label, same.label)
+
+
+def test_channels_may_lie_as_far_off_as_the_config_says(tmp_path):
+  files = []
+  for channel, off in enumerate((0.0, 0.2)):
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    affine[0, 3] = off
+    path = tmp_path / f'scan_000{channel}.nii.gz'
+    save(path, image_array(channel), affine=affine)
+    files.append(path)
+  scan, data = VolumeFiles('scan', tuple(files)), load('auto_cpu').data
+  with pytest.raises(InputError, match='0.2 voxels'):
+    prediction_jobs.read(scan, data)
+  data.grid_tolerance = 0.3
+  assert prediction_jobs.read(scan, data).image.shape[-1] == 2
+  (line,) = prediction_jobs.find_oddities([scan], data)
+  assert_all_in(line, files[1], '0.2 voxels off', 'grid_tolerance is 0.3')

@@ -61,10 +61,10 @@ def test_what_fails_is_named_and_the_others_are_done(
   (scans / '.hidden').write_text('')
   real = prediction_jobs.read
 
-  def read(job, **options):
+  def read(job, data):
     if job.name == 'b':
       raise MemoryError
-    return real(job, **options)
+    return real(job, data)
 
   monkeypatch.setattr(prediction_jobs, 'read', read)
   with pytest.raises(InputError) as error:

@@ -92,12 +92,11 @@ class LoadedModel:
         or the spacing is missing though the model resamples.
     """
     if isinstance(image, str | os.PathLike):
-      path, volumes = pathlib.Path(image), self._config.data.source == 'volumes'
-      name = nifti.stem(path) if volumes else path.stem
-      files = VolumeFiles(name, (path,))
-      case = prediction_jobs.read(files, volumes=volumes)
-      if volumes:
-        self._warn(prediction_jobs.find_oddities([files]))
+      path, data = pathlib.Path(image), self._config.data
+      volumes = data.source == 'volumes'
+      files = VolumeFiles(nifti.stem(path) if volumes else path.stem, (path,))
+      case = prediction_jobs.read(files, data)
+      self._warn(prediction_jobs.find_oddities([files], data))
       return self._predict_case(case)
     image = np.asarray(image)
     rank = 3 if affine is not None else len(spacing or ()) or self._rank(image)
