@@ -110,6 +110,36 @@ def test_users_of_the_library_are_told_once(odd, tmp_path, monkeypatch):
   np.testing.assert_array_equal(found.label, same.label)
 
 
+def test_the_library_takes_all_channels_of_a_case(tmp_path, monkeypatch):
+  predict_cases.compile_once(monkeypatch)
+  rng, shape = np.random.default_rng(0), (18, 17, 16)
+  for name in 'abcd':
+    label = np.arange(18 * 17 * 16, dtype=np.uint8).reshape(shape) % 2
+    save(tmp_path / 'data' / 'labelsTr' / f'{name}.nii.gz', label)
+    for channel in (0, 1):
+      image = (rng.normal(0, 90, shape) + 50 * label).astype(np.int16)
+      file = f'{name}_000{channel}.nii.gz'
+      save(tmp_path / 'data' / 'imagesTr' / file, image)
+  config = shrink(load('auto_cpu'), path=tmp_path / 'data')
+  config.inference.mirror, config.data.num_folds = False, 2
+  write_untrained(config, tmp_path / 'run')
+  model = medseg_jax.load_model(tmp_path / 'run' / 'model')
+  paths = [tmp_path / f'data/imagesTr/a_000{i}.nii.gz' for i in (0, 1)]
+  both = [np.asarray(nibabel.load(path).dataobj) for path in paths]
+  affine = nibabel.load(paths[0]).affine
+  wanted = model.predict(np.stack(both, -1), affine=affine).label
+  wanted = np.moveaxis(wanted[::-1, ::-1], (0, 1, 2), (2, 1, 0))
+  for path in paths:
+    np.testing.assert_array_equal(model.predict(path).label, wanted)
+  with pytest.raises(InputError, match='the image has 1 channel; allowed is'):
+    model.predict(both[0], affine=affine)
+  with pytest.raises(InputError, match='a folder; allowed is one NIfTI file'):
+    model.predict(tmp_path / 'data')
+  paths[1].unlink()
+  with pytest.raises(InputError, match='case a has no file a_0001'):
+    model.predict(paths[0])
+
+
 def test_channels_may_lie_as_far_off_as_the_config_says(tmp_path):
   files = []
   for channel, off in enumerate((0.0, 0.2)):

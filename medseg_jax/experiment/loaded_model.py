@@ -10,12 +10,12 @@ import nibabel
 import numpy as np
 
 from medseg_jax.data.case import Case
-from medseg_jax.data.formats import nifti
+from medseg_jax.data.sources import to_predict
 from medseg_jax.data.sources.volume_files import VolumeFiles
 from medseg_jax.experiment import model_folder, prediction_jobs, trained_model
 from medseg_jax.inference.cases import predict_cases
 from medseg_jax.runtime import sharding
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 _SUPERIOR_POSTERIOR_LEFT = nibabel.orientations.axcodes2ornt(('S', 'P', 'L'))
 
@@ -79,7 +79,8 @@ class LoadedModel:
       image: `[*S]` or `[*S, C]` with intensities in the units of the training
         data, or a file: NIfTI for models of volumes, else any image. A volume
         has its axes in the order (z, y, x) towards superior, posterior and
-        left, unless `affine` says otherwise.
+        left, unless `affine` says otherwise. Of a case with a file for each
+        channel any of them.
       spacing: of an array, in mm along each axis of it.
       affine: of an array of three axes in any order, `[4, 4]` voxel index to
         world in mm, towards right, anterior and superior as in NIfTI; it
@@ -92,9 +93,7 @@ class LoadedModel:
         or the spacing is missing though the model resamples.
     """
     if isinstance(image, str | os.PathLike):
-      path, data = pathlib.Path(image), self._config.data
-      volumes = data.source == 'volumes'
-      files = VolumeFiles(nifti.stem(path) if volumes else path.stem, (path,))
+      files, data = self._files(pathlib.Path(image)), self._config.data
       case = prediction_jobs.read(files, data)
       self._warn(prediction_jobs.find_oddities([files], data))
       return self._predict_case(case)
@@ -120,6 +119,16 @@ class LoadedModel:
     return self._predict_case(
       Case('the image', image, None, tuple(map(float, spacing)))
     )
+
+  def _files(self, path: pathlib.Path) -> VolumeFiles:
+    """Returns the files of the case that one of them names."""
+    if self._config.data.source != 'volumes':
+      return VolumeFiles(path.stem, (path,))
+    if path.is_dir():
+      raise InputError(f'{path}: a folder; allowed is one NIfTI file')
+    channels = self._config.data.channels
+    (files,) = to_predict.find(path, channels=channels).cases
+    return files
 
   def _rank(self, image: np.ndarray) -> int:
     """Returns the number of spatial axes of an array that comes alone."""
@@ -155,6 +164,13 @@ class LoadedModel:
     )
 
   def _predict_case(self, case: Case) -> Prediction:
+    found, data = case.image.shape[-1], self._config.data
+    if data.source == 'volumes' and found != data.channels:
+      raise InputError(
+        f'{case.name} has {counted(found, "channel")}; allowed is the number '
+        f'of channels of the training, {data.channels} '
+        f'({", ".join(self.channel_names)})'
+      )
     predicted = predict_cases(
       self._predictor.predict_fn, [case], probabilities=True, **self._settings
     )
