@@ -82,6 +82,12 @@ def find(
   path = pathlib.Path(path)
   if path.is_dir():
     return _in_folder(path, channels, {p.absolute() for p in leave_out})
+  if not path.exists() and is_file_name(path):
+    there = list_folder(path.parent)
+    raise InputError(
+      f'{path}: no such file; {path.parent} holds '
+      f'{name_some(other.name for other in there)}'
+    )
   if not path.exists():
     list_folder(path)  # says what is there
   if not _is_readable(path, channels):
