@@ -119,7 +119,7 @@ def test_one_image_and_one_mask(workdir, scans, tmp_path):
     ('x.mha', 'o', ['x.mha: files .mha are not read', '.png']),
     ('x.txt', 'o', ['x.txt: no image; this model takes']),
     ('x.png', 'o', ['x.png: cannot be read']),
-    ('gone.png', 'o', ['gone.png: no such file', 'holds notes']),
+    ('gone.png', 'o', ['gone.png: no such file', 'holds in, notes']),
   ],
 )
 def test_one_file_that_does_not_suit(

@@ -93,6 +93,7 @@ def test_images_of_the_training_and_others(again, tmp_path, capsys):  # noqa: F8
   with pytest.raises(InputError) as error:
     evaluated(workdir, path=str(other))
   assert_one_line(error, 'not scored: 3 of 5', 'case 15, case 17, case 18')
+  assert 'evaluate all: case 5/5, 3 failed' in capsys.readouterr().out
   assert_left_out(
     workdir / 'evaluation' / 'clinic-all',
     ['case 16', 'case 19'],
