@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
   # Of masks that may number single objects: 'foreground', all are one class, or
   # 'classes', each number is one; '' to look.
   config.data.instances = ''
-  # Of volumes: how far a label may lie off its image, in voxels.
+  # Of volumes: how far labels and channels may lie off the image, in voxels.
   config.data.grid_tolerance = 0.1
   config.data.roi = ''  # folder beside images/ with regions to evaluate in
   # 'scale' (x / 255), 'zscore', 'window'; '' for what fits the source.

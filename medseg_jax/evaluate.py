@@ -291,6 +291,8 @@ def score_cases(
       if counted_cases is not None:
         counted_cases.advance()
       del case, pred, score  # before the next one: they may be gigabytes
+    if counted_cases is not None:
+      counted_cases.failed(len(failures.found))
   return _together(source, records, masks, failures)
 
 

@@ -21,6 +21,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from medseg_jax.experiment.overrides import apply as apply_overrides
+from medseg_jax.experiment.overrides import last_of_each
 from medseg_jax.experiment.overrides import split as split_overrides
 from medseg_jax.hardware import topologies
 from medseg_jax.runtime import files, host_memory, multihost
@@ -287,6 +288,7 @@ def _parse(argv: list[str]) -> None:
   elif 'config' not in given and split_overrides(argv)[1]:
     raise InputError(_NO_CONFIG)
   _check_config(argv)
+  argv = last_of_each(argv)
   _ARGV[:] = argv
   try:
     rest = flags.FLAGS(argv)

@@ -112,10 +112,9 @@ def run(
   done = 0
   pictures = _Pictures(work.folder / PICTURES, tuple(config.data.classes))
   if jobs:
-    if config.data.source == 'volumes':
-      multihost.from_primary(
-        lambda: sources.tell(prediction_jobs.find_oddities(jobs))
-      )
+    multihost.from_primary(
+      lambda: sources.tell(prediction_jobs.find_oddities(jobs, config.data))
+    )
     print(build.describe_network(config, mesh), flush=True)
     trained = trained_model.compile_predictor(config, weights, mesh)
     lap('compile')
@@ -128,7 +127,7 @@ def run(
       failed.add(error, case=job.name, file=job.images[0])
 
     def read(job: Job) -> Case:
-      case = prediction_jobs.read(job, volumes=config.data.source == 'volumes')
+      case = prediction_jobs.read(job, config.data)
       hashes[job.name] = hash_files(job.images)
       return case
 
@@ -254,6 +253,6 @@ def _tell(
       'and settings (--overwrite makes anew)'
     )
   print(
-    f'{counted(done, "mask")} in {work.folder} ({which} weights, step {step}); '
-    f'values: {values}'
+    f'{counted(done, "mask")} written to {work.folder} ({which} weights, step '
+    f'{step}); values: {values}'
   )

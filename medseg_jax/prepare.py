@@ -117,9 +117,9 @@ def _prepare(
       prepared[split] = caches.prepare(
         source, workers=workers, on_case=progress.advance, **settings
       )
-  if config.data.source == 'volumes':
-    for source in sources.values():
-      source.already_read.clear()
+  for source in sources.values():
+    if (kept := getattr(source, 'already_read', None)) is not None:
+      kept.clear()
   return prepared
 
 

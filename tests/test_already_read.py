@@ -6,11 +6,11 @@ import os
 import nibabel
 import numpy as np
 import pytest
-from conftest import write_volumes
+from conftest import write_pairs, write_volumes
 from small import load, shrink
 
 from medseg_jax import prepare
-from medseg_jax.data.formats import nifti
+from medseg_jax.data.formats import images, nifti
 from medseg_jax.data.sources import already_read
 from medseg_jax.data.sources.already_read import AlreadyRead
 from medseg_jax.data.sources.volumes import open_volumes
@@ -86,3 +86,31 @@ def test_no_more_is_kept_than_there_is_room_for(monkeypatch, tmp_path):
     kept.keep(key, case)
   found = [kept.take(lambda k=k: k) is case for k in 'abc']
   assert found == [True, True, False]
+
+
+def test_an_image_is_looked_at_compared_and_prepared_with_two_readings(
+  tmp_path, monkeypatch
+):
+  counts = collections.Counter()
+  real = images.read_image
+
+  def read(path):
+    counts[path.name] += 1
+    return real(path)
+
+  monkeypatch.setattr(images, 'read_image', read)
+  write_pairs(tmp_path / 'data', 10)
+  config = shrink(load('unet'), path=tmp_path / 'data')
+  config.data.source = 'folder'
+  caches = {}
+  for share, times in ((already_read.SHARE, 2), (0.0, 3)):
+    monkeypatch.setattr(already_read, 'SHARE', share)
+    config.data.cache_dir = str(tmp_path / f'cache {times}')
+    run = opening.open_run(config, tmp_path / f'run {times}')
+    caches[times] = prepare.prepare(run.config, run.sources)
+    assert set(counts.values()) == {times} and len(counts) == 10
+    assert not run.sources['val'].already_read._cases
+    counts.clear()
+  for part in ('images', 'labels'):
+    for a, b in zip(*(getattr(c, part) for c in caches.values()), strict=True):
+      np.testing.assert_array_equal(a, b)

@@ -255,7 +255,9 @@ def test_another_fold_is_not_evaluated_as_held_out(again):
   _, workdir = again
   with pytest.raises(InputError) as error:
     evaluated(workdir, fold=1)
-  assert_one_line(error, '3 of 3 cases', 'trained this model', 'held_out')
+  assert_one_line(
+    error, '3 of 3 cases', 'trained this model', 'held_out', '--split=train'
+  )
   assert evaluated(workdir, split='train')['num_cases'] == 12
 
 
@@ -324,6 +326,7 @@ def test_training_images_under_other_names_are_not_scored(again, tmp_path):
   with pytest.raises(InputError) as error:
     evaluated(workdir, path=str(other))
   assert_one_line(error, other, 'trained this model', 'x case 01 as case 01')
+  assert '--split=train' not in str(error.value)  # other data has none
 
 
 def test_a_model_that_travelled_knows_its_cases(again, tmp_path):

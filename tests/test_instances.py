@@ -242,7 +242,7 @@ def test_what_the_user_says_of_numbered_objects_wins(tmp_path, caplog, kind):
     assert source[1].label.max() == 30
     assert told(source, caplog) == []
   for options, part in [
-    (dict(instances='each'), "data.instances: 'each'; allowed are ''"),
+    (dict(instances='each'), "data.instances is 'each'; allowed are ''"),
     (dict(instances='foreground', label_values=(0, 1, 2)), 'allowed are two'),
   ]:
     with pytest.raises(ValueError) as error:

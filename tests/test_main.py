@@ -315,6 +315,24 @@ def test_overrides_are_those_of_the_model(workdir, tmp_path, monkeypatch):
   assert dict(found[1][2].shape) == {'data': 4, 'spatial': 2}
 
 
+def test_of_a_key_that_is_given_twice_the_last_counts(tmp_path, monkeypatch):
+  found = []
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(
+    train, 'run', lambda config, workdir: found.append(config)
+  )
+  again = ['--config.patch_size=(32,48)', '--config.seed', '1']
+  again += ['--config.data.classes=a,b', '--config.data.classes=c,d', '--', 'x']
+  args = [*TINY, f'--workdir={tmp_path}', *again[:-2]]
+  monkeypatch.setattr(sys, 'argv', ['main', *args])
+  with flagsaver.flagsaver():
+    assert main.main() == 0
+  (config,) = found
+  assert config.patch_size == (32, 48) and config.seed == 1
+  assert config.data.classes == ('c,d',)
+  assert main.last_of_each(['main', *again])[-2:] == ['--', 'x']
+
+
 @pytest.mark.parametrize('flag', ['--help', '--helpfull', '-?'])
 def test_help_is_no_error(flag):
   done = subprocess.run(

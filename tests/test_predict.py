@@ -110,7 +110,7 @@ def test_masks_that_are_there_are_counted_and_made_anew_on_request(
   names = count_predictions(monkeypatch)
   run(workdir, scans, out)
   text = capsys.readouterr().out
-  assert_all_in(text, 'kept      3 masks', '1 mask in', '--overwrite')
+  assert_all_in(text, 'kept      3 masks', '1 mask written to', '--overwrite')
   run(workdir, scans, out, overwrite=True)
   assert names == [*'d', *'abcd']
   assert before.items() <= masks(out).items()

@@ -61,10 +61,10 @@ def test_what_fails_is_named_and_the_others_are_done(
   (scans / '.hidden').write_text('')
   real = prediction_jobs.read
 
-  def read(job, **options):
+  def read(job, data):
     if job.name == 'b':
       raise MemoryError
-    return real(job, **options)
+    return real(job, data)
 
   monkeypatch.setattr(prediction_jobs, 'read', read)
   with pytest.raises(InputError) as error:
@@ -119,7 +119,7 @@ def test_one_image_and_one_mask(workdir, scans, tmp_path):
     ('x.mha', 'o', ['x.mha: files .mha are not read', '.png']),
     ('x.txt', 'o', ['x.txt: no image; this model takes']),
     ('x.png', 'o', ['x.png: cannot be read']),
-    ('gone.png', 'o', ['gone.png: no such']),
+    ('gone.png', 'o', ['gone.png: no such file', 'holds in, notes']),
   ],
 )
 def test_one_file_that_does_not_suit(
@@ -164,9 +164,13 @@ def test_what_is_bad_among_volumes(volumes, tmp_path, capsys):
   (new / 'other.mha').write_text('ObjectType = Image')
   (new / 'case_09.nii.bz2').write_bytes(b'BZh9')
   (new / 'picture.png').write_bytes(b'')
+  for name in ('series', 'mixed'):  # neither lies where it would be read
+    (new / name).mkdir()
+    (new / name / '1.dcm').write_bytes(b'')
+  (new / 'mixed' / 'case.nii').write_bytes(b'')
   with pytest.raises(InputError) as error:
     run(workdir, new, out)
-  assert_one_line(error, '6 of 8 images', 'case_01.nii.gz', 'other.mha')
+  assert_one_line(error, '8 of 10 images', 'case_01.nii.gz', 'other.mha')
   found = sorted(path.name for path in out.glob('*.nii.gz'))
   assert found == ['case_00.nii.gz', 'case_02.nii.gz']
   lines = capsys.readouterr().out.splitlines()
@@ -175,6 +179,9 @@ def test_what_is_bad_among_volumes(volumes, tmp_path, capsys):
     failed, 'empty.nii.gz: an empty', 'slice.nii: a single', 'two.nii: 2 chan'
   )
   assert_all_in(failed, 'other.mha', broken, 'case_09.nii.bz2: an archive')
+  assert_all_in(failed, 'such as series/1.dcm; files .dcm are not read')
+  assert_all_in(failed, 'such as mixed/case.nii; allowed are the files of one')
+  assert failed.count('--input of its own') == 1
   assert failed.count('this model takes') == 1
   assert any('not used' in x and 'picture.png' in x for x in lines)
 

@@ -93,6 +93,7 @@ def test_images_of_the_training_and_others(again, tmp_path, capsys):  # noqa: F8
   with pytest.raises(InputError) as error:
     evaluated(workdir, path=str(other))
   assert_one_line(error, 'not scored: 3 of 5', 'case 15, case 17, case 18')
+  assert 'evaluate all: case 5/5, 3 failed' in capsys.readouterr().out
   assert_left_out(
     workdir / 'evaluation' / 'clinic-all',
     ['case 16', 'case 19'],
@@ -100,6 +101,22 @@ def test_images_of_the_training_and_others(again, tmp_path, capsys):  # noqa: F8
       'case 15': 'cannot be read',
       'case 17': '40 x 30 pixels',
       'case 18': 'label values of no class: 9',
+    },
+  )
+  (other / 'images' / 'case 17.png').unlink()  # a mask alone
+  (other / 'labels' / 'case 18.png').unlink()  # an image alone
+  (other / 'labels' / 'case 19_mask.png').write_bytes(mask)  # two masks
+  with pytest.raises(InputError) as error:
+    evaluated(workdir, path=str(other))
+  assert_one_line(error, 'not scored: 4 of 5')
+  assert_left_out(
+    workdir / 'evaluation' / 'clinic-all',
+    ['case 16'],
+    {
+      'case 15': 'cannot be read',
+      'case 17': 'labels/case 17.png: a mask without its image in',
+      'case 18': 'images/case 18.png: an image without its mask in',
+      'case 19': 'case 19.png and case 19_mask.png are both masks of',
     },
   )
   assert (other / 'labels' / 'case 16.png').read_bytes() == mask
@@ -146,9 +163,46 @@ def test_volumes(tmp_path, capsys, monkeypatch):
     },
   )
   assert len(failed_lines(capsys)) == 3
-  (other / 'imagesTr' / 'case_11.nii.gz').unlink()  # a layout that is wrong
-  with pytest.raises(InputError, match='case_11.*a label without its image'):
+  # Files of one case that do not belong together are that case's fault.
+  (other / 'imagesTr' / 'case_11.nii.gz').unlink()
+  label = (other / 'labelsTr' / 'case_10.nii.gz').read_bytes()
+  (other / 'labelsTr' / 'case_10_mask.nii.gz').write_bytes(label)
+  with pytest.raises(InputError) as error:
     evaluate.run(config, workdir)
+  assert_one_line(error, 'not scored: 5 of 6', 'case_10, case_11')
+  assert_left_out(
+    workdir / 'evaluation' / 'clinic-all',
+    ['case_07'],
+    {
+      'case_06': 'truncated',
+      'case_08': 'an empty file',
+      'case_09': 'not on the grid',
+      'case_10': 'case_10_mask.nii.gz: the second label',
+      'case_11': 'case_11.nii.gz: a label without its image',
+    },
+  )
+  (other / 'dataset.json').write_text('{')  # of the data set as a whole
+  with pytest.raises(InputError, match='dataset.json'):
+    evaluate.run(config, workdir)
+
+
+def test_what_is_listed_and_not_there(tmp_path, monkeypatch):
+  predict_cases.compile_once(monkeypatch)
+  workdir, data = tmp_path / 'run', write_volumes(tmp_path / 'data', 6)
+  config = shrink(load('auto_cpu'), path=data)
+  config.inference.mirror = False
+  write_untrained(config, workdir)
+  record = json.loads((workdir / 'model' / 'model.json').read_text())
+  held_out = sorted(record['training']['cases']['held_out']['val'])
+  (data / 'imagesTr' / f'{held_out[0]}.nii.gz').unlink()
+  with pytest.raises(InputError) as error:
+    evaluate.run(config_files.read_config(workdir), workdir)
+  assert_one_line(error, f'not scored: 1 of {len(held_out)}', held_out[0])
+  assert_left_out(
+    workdir / 'evaluation' / 'val',
+    held_out[1:],
+    {held_out[0]: f"imagesTr/{held_out[0]}.nii.gz', which is not there"},
+  )
 
 
 def test_a_training_is_not_lost_to_a_file_that_is_lost(

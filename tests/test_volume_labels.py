@@ -147,3 +147,25 @@ def test_pairs_with_few_values_are_as_before(tmp_path):
   write_pairs(tmp_path, 'ab')
   source = open_volumes(tmp_path)['train']
   assert source.oddities == () and source.label_values == (0, 1, 2)
+
+
+def test_ignored_voxels_are_told_by_whoever_reads_the_label_first(
+  tmp_path, caplog
+):
+  write_pairs(tmp_path, 'ab')
+  label = label_array()
+  label[0, 0, :2] = 9
+  save(tmp_path / 'labels' / 'b.nii.gz', label)
+  for survey_first in (False, True):
+    caplog.clear()
+    source = open_volumes(tmp_path, label_values=(0, 1, 2))['train']
+    if survey_first:
+      (line,) = inspect_case(source, 1).warnings
+    cases = [source[i] for i in (0, 1, 1)] + list(source.subset(['b']))
+    assert all((case.label[...] == -1).sum() == 2 for case in cases[1:])
+    told = [record.getMessage() for record in caplog.records]
+    if survey_first:
+      assert not told
+    else:
+      (line,) = told
+    assert 'labels/b.nii.gz: label ids of no class: 9 (2 voxels)' in line

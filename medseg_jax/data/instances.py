@@ -32,7 +32,7 @@ def check_wish(wish: str) -> None:
   """Raises InputError for what `data.instances` may not be."""
   if wish not in WISHES:
     raise InputError(
-      f'data.instances: {quote(wish)}; allowed are '
+      f'config.data.instances is {quote(wish)}; allowed are '
       f'{", ".join(map(repr, WISHES))}'
     )
 

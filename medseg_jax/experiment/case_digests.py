@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from medseg_jax.data.cache import num_workers, root_folder
 from medseg_jax.data.case import Source
 from medseg_jax.data.identity import BLANK, digest, is_blank
+from medseg_jax.data.sources.already_read import AlreadyRead
 from medseg_jax.data.sources.phantom import PhantomSource
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import read_json, write_atomically
@@ -32,6 +33,7 @@ def digests_of(
   *,
   root: str | os.PathLike = '',
   strict: bool = True,
+  keep: bool = False,
 ) -> Digests:
   """Returns the digest of every case of every split.
 
@@ -40,6 +42,8 @@ def digests_of(
     root: folder of all caches; '' is the user's cache folder.
     strict: whether a case that cannot be read is an error; otherwise it gets a
       digest that no other case has, see `is_unread`.
+    keep: whether cases that are read stay in memory, where there is room, for
+      a next reading, that of the preprocessing.
 
   Raises:
     InputError: a case cannot be read.
@@ -52,8 +56,9 @@ def digests_of(
       computed = {k: hashlib.sha256(k.encode()).hexdigest()[:16] for k in keys}
     else:
       computed = known
-      missing = [i for i, key in enumerate(keys) if key not in known]
-      fresh = _compute(source, missing, split, strict)
+      missing = {i: key for i, key in enumerate(keys) if key not in known}
+      kept = getattr(source, 'already_read', None) if keep else None
+      fresh = _compute(source, missing, split, strict, kept)
       computed = known | {keys[i]: value for i, value in fresh.items()}
       new |= {
         keys[i]: value for i, value in fresh.items() if not is_unread(value)
@@ -117,28 +122,44 @@ def _place(root: str | os.PathLike) -> pathlib.Path:
 
 
 def _compute(
-  source: Source, indices: list[int], split: str, strict: bool
+  source: Source,
+  missing: Mapping[int, str],
+  split: str,
+  strict: bool,
+  kept: AlreadyRead | None,
 ) -> dict[int, str]:
-  """Returns the digests of the cases at `indices`, reading them."""
-  if not indices:
+  """Returns the digests of the cases that are `missing`, reading them.
+
+  Args:
+    source: the cases.
+    missing: their keys by index.
+    split: of the source.
+    strict: see `digests_of`.
+    kept: takes the cases; None to drop them.
+  """
+  if not missing:
     return {}
 
   def read(index: int) -> str:
     try:
-      return digest(source[index].image)
+      case = source[index]
+      value = digest(case.image)
     except (InputError, OSError, MemoryError):
       if strict:
         raise
       return _unread(split, source.names[index])
+    if kept is not None:
+      kept.keep(missing[index], case)
+    return value
 
   # TFDS reads one case after the other, quickly; threads make it jump.
   workers = num_workers() if hasattr(source, 'files') else 1
   with (
     concurrent.futures.ThreadPoolExecutor(workers) as pool,
-    Progress(len(indices), unit='case', desc=f'compare {split}') as progress,
+    Progress(len(missing), unit='case', desc=f'compare {split}') as progress,
   ):
     found = {}
-    for index, value in zip(indices, pool.map(read, indices), strict=True):
+    for index, value in zip(missing, pool.map(read, missing), strict=True):
       found[index] = value
       progress.advance()
   return found

@@ -245,7 +245,7 @@ def check_resuming(
 
 
 def check_evaluating(
-  record: Record, cases: Mapping[str, str], *, where: str
+  record: Record, cases: Mapping[str, str], *, where: str, own: bool
 ) -> None:
   """Raises InputError where a case that is to be scored has trained.
 
@@ -253,11 +253,11 @@ def check_evaluating(
     record: of the model.
     cases: the digest of each case by name.
     where: the data, for the message.
+    own: whether it is that of the training.
   """
-  back = (
-    'score cases that were held out (the names are in held_out.json), or ask '
-    'for --split=train'
-  )
+  back = 'score cases that were held out (the names are in held_out.json)'
+  if own:
+    back += ', or ask for --split=train'
   _refuse_trained(record, {'': dict(cases)}, where=where, back=back)
 
 

@@ -2,17 +2,20 @@
 
 import os
 import pathlib
+import warnings
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import nibabel
 import numpy as np
 
 from medseg_jax.data.case import Case
-from medseg_jax.data.formats import images, nifti
-from medseg_jax.experiment import model_folder, trained_model
+from medseg_jax.data.sources import to_predict
+from medseg_jax.data.sources.volume_files import VolumeFiles
+from medseg_jax.experiment import model_folder, prediction_jobs, trained_model
 from medseg_jax.inference.cases import predict_cases
 from medseg_jax.runtime import sharding
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, counted
 
 _SUPERIOR_POSTERIOR_LEFT = nibabel.orientations.axcodes2ornt(('S', 'P', 'L'))
 
@@ -61,6 +64,7 @@ class LoadedModel:
       self._config, None, model=path, mesh=mesh
     )
     self._settings = trained_model.prediction_settings(self._config, mesh)
+    self._warned: set[str] = set()
 
   def predict(
     self,
@@ -75,18 +79,24 @@ class LoadedModel:
       image: `[*S]` or `[*S, C]` with intensities in the units of the training
         data, or a file: NIfTI for models of volumes, else any image. A volume
         has its axes in the order (z, y, x) towards superior, posterior and
-        left, unless `affine` says otherwise.
+        left, unless `affine` says otherwise. Of a case with a file for each
+        channel any of them.
       spacing: of an array, in mm along each axis of it.
       affine: of an array of three axes in any order, `[4, 4]` voxel index to
         world in mm, towards right, anterior and superior as in NIfTI; it
         tells the spacing, too.
+
+    What is odd about a file's header is a warning (of module `warnings`), once.
 
     Raises:
       InputError: the file cannot be read, the image does not suit the model,
         or the spacing is missing though the model resamples.
     """
     if isinstance(image, str | os.PathLike):
-      return self._predict_case(self._read(pathlib.Path(image)))
+      files, data = self._files(pathlib.Path(image)), self._config.data
+      case = prediction_jobs.read(files, data)
+      self._warn(prediction_jobs.find_oddities([files], data))
+      return self._predict_case(case)
     image = np.asarray(image)
     rank = 3 if affine is not None else len(spacing or ()) or self._rank(image)
     if image.ndim == rank:
@@ -110,6 +120,16 @@ class LoadedModel:
       Case('the image', image, None, tuple(map(float, spacing)))
     )
 
+  def _files(self, path: pathlib.Path) -> VolumeFiles:
+    """Returns the files of the case that one of them names."""
+    if self._config.data.source != 'volumes':
+      return VolumeFiles(path.stem, (path,))
+    if path.is_dir():
+      raise InputError(f'{path}: a folder; allowed is one NIfTI file')
+    channels = self._config.data.channels
+    (files,) = to_predict.find(path, channels=channels).cases
+    return files
+
   def _rank(self, image: np.ndarray) -> int:
     """Returns the number of spatial axes of an array that comes alone."""
     if self._config.data.source == 'volumes':
@@ -118,14 +138,12 @@ class LoadedModel:
     flat = len(self._settings['patch_size'])
     return flat if image.shape[flat:] in ((), (1,), (channels,)) else image.ndim
 
-  def _read(self, path: pathlib.Path) -> Case:
-    if self._config.data.source == 'volumes':
-      volume = nifti.read_channels([path])
-      return Case(
-        nifti.stem(path), volume.array, None, volume.spacing, volume.affine
-      )
-    array = images.read_image(path)
-    return Case(path.stem, array, None, (1.0,) * (array.ndim - 1))
+  def _warn(self, lines: Iterable[str]) -> None:
+    """Warns the caller of `predict`, of each thing once."""
+    for line in lines:
+      if line not in self._warned:
+        self._warned.add(line)
+        warnings.warn(line, stacklevel=3)
 
   def _predict_oriented(
     self, image: np.ndarray, affine: np.ndarray
@@ -146,6 +164,13 @@ class LoadedModel:
     )
 
   def _predict_case(self, case: Case) -> Prediction:
+    found, data = case.image.shape[-1], self._config.data
+    if data.source == 'volumes' and found != data.channels:
+      raise InputError(
+        f'{case.name} has {counted(found, "channel")}; allowed is the number '
+        f'of channels of the training, {data.channels} '
+        f'({", ".join(self.channel_names)})'
+      )
     predicted = predict_cases(
       self._predictor.predict_fn, [case], probabilities=True, **self._settings
     )

@@ -95,7 +95,7 @@ def _decide(
   plan = None
   if config.data.source == 'volumes':
     plan = volume_plan.obtain(config, opened, workdir)
-  digests = digests_of(opened, root=config.data.cache_dir)
+  digests = digests_of(opened, root=config.data.cache_dir, keep=True)
   # Folds that were lost are made again, but not written before it is certain
   # that the training held out the same.
   begins = not (workdir / held_out.FILE).exists()

@@ -49,6 +49,17 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
   return rest, overrides
 
 
+def last_of_each(argv: Sequence[str]) -> list[str]:
+  """Returns the arguments with each key of the config once.
+
+  The last counts, where the parser of flags would join two tuples to one.
+  """
+  rest, overrides = split(argv)
+  words = [f'--config.{key}={text}' for key, text in dict(overrides).items()]
+  end = rest.index('--') if '--' in rest else len(rest)
+  return [*rest[:end], *words, *rest[end:]]
+
+
 def apply(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
   """Sets keys of `config`, each to a value of the type that it has.
 

@@ -101,16 +101,31 @@ def plan(
   return Work(folder, tuple(jobs), found.failures, found.unused)
 
 
-def find_oddities(jobs: Sequence[Job]) -> Iterator[str]:
-  """Yields a line for each thing at odds in the headers of volumes."""
+def find_oddities(
+  jobs: Sequence[Job | VolumeFiles], data: ConfigDict
+) -> Iterator[str]:
+  """Yields a line for each thing at odds in the headers of volumes.
+
+  Args:
+    jobs: any.
+    data: section of the model's config.
+  """
+  if data.source != 'volumes':
+    return
   for job in jobs:
-    yield from volume_geometry.find_oddities(VolumeFiles(job.name, job.images))
+    files = VolumeFiles(job.name, job.images)
+    yield from volume_geometry.find_oddities(files, data.grid_tolerance)
 
 
-def read(job: Job, *, volumes: bool) -> Case:
-  """Returns the case of a job, without a label."""
-  if volumes:
-    volume = nifti.read_channels(job.images)
+def read(job: Job | VolumeFiles, data: ConfigDict) -> Case:
+  """Returns the case of a job, without a label.
+
+  Args:
+    job: any.
+    data: section of the model's config.
+  """
+  if data.source == 'volumes':
+    volume = nifti.read_channels(job.images, tolerance=data.grid_tolerance)
     return Case(job.name, volume.array, None, volume.spacing, volume.affine)
   image = images.read_image(job.images[0])
   return Case(job.name, image, None, (1.0,) * (image.ndim - 1))

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
 from medseg_jax.data.groups import some
+from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment import (
   config_files,
   copied_cases,
@@ -70,9 +71,7 @@ def choose(
   config.data.path = opening.absolute(config.data)
   record = held_out.of_model(model) if model else held_out.read(workdir)
   opened = data_sources.open_all(config, strict=False)
-  problems = [line for s in opened.values() for line in _problems(s)]
-  if problems:
-    raise data_sources.listed(list(dict.fromkeys(problems)), config.data.path)
+  opened = _with_incomplete(opened, config.data.path)
   # A case that cannot be read is not left out silently, but fails as it is
   # scored.
   digests = digests_of(opened, root=config.data.cache_dir, strict=False)
@@ -105,15 +104,32 @@ def choose(
   if record is not None:
     if not own or found != 'train':
       where = config.data.path or config.data.source
-      held_out.check_evaluating(record, by_name, where=where)
+      held_out.check_evaluating(record, by_name, where=where, own=own)
     val = set(record.held_out.get('val', {}).values())
     validated = not val.isdisjoint(by_name.values())
   folder = found if own else _free_folder(found, config, workdir)
   return ScoredCases(source, found, folder, validated, by_name)
 
 
-def _problems(source: Source) -> tuple[str, ...]:
-  return getattr(source, 'problems', ())
+def _with_incomplete(
+  opened: dict[str, Source], where: str
+) -> dict[str, Source]:
+  """Returns the data with the cases of which a file is missing, or doubled.
+
+  They fail as they are scored.
+
+  Raises:
+    InputError: something is wrong with the data set as a whole.
+  """
+  sources = [s for s in opened.values() if isinstance(s, VolumeSource)]
+  of_cases = {case.reason for s in sources for case in s.incomplete}
+  problems = dict.fromkeys(line for s in sources for line in s.problems)
+  if whole := [line for line in problems if line not in of_cases]:
+    raise data_sources.listed(whole, where)
+  return {
+    split: s.with_incomplete() if isinstance(s, VolumeSource) else s
+    for split, s in opened.items()
+  }
 
 
 def _as_named(record: Record, digests: Digests) -> Digests:

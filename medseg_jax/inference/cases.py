@@ -4,7 +4,7 @@ import concurrent.futures
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar, Unpack
 
 import jax
 import numpy as np
@@ -38,19 +38,38 @@ class Prediction(NamedTuple):
   probs: np.ndarray | None
 
 
+class Settings(TypedDict):
+  """How cases are predicted; see `inference.sliding_window` for three of them.
+
+  Attributes:
+    preprocessing: as in training.
+    channels: of the training images; a grey image is repeated to as many.
+    patch_size: of the tiles.
+    overlap: of neighbouring tiles.
+    batch_size: tiles at once.
+    decode: logits `[..., K]` to class indices `[...]`, both NumPy; argmax.
+    probabilities: whether they are kept, too; they are not.
+    activate: logits `[..., K]` to probabilities, all 0 outside the crop. None
+      for exclusive classes: softmax, and 1 for class 0 outside.
+    has_background: with `activate`, whether class 0 is the background, and 1
+      outside the crop; it is not.
+  """
+
+  preprocessing: Preprocessing
+  channels: int
+  patch_size: tuple[int, ...]
+  overlap: float
+  batch_size: int
+  decode: NotRequired[Callable[[np.ndarray], np.ndarray]]
+  probabilities: NotRequired[bool]
+  activate: NotRequired[Callable[[np.ndarray], np.ndarray] | None]
+  has_background: NotRequired[bool]
+
+
 def predict_cases(
   predict_fn: Callable[[jax.Array], jax.Array],
   cases: Iterable[Case],
-  *,
-  preprocessing: Preprocessing,
-  channels: int,
-  patch_size: tuple[int, ...],
-  overlap: float,
-  batch_size: int,
-  decode: Callable[[np.ndarray], np.ndarray] = argmax,
-  probabilities: bool = False,
-  activate: Callable[[np.ndarray], np.ndarray] | None = None,
-  has_background: bool = False,
+  **settings: Unpack[Settings],
 ) -> Iterator[Prediction]:
   """Yields each case's prediction, in order.
 
@@ -64,36 +83,14 @@ def predict_cases(
   would need too much memory.
 
   Args:
-    predict_fn: see `inference.sliding_window`, as `patch_size`, `overlap` and
-      `batch_size`.
+    predict_fn: see `inference.sliding_window`.
     cases: read one after the other.
-    preprocessing: as in training.
-    channels: of the training images; a grey image is repeated to as many.
-    decode: logits `[..., K]` to class indices `[...]`, both NumPy.
-    probabilities: whether they are kept, too.
-    activate: logits `[..., K]` to probabilities, all 0 outside the crop. None
-      for exclusive classes: softmax, and 1 for class 0 outside.
-    has_background: with `activate`, whether class 0 is the background, and 1
-      outside the crop.
+    **settings: see `Settings`.
 
   Raises:
     InputError: a case does not suit the preprocessing or the network.
   """
-  predicted = _predict(
-    predict_fn,
-    cases,
-    lambda case: case,
-    None,
-    preprocessing=preprocessing,
-    channels=channels,
-    patch_size=patch_size,
-    overlap=overlap,
-    batch_size=batch_size,
-    decode=decode,
-    probabilities=probabilities,
-    activate=activate,
-    has_background=has_background,
-  )
+  predicted = _predict(predict_fn, cases, lambda case: case, None, **settings)
   for case, prediction in predicted:
     yield prediction
     del case, prediction  # before the next one is waited for
@@ -105,7 +102,7 @@ def predict_each(
   *,
   read: Callable[[Item], Case],
   failed: Callable[[Item, Exception], None],
-  **settings: Any,
+  **settings: Unpack[Settings],
 ) -> Iterator[tuple[Item, Prediction]]:
   """Yields `(item, prediction)`; an item that fails costs none of the others.
 
@@ -118,7 +115,7 @@ def predict_each(
     read: returns the case of an item. Called from another thread.
     failed: takes an item that cannot be read, prepared or predicted, and why;
       likewise. It should not keep the error, which holds on to the image.
-    **settings: those of `predict_cases`.
+    **settings: see `Settings`.
   """
   items = iter(items)
   under_way: list[Item] = []

@@ -12,9 +12,10 @@ SHARE = 0.25  # of the memory that is available when the first case is kept
 class AlreadyRead:
   """Keeps cases, as far as memory allows, until they are taken, once.
 
-  The survey reads every case of a new data set, and the preprocessing wants
-  the same ones a moment later. Keys are those of `Source.case_key`, so that a
-  file that was changed in between is read again. Of use in several threads.
+  The survey, or the comparison of cases, reads every case of a new data set,
+  and the preprocessing wants the same ones a moment later. Keys are those of
+  `Source.case_key`, so that a file that was changed in between is read again.
+  Of use in several threads.
   """
 
   def __init__(self):

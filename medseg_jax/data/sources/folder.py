@@ -18,6 +18,7 @@ from medseg_jax.data import instances as instances_lib
 from medseg_jax.data import label_inference, labels, mask_values
 from medseg_jax.data.case import Case, colour_names
 from medseg_jax.data.formats import images
+from medseg_jax.data.sources.already_read import AlreadyRead
 from medseg_jax.data.sources.folder_files import Files, find_files
 from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError, counted
@@ -40,6 +41,7 @@ class FolderSource:
     snapped_share: share of the split's mask pixels that had none of the label
       values and took the nearest, 0 to 1.
     refused: why the mask of a case cannot be used, by name; its reading fails.
+    already_read: cases in memory that the next reading hands out.
   """
 
   root: pathlib.Path
@@ -51,6 +53,9 @@ class FolderSource:
   snapped: frozenset[str] = frozenset()
   snapped_share: float = 0.0
   refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  already_read: AlreadyRead = dataclasses.field(
+    default_factory=AlreadyRead, repr=False, compare=False
+  )
 
   @functools.cached_property
   def names(self) -> tuple[str, ...]:
@@ -71,8 +76,10 @@ class FolderSource:
         differ, or a mask has changed to values that no class has.
     """
     case = self.files[index]
-    if case.name in self.refused:
-      raise InputError(self.refused[case.name])
+    if problem := case.problem or self.refused.get(case.name):
+      raise InputError(problem)
+    if kept := self.already_read.take(lambda: self.case_key(index)):
+      return kept
     image = images.read_image(case.image)
     if image.shape[-1] < self.channels:
       image = np.repeat(image, self.channels, axis=-1)
@@ -157,14 +164,14 @@ def open_folder(
     roi: name of a folder beside `images` whose masks (nonzero is inside) mark
       the region to evaluate; empty for none.
     known: files of the folder that the run uses otherwise.
-    strict: whether a file that cannot be used is an error. Otherwise its case
-      fails when it is read, unless no case can be used.
+    strict: whether a file that cannot be used, or has no partner, is an error.
+      Otherwise its case fails when it is read, unless no case can be used.
 
   Raises:
     InputError: the layout, a file, or a label value is not allowed.
   """
   root = pathlib.Path(path)
-  cases = find_files(root, roi, known)
+  cases = find_files(root, roi, known, strict=strict)
   found = _look_at_all(root, cases, strict)
   channels = _agree_on_channels(root, found)
   values = {
@@ -304,6 +311,8 @@ def _look_at_all(
 
 def _look_at(case: Files) -> _Look:
   stop_signal.check()
+  if case.problem:
+    raise InputError(case.problem)
   image = images.read_image(case.image)
   mask, lossy = images.decode_mask(case.mask)
   _check_size(case.image, image, case.mask, mask)

@@ -20,16 +20,24 @@ MASK_SUFFIXES = ('_mask', '_segmentation', '_manual1', '_label', '_anno')
 
 
 class Files(NamedTuple):
-  """The files of one case."""
+  """The files of one case.
+
+  `problem` says why they do not belong together; then they may not be there.
+  """
 
   name: str
   image: pathlib.Path
   mask: pathlib.Path
   roi: pathlib.Path | None
+  problem: str = ''
 
 
 def find_files(
-  root: pathlib.Path, roi: str, known: Collection[pathlib.Path] = ()
+  root: pathlib.Path,
+  roi: str,
+  known: Collection[pathlib.Path] = (),
+  *,
+  strict: bool = True,
 ) -> dict[str, list[Files]]:
   """Returns the files of each split's cases, and warns of what is not used.
 
@@ -39,6 +47,8 @@ def find_files(
     root: the data set's folder.
     roi: name of the folder of regions beside `images`; empty for none.
     known: files of the folder that the run uses otherwise.
+    strict: whether an image without its one mask, or a mask without its image,
+      is an error. Otherwise it is a case with a `problem`.
 
   Raises:
     InputError: the layout or a file's name is not allowed.
@@ -47,7 +57,7 @@ def find_files(
   used, unused = {*known}, []
   result = {}
   for split, (folder, masks) in folders.items():
-    result[split], more = _match_files(folder, masks, roi)
+    result[split], more = _match_files(folder, masks, roi, strict)
     used |= {folder, *(folder / name for name in ('images', masks, roi))}
     unused += more
   for folder in sorted({root, *(folder for folder, _ in folders.values())}):
@@ -117,21 +127,31 @@ def _find_splits(root: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
 
 
 def _match_files(
-  folder: pathlib.Path, mask_folder: str, roi_folder: str
+  folder: pathlib.Path, mask_folder: str, roi_folder: str, strict: bool
 ) -> tuple[list[Files], list[pathlib.Path]]:
   """Returns the files of the cases of one split by name, and the unused."""
   found = images.find_images(folder / 'images')
   unused = list(found.unused)
   by_name = {_name(path): path for path in found.images}
-  partners = []
+  partners, problems = [], {}
   for name in filter(None, (mask_folder, roi_folder)):
     found = images.find_images(folder / name)
     unused += found.unused
-    partners.append(_match_masks(by_name, folder / 'images', found.images))
+    matched, wrong = _match_masks(
+      by_name, folder / 'images', found.images, strict
+    )
+    partners.append(matched)
+    problems = wrong | problems
   rois = partners[1] if roi_folder else {}
   cases = [
-    Files(name, by_name[name], partners[0][name], rois.get(name))
-    for name in sorted(by_name)
+    Files(
+      name,
+      by_name.get(name, folder / 'images' / name),
+      partners[0].get(name, folder / mask_folder / name),
+      rois.get(name),
+      problems.get(name, ''),
+    )
+    for name in sorted({*by_name, *partners[0]})
   ]
   return cases, unused
 
@@ -140,10 +160,15 @@ def _match_masks(
   names: dict[str, pathlib.Path],
   image_folder: pathlib.Path,
   masks: list[pathlib.Path],
-) -> dict[str, pathlib.Path]:
-  """Returns the mask of each name; each must have exactly one."""
+  strict: bool,
+) -> tuple[dict[str, pathlib.Path], dict[str, str]]:
+  """Returns the mask of each name, and what is wrong, by name.
+
+  Nothing is, where `strict`: each must have exactly one then.
+  """
   mask_folder = masks[0].parent
   matches = collections.defaultdict(list)
+  alone = {}
   extra = []
   for path in masks:
     stem = _name(path)
@@ -155,16 +180,19 @@ def _match_masks(
     match = next((name for name in candidates if name in names), None)
     if match is None:
       extra.append(path.name)
+      alone[candidates[-1]] = path
     else:
       matches[match].append(path.name)
-  for name, found in matches.items():
-    if len(found) > 1:
-      raise InputError(
-        f'{mask_folder}: {" and ".join(found)} are both masks of '
-        f'{names[name].name}; allowed is one'
-      )
+  wrong = {
+    name: f'{mask_folder}: {" and ".join(found)} are both masks of '
+    f'{names[name].name}; allowed is one'
+    for name, found in matches.items()
+    if len(found) > 1
+  }
+  if wrong and strict:
+    raise InputError(next(iter(wrong.values())))
   missing = [path.name for name, path in names.items() if name not in matches]
-  if missing or extra:
+  if strict and (missing or extra):
     problems = []
     if missing:
       problems.append(
@@ -181,7 +209,17 @@ def _match_masks(
       f'one mask for each image, with its stem or that and one of '
       f'{", ".join(MASK_SUFFIXES)}'
     )
-  return {name: mask_folder / found[0] for name, found in matches.items()}
+  wrong |= {
+    name: f'{path}: an image without its mask in {mask_folder}'
+    for name, path in names.items()
+    if name not in matches
+  }
+  wrong |= {
+    name: f'{path}: a mask without its image in {image_folder}'
+    for name, path in alone.items()
+  }
+  matched = {name: mask_folder / found[0] for name, found in matches.items()}
+  return alone | matched, wrong
 
 
 def _name(path: pathlib.Path) -> str:

@@ -67,7 +67,9 @@ def inspect_case(source: VolumeSource, index: int) -> Inspection:
   if ids is not None:
     counts = count_ids(ids.array)
     problem, strays = source.judge_ids(index, counts)
-    warnings += [strays] * bool(strays)
+    if strays:
+      warnings.append(strays)
+      source.told.add(strays)
     if problem:
       errors.append(problem)
     elif not set(counts) & set(source.label_values[1:]):

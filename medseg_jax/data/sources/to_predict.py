@@ -82,6 +82,12 @@ def find(
   path = pathlib.Path(path)
   if path.is_dir():
     return _in_folder(path, channels, {p.absolute() for p in leave_out})
+  if not path.exists() and is_file_name(path):
+    there = list_folder(path.parent)
+    raise InputError(
+      f'{path}: no such file; {path.parent} holds '
+      f'{name_some(other.name for other in there)}'
+    )
   if not path.exists():
     list_folder(path)  # says what is there
   if not _is_readable(path, channels):
@@ -117,13 +123,22 @@ def _in_folder(
     if (path / MASK_LIST).is_file():  # of an earlier call
       unused.append(f'{path.name}/ (predicted masks)')
     elif path.is_dir():
-      scan = next(_scans_below(path, channels, leave_out), None)
-      if scan is not None:
+      scans = list(_scans_below(path, channels, leave_out))
+      if scans:
+        can_be_read = [scan for scan in scans if _is_readable(scan, channels)]
+        scan = (can_be_read or scans)[0]
         reason = (
           f'{path}: a folder with files that look like scans, such as '
-          f'{scan.relative_to(folder)}; allowed are the files of one folder; '
-          'name it as --input of its own, or move it away'
+          f'{scan.relative_to(folder)}; '
         )
+        if can_be_read:
+          reason += (
+            'allowed are the files of one folder; name it as --input of its '
+            'own, or move it away'
+          )
+        else:
+          reason += _why_not(scan, channels, brief=foreign)
+          foreign = True
         failures.append(Failure(f'{path.name}/', reason))
       elif not _holds(path, leave_out):
         unused.append(f'{path.name}/')

@@ -44,16 +44,28 @@ class Failure(NamedTuple):
   reason: str
 
 
+class Refused(NamedTuple):
+  """A case whose files do not belong together, and a line that says why.
+
+  Of its files some may not be there.
+  """
+
+  files: VolumeFiles
+  reason: str
+
+
 class Layout(NamedTuple):
   """The cases of one split, and what is wrong with its files.
 
   Attributes:
     files: the cases that are complete, by name.
-    problems: a line for each error, such as an image without its label.
+    refused: those that are not, such as a label without its image.
+    problems: a line for each error that is of no single case.
     oddities: a line for each thing that is only strange.
   """
 
   files: tuple[VolumeFiles, ...]
+  refused: tuple[Refused, ...] = ()
   problems: tuple[str, ...] = ()
   oddities: tuple[str, ...] = ()
 
@@ -66,11 +78,11 @@ def match_folder(
   Raises:
     InputError: no such folder, or no NIfTI file in one of them.
   """
-  problems = []
-  images = by_stem(image_folder, problems)
+  refused: list[Refused] = []
+  images = by_stem(image_folder, refused)
   groups = group_channels(images)
   files, used = {}, set()
-  for label_stem, label in by_stem(label_folder, problems).items():
+  for label_stem, label in by_stem(label_folder, refused).items():
     names = [label_stem] + [
       label_stem[: -len(suffix)]
       for suffix in MASK_SUFFIXES
@@ -79,27 +91,34 @@ def match_folder(
     single = next((name for name in names if name in images), None)
     name = single or next((name for name in names if name in groups), None)
     if name is None:
-      problems.append(f'{label}: a label without its image in {image_folder}')
+      lost = VolumeFiles(names[-1], (image_folder / label.name,), label)
+      line = f'{label}: a label without its image in {image_folder}'
+      refused.append(Refused(lost, line))
     elif name in files:
-      problems.append(
+      line = (
         f'{label}: the second label of the case {name}, after '
         f'{files[name].label.name}; allowed is one'
       )
-    elif single is None and (
-      problem := _missing_channel(image_folder, name, groups[name])
-    ):
-      problems.append(problem)
-      used.update(groups[name].values())
+      refused.append(Refused(files[name], line))
     else:
       stems = [name] if single else list(groups[name].values())
       used.update(stems)
-      paths = tuple(images[stem] for stem in stems)
-      files[name] = VolumeFiles(name, paths, label)
+      case = VolumeFiles(name, tuple(images[stem] for stem in stems), label)
+      problem = ''
+      if single is None:
+        problem = _missing_channel(image_folder, name, groups[name])
+      if problem:
+        refused.append(Refused(case, problem))
+      else:
+        files[name] = case
   rest = {stem: path for stem, path in images.items() if stem not in used}
   rest_groups = group_channels(rest)
   for name, group in rest_groups.items():
     if name in files:
-      problems += [same_name(rest.pop(s), files[name]) for s in group.values()]
+      refused += [
+        Refused(files[name], same_name(rest.pop(stem), files[name]))
+        for stem in group.values()
+      ]
     elif 0 in group:  # one line for all its channels
       for stem in list(group.values())[1:]:
         del rest[stem]
@@ -114,8 +133,8 @@ def match_folder(
     )
   return Layout(
     tuple(files[name] for name in sorted(files)),
-    tuple(problems),
-    tuple(oddities),
+    refused=tuple(refused),
+    oddities=tuple(oddities),
   )
 
 
@@ -199,9 +218,9 @@ def is_group(case: VolumeFiles) -> bool:
 
 
 def by_stem(
-  folder: pathlib.Path, problems: list[str], *, required: bool = True
+  folder: pathlib.Path, refused: list[Refused], *, required: bool = True
 ) -> dict[str, pathlib.Path]:
-  """Returns the NIfTI files of a folder by stem; repeats add to `problems`.
+  """Returns the NIfTI files of a folder by stem; repeats add to `refused`.
 
   Raises:
     InputError: none, where they are `required`.
@@ -217,7 +236,8 @@ def by_stem(
   for path in paths:
     name = case_name(path)
     if name in stems:
-      problems.append(same_name(path, VolumeFiles(name, (stems[name],))))
+      first = VolumeFiles(name, (stems[name],))
+      refused.append(Refused(first, same_name(path, first)))
     else:
       stems[name] = path
   return stems

@@ -18,6 +18,7 @@ from medseg_jax.data.sources.dataset_json import Entry
 from medseg_jax.data.sources.folder_files import MASK_FOLDERS
 from medseg_jax.data.sources.volume_files import (
   Layout,
+  Refused,
   VolumeFiles,
   by_stem,
   case_name,
@@ -168,17 +169,17 @@ def _listed_folders(
 def _match_listed(root: pathlib.Path, training: Sequence[Entry]) -> Layout:
   """Returns the cases that `dataset.json` lists."""
   where = root / 'dataset.json'
-  problems = []
-  files = {}
+  refused: list[Refused] = []
+  files: dict[str, VolumeFiles] = {}
   listed = {_identity(root / file) for entry in training for file in entry}
   outside = [
     file for entry in training for file in entry if not _is_below(root, file)
   ]
-  problems += [_leaves(where, file, root) for file in dict.fromkeys(outside)]
+  problems = [_leaves(where, file, root) for file in dict.fromkeys(outside)]
   inside = [entry for entry in training if not set(entry) & set(outside)]
   folders = {(root / entry.image).parent for entry in inside}
   stems = {
-    folder: by_stem(folder, problems, required=False)
+    folder: by_stem(folder, refused, required=False)
     if os.path.isdir(folder)
     else {}
     for folder in sorted(folders)
@@ -192,26 +193,30 @@ def _match_listed(root: pathlib.Path, training: Sequence[Entry]) -> Layout:
     if not os.path.isfile(image):
       group = groups[image.parent].get(name, {})
       paths = tuple(stems[image.parent][stem] for stem in group.values())
-    missing = [entry.image] * (not paths) + [entry.label] * (
-      not os.path.isfile(label)
-    )
-    problems += [
-      f'{where}: lists {quote(file, 100)}, which is not there; allowed are '
-      f'files below {root}'
-      for file in missing
-    ]
-    listed.update(map(_identity, paths))
     left = [path for path in paths if not _is_below(root, path)]
     if left:  # a channel that is a link
       problems.append(_leaves(where, left[0], root))
       continue
+    missing = [entry.image] * (not paths) + [entry.label] * (
+      not os.path.isfile(label)
+    )
+    case = VolumeFiles(name, paths or (image,), label)
+    refused += [
+      Refused(
+        case,
+        f'{where}: lists {quote(file, 100)}, which is not there; allowed are '
+        f'files below {root}',
+      )
+      for file in missing
+    ]
+    listed.update(map(_identity, paths))
     if name in files:
-      problems.append(same_name(image, files[name]))
+      refused.append(Refused(case, same_name(image, files[name])))
     elif not missing:
-      files[name] = VolumeFiles(name, paths, label)
+      files[name] = case
   cases = tuple(files[name] for name in sorted(files))
   oddities = _name_unlisted(root, _listed_folders(root, training), listed)
-  return Layout(cases, tuple(problems), tuple(oddities))
+  return Layout(cases, tuple(refused), tuple(problems), tuple(oddities))
 
 
 def _name_unlisted(

@@ -11,9 +11,10 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
@@ -22,7 +23,7 @@ from medseg_jax.data.numbered_objects import HANDFUL
 from medseg_jax.data.sources import volume_files
 from medseg_jax.data.sources.already_read import AlreadyRead
 from medseg_jax.data.sources.dataset_json import read_dataset_json
-from medseg_jax.data.sources.volume_files import VolumeFiles
+from medseg_jax.data.sources.volume_files import Refused, VolumeFiles
 from medseg_jax.data.sources.volume_geometry import find_oddities
 from medseg_jax.data.sources.volume_labels import (
   FEW,
@@ -59,8 +60,11 @@ class VolumeSource:
       ignored; otherwise they are errors.
     grid_tolerance: how far a label may lie off its image, in voxels.
     problems: a line for each error among the files of the data set.
+    incomplete: of these those of single cases, which are not in `files`.
+    refused: why a case of `files` fails when it is read, by name.
     oddities: a line for each thing there that is only strange.
     already_read: cases in memory that the next reading hands out.
+    told: lines on strays that were told, by whoever read the label first.
   """
 
   root: pathlib.Path
@@ -76,9 +80,14 @@ class VolumeSource:
   strays_ignored: bool = False
   grid_tolerance: float = nifti.TOLERANCE
   problems: tuple[str, ...] = ()
+  incomplete: tuple[Refused, ...] = ()
+  refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
   oddities: tuple[str, ...] = ()
   already_read: AlreadyRead = dataclasses.field(
     default_factory=AlreadyRead, repr=False, compare=False
+  )
+  told: set[str] = dataclasses.field(
+    default_factory=set, repr=False, compare=False
   )
 
   @functools.cached_property
@@ -99,16 +108,21 @@ class VolumeSource:
         or another number of channels; the grids of image and label differ, or
         a label has a value of no class.
     """
+    files = self.files[index]
+    if files.name in self.refused:
+      raise InputError(self.refused[files.name])
     if case := self.already_read.take(lambda: self.case_key(index)):
       return case
-    files = self.files[index]
     image = self.read_image(index)
     label = None
     if files.label is not None:
       ids = nifti.read_label(files.label)
-      problem, _ = self.judge_ids(index, count_ids(ids.array))
+      problem, strays = self.judge_ids(index, count_ids(ids.array))
       if problem:
         raise InputError(problem)
+      if strays and strays not in self.told:
+        self.told.add(strays)
+        logging.warning('%s', strays)
       label = self.to_classes(self.align_label(index, ids, image))
     return Case(
       name=files.name,
@@ -213,6 +227,16 @@ class VolumeSource:
       (files.name, *meaning, *merged),
     )
 
+  def with_incomplete(self) -> 'VolumeSource':
+    """Returns the source of all cases; the incomplete fail when read."""
+    refused: dict[str, str] = {}
+    by_name = {files.name: files for files in self.files}
+    for files, reason in self.incomplete:
+      refused.setdefault(files.name, reason)
+      by_name.setdefault(files.name, files)
+    files = tuple(by_name[name] for name in sorted(by_name))
+    return dataclasses.replace(self, files=files, refused=refused)
+
   def subset(self, names: Sequence[str]) -> 'VolumeSource':
     """Returns the source of the cases of these names, in this order.
 
@@ -269,7 +293,11 @@ def open_volumes(
   if os.path.lexists(described):  # also what is no file is looked at, and told
     info = read_dataset_json(described)
   layouts = find_layouts(root, info.training if info else None, known)
-  problems = [line for layout in layouts.values() for line in layout.problems]
+  problems = [
+    line
+    for layout in layouts.values()
+    for line in (*layout.problems, *(case.reason for case in layout.refused))
+  ]
   whole = layouts.get('train', layouts.get('test'))
   if problems and (strict or not whole.files):
     raise InputErrors(problems)
@@ -304,6 +332,7 @@ def open_volumes(
       channel_names=names,
       grid_tolerance=grid_tolerance,
       problems=tuple(problems),
+      incomplete=layouts[split].refused,
       oddities=tuple(odd),
       **fields,
     )
