@@ -150,10 +150,13 @@ def report_split(
     )
   records = scored.records
   summary = summarize(scored, config, split=split, step=step)
+  place = workdir / 'evaluation' / folder
+  if not records:  # no reason to give up the scores of a better day
+    print(f'warning   no case could be scored; {place} is left as it is')
+    return summary, scored.failures
   summary['checkpoint'] = checkpoint
   summary['data'] = scored_cases.evaluated(config)
   summary['copies'] = copied_cases.scored_twice(source.names, digests, folder)
-  place = workdir / 'evaluation' / folder
   multihost.from_primary(lambda: report.write_report(place, summary, records))
   chosen = report.rank_cases(records)
   names = ('best', 'median', 'worst') if len(chosen) == 3 else ('best', 'worst')

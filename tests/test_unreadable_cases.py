@@ -80,6 +80,13 @@ def test_images_of_the_training_and_others(again, tmp_path, capsys):  # noqa: F8
   for name in names[1:]:  # the others have the scores that they had
     for old, new in zip(before[name], after[name], strict=True):
       assert new == {**old, 'failed': ''}
+  for name in names[1:]:
+    cut(root / 'images' / f'{name}.png')
+  with pytest.raises(InputError) as error:
+    evaluated(workdir, path=str(root))
+  assert_one_line(error, f'not scored: {len(names)} of {len(names)} cases')
+  assert 'evaluation/val is left as it is' in capsys.readouterr().out
+  assert report(place)[1] == after
   other = tmp_path / 'clinic'
   write_pairs(other, 20)
   for i in range(15):
