@@ -23,6 +23,9 @@ import sys
 import tempfile
 import time
 
+import numpy as np
+from safetensors.numpy import load_file
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAMS = ('slurmctld', 'slurmd', 'munged', 'unshare')
 NODES = ('n0', 'n1', 'n2', 'n3')
@@ -154,15 +157,33 @@ def measure(lost: str, folder: pathlib.Path) -> dict:
     'end_s': since('the end', lambda: state(job) in ('COMPLETED', 'FAILED')),
     'state': state(job),
   }
-  weights = 'model/model.safetensors'
-  found['bit_equal'] = (
-    found['state'] == 'COMPLETED'
-    and lost not in found['nodes']
-    and (workdir / weights).read_bytes() == (undisturbed / weights).read_bytes()
-  )
-  if not found['bit_equal']:
+  if found['state'] != 'COMPLETED' or lost in found['nodes']:
     print(log.read_text())
+    return found | {'bit_equal': False}
+  weights = 'model/model.safetensors'
+  ours, others = load_file(workdir / weights), load_file(undisturbed / weights)
+  found['largest_difference'] = max(
+    float(np.abs(ours[k].astype(float) - others[k]).max()) for k in others
+  )
+  # The first logged step whose loss is another; None without any.
+  found['first_other_loss'] = next(
+    (
+      step
+      for step, loss in losses(undisturbed).items()
+      if losses(workdir).get(step) != loss
+    ),
+    None,
+  )
+  found['bit_equal'] = ours.keys() == others.keys() and all(
+    np.array_equal(ours[k], others[k]) for k in others
+  )
   return found
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+  """Returns the losses of training, by step."""
+  lines = map(json.loads, (workdir / 'metrics.jsonl').open())
+  return {x['step']: x['loss'] for x in lines if x['split'] == 'train'}
 
 
 def start_cluster(folder: pathlib.Path) -> dict[str, subprocess.Popen]:
