@@ -100,7 +100,7 @@ def test_one_collective_hands_the_patches_out(monkeypatch):
     instruction
     for computation in hlo.parse(text).computations.values()
     for instruction in computation.values()
-    if collectives.name_of(instruction.opcode)
+    if collectives.name_of(instruction)
   ]
   [one] = found
   assert one.opcode == 'reduce-scatter'
