@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from medseg_jax.data import masking
 from medseg_jax.models import Model
+from medseg_jax.optim import global_norm
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.state import TrainState, step_key
 
@@ -137,7 +138,7 @@ class TrainStep:
     a non-finite loss or gradient stands still, so that it can be saved
     unharmed.
     """
-    grad_norm = optax.tree.norm(gradient.grads)
+    grad_norm = global_norm(gradient.grads)
     updates, opt_state = self.tx.update(
       gradient.grads, state.opt_state, state.params
     )

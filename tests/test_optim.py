@@ -3,9 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from medseg_jax.optim import create_optimizer, create_schedule
+from medseg_jax.optim import (
+  SMALL,
+  create_optimizer,
+  create_schedule,
+  global_norm,
+)
 
 
 def updates(tx, params, grads):
@@ -56,6 +62,40 @@ def test_gradients_are_clipped_by_their_global_norm():
     'a': -0.6,
     'b': -0.8,
   }
+
+
+def arrays_of_many_sizes():
+  rng = np.random.default_rng(0)
+  shapes = [(), (3,), (2, SMALL), (SMALL + 1,), (3, 3, 3, 16, 16), (4, 2)]
+  return [jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes]
+
+
+def test_norm_of_arrays_small_and_large():
+  arrays = arrays_of_many_sizes()
+  squares = [np.sum(np.asarray(x, np.float64) ** 2) for x in arrays]
+  norm = jax.jit(global_norm)(arrays)
+  np.testing.assert_allclose(norm, np.sqrt(np.sum(squares)), rtol=1e-6)
+  assert norm.shape == () and norm.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('most', [1.0, 1e6])
+def test_clipping_and_its_state_are_optax_s(most):
+  arrays = arrays_of_many_sizes()
+  ours = create_optimizer(
+    name='sgd', learning_rate=1.0, momentum=0.5, grad_clip_norm=most
+  )
+  theirs = optax.chain(
+    optax.clip_by_global_norm(most), optax.sgd(1.0, 0.5, nesterov=True)
+  )
+  state = ours.init(arrays)
+  # Checkpoints hold it.
+  assert jax.tree.structure(state) == jax.tree.structure(theirs.init(arrays))
+  for a, b in zip(
+    ours.update(arrays, state)[0],
+    theirs.update(arrays, theirs.init(arrays))[0],
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
