@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from model_cases import (
   SMALL,
+  as_on_a_gpu,
   conv_ref,
   image_of,
   param_shapes,
@@ -171,7 +173,13 @@ def test_group_norm_equals_numpy_far_from_zero():
   np.testing.assert_allclose(y, expected * scale + bias, atol=2e-3)
 
 
-def test_norm_in_half_precision_equals_that_of_the_same_values():
+@pytest.mark.parametrize('platform', ['cuda', 'cpu'])
+@pytest.mark.parametrize('axes', [(1, 2), (0, 1, 2)])
+def test_norm_in_half_precision_equals_that_of_the_same_values(
+  axes, platform, monkeypatch
+):
+  if platform == 'cuda':
+    monkeypatch.setattr(lax, 'platform_dependent', as_on_a_gpu)
   offset = 20  # far from zero, where one pass over them is least exact
   x = (image_of(2, 16, 16, 6) + offset).astype(jnp.bfloat16)
   cotangent = image_of(2, 16, 16, 6, seed=1).astype(jnp.bfloat16)
@@ -179,7 +187,7 @@ def test_norm_in_half_precision_equals_that_of_the_same_values():
 
   def run(x, cotangent):
     def fn(x):
-      return norms.standardize(x, scale, bias, (1, 2), 6, jax.nn.leaky_relu)[0]
+      return norms.standardize(x, scale, bias, axes, 6, jax.nn.leaky_relu)[0]
 
     y, pull_back = jax.vjp(fn, x)
     return y, *pull_back(cotangent)
@@ -191,6 +199,28 @@ def test_norm_in_half_precision_equals_that_of_the_same_values():
     difference = np.abs(ours.astype(jnp.float32) - exact)
     # A few values change sides of the activation's kink in the rounding.
     assert np.mean(difference > 0.01 + 0.01 * np.abs(exact)) < 0.003
+
+
+@pytest.mark.parametrize(
+  'axes, shards', [((1, 2), (2, 1)), ((1, 2), (1, 2)), ((0, 1, 2), (2, 1))]
+)
+def test_devices_exchange_sums_and_gather_none(axes, shards, monkeypatch):
+  """Of the two sums at once XLA would gather those of all the devices."""
+  monkeypatch.setattr(lax, 'platform_dependent', as_on_a_gpu)
+  mesh = jax.make_mesh(
+    shards, ('data', 'spatial'), axis_types=(AxisType.Auto,) * 2
+  )
+  layout = NamedSharding(mesh, PartitionSpec('data', 'spatial'))
+  x = jax.ShapeDtypeStruct((4, 8, 6, 6), jnp.bfloat16, sharding=layout)
+
+  def norm(x):
+    ones, zeros = jnp.ones(6), jnp.zeros(6)
+    return norms.standardize(x, ones, zeros, axes, 6, None)[0]
+
+  with jax.set_mesh(mesh):
+    text = jax.jit(norm).lower(x).compile().as_text()
+  assert 'all-gather' not in text
+  assert ('all-reduce' in text) == (shards[1] > 1 or 0 in axes)
 
 
 def test_instance_norm_of_a_single_voxel_is_refused():

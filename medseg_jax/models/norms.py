@@ -15,6 +15,7 @@ EPSILON = 1e-5
 
 
 Activation = Callable[[jax.Array], jax.Array]
+_Pair = tuple[jax.Array, jax.Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -77,13 +78,50 @@ def _statistics(
   """Returns mean and variance, float32, with size 1 along `axes`."""
   wide = x.astype(jnp.float32)
   group_mean = functools.partial(_group_mean, axes=axes, num_groups=num_groups)
-  mean = group_mean(wide)
   if x.dtype == jnp.float32:
+    mean = group_mean(wide)
     return mean, group_mean(jnp.square(wide - mean))
   # In one pass. What the difference of these two loses of a small variance is
   # less than the rounding of `x` to so few digits has added to it.
-  square = group_mean(jnp.square(wide))
+  count = math.prod(x.shape[axis] for axis in axes)
+  mean, square = (
+    group_mean(total / count, axes=())
+    for total in _two_sums(wide, jnp.square(wide), axes)
+  )
   return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+
+def _two_sums(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> _Pair:
+  """Returns the sums of two arrays, float32, with size 1 along `axes`.
+
+  On a GPU as one reduction: a large one is two kernels, and of two that share
+  what they read XLA joins the first kernels alone. Not along axes that devices
+  share, over which it would gather every device's sums.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  alone = mesh.empty or mesh.size == 1
+  if not alone and (0 in axes or mesh.size > mesh.shape.get('data', 1)):
+    return _each_sum(a, b, axes)
+  return lax.platform_dependent(
+    a,
+    b,
+    cuda=functools.partial(_sums_at_once, axes=axes),
+    default=functools.partial(_each_sum, axes=axes),
+  )
+
+
+def _each_sum(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> _Pair:
+  return a.sum(axes, keepdims=True), b.sum(axes, keepdims=True)
+
+
+def _sums_at_once(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> _Pair:
+  def add(a: _Pair, b: _Pair) -> _Pair:
+    return a[0] + b[0], a[1] + b[1]
+
+  zero = jnp.zeros((), jnp.float32)
+  sums = lax.reduce((a, b), (zero, zero), add, axes)
+  first, second = (jnp.expand_dims(total, axes) for total in sums)
+  return first, second
 
 
 def _standardize_backward(
@@ -105,10 +143,8 @@ def _standardize_backward(
 
   wide, cotangent = read(x, cotangents[0])
   # As sums over x itself, which is in memory, not over what is made of it.
-  total = cotangent.sum(axes, keepdims=True)
-  weighted = (
-    (cotangent * wide).sum(axes, keepdims=True) - mean * total
-  ) * factor
+  total, product = _two_sums(cotangent, cotangent * wide, axes)
+  weighted = (product - mean * total) * factor
   if x.dtype != jnp.float32:
     # Read again: what was read above would be kept in float32 meanwhile.
     x, again, total, weighted = lax.optimization_barrier(
