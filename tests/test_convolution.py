@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.sharding import PartitionSpec
 from model_cases import (
+  as_on_a_gpu,
   check_convolution,
   conv_ref,
   image_of,
@@ -200,3 +202,62 @@ def test_3d_convolution_under_vmap_and_in_bfloat16():
   whole, single, exact = both()
   np.testing.assert_allclose(whole, exact, rtol=2e-2, atol=0.1)
   np.testing.assert_allclose(single, exact, rtol=2e-2, atol=0.1)
+
+
+@pytest.mark.parametrize('shape', [(2, 4, 6, 5), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize('platform', ['cuda', 'cpu'])
+def test_head_and_its_gradients_are_single_precision(
+  platform, shape, monkeypatch
+):
+  if platform == 'cuda':
+    monkeypatch.setattr(lax, 'platform_dependent', as_on_a_gpu)
+  x = image_of(*shape).astype(jnp.bfloat16)
+  cotangent = image_of(*shape[:-1], 3, seed=1)
+  layer = convolution.head(3, dtype='bfloat16', convolutions='xla', name='head')
+  weights = random_variables(layer, x)
+
+  @jax.jit
+  def run(weights, x):
+    y, pull_back = jax.vjp(layer.apply, weights, x)
+    return y, *pull_back(cotangent)
+
+  logits, of_weights, of_x = run(weights, x)
+  assert logits.dtype == jnp.float32 and of_x.dtype == jnp.bfloat16
+  wide, kernel, cotangent = (
+    np.asarray(value, np.float64)
+    for value in (x, weights['params']['kernel'], cotangent)
+  )
+  bias = np.asarray(weights['params']['bias'])
+  np.testing.assert_allclose(logits, wide @ kernel + bias, atol=1e-5)
+  np.testing.assert_allclose(
+    of_weights['params']['kernel'],
+    wide.reshape(-1, 5).T @ cotangent.reshape(-1, 3),
+    atol=1e-5,
+  )
+  np.testing.assert_allclose(
+    of_weights['params']['bias'], cotangent.reshape(-1, 3).sum(0), atol=1e-5
+  )
+  np.testing.assert_allclose(
+    of_x.astype(jnp.float32), cotangent @ kernel.T, rtol=2**-8, atol=1e-5
+  )
+
+
+def test_gradient_of_a_kernel_as_it_lies_on_a_gpu(monkeypatch):
+  x = image_of(2, 6, 6, 3)
+  layer = convolution.conv(4, (3, 3), (1, 1), use_bias=False, dtype='bfloat16')
+  weights = random_variables(layer, x)
+
+  def gradient(weights):
+    def loss(weights):
+      return jnp.square(layer.apply(weights, x).astype(jnp.float32)).sum()
+
+    return jax.grad(loss)(weights)['params']['kernel']
+
+  plain = jax.jit(gradient)(weights)
+  monkeypatch.setattr(lax, 'platform_dependent', as_on_a_gpu)
+  turned = jax.jit(lambda weights: gradient(weights))
+  assert 'optimization_barrier' in turned.lower(weights).as_text()
+  # In half precision: without the barrier XLA on CPU rounds less.
+  np.testing.assert_allclose(
+    turned(weights), plain, atol=2**-7 * np.abs(plain).max()
+  )

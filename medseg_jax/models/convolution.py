@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from medseg_jax.models import resampling
+from medseg_jax.models import few_features, resampling
 from medseg_jax.models.cpu import convolution as on_cpu
 from medseg_jax.models.cpu import onednn
 
@@ -38,7 +38,7 @@ def conv(
     tuple(kernel),
     tuple(stride),
     padding=[((k - 1) // 2, k // 2) for k in kernel],
-    conv_general_dilated=_by_onednn if convolutions == ONEDNN else None,
+    conv_general_dilated=_by_onednn if convolutions == ONEDNN else _by_xla,
     **kwargs,
   )
 
@@ -51,6 +51,26 @@ def pointwise(
     features,
     dot_general=_matmul_by_onednn if convolutions == ONEDNN else None,
     **kwargs,
+  )
+
+
+def head(
+  num_classes: int, *, dtype: str, convolutions: str, name: str
+) -> nn.Dense:
+  """Returns the 1x1 convolution to logits, float32, of `x` of type `dtype`."""
+  if (
+    dtype == 'float32'
+    or num_classes > few_features.MOST
+    or convolutions == ONEDNN
+  ):
+    return pointwise(
+      num_classes, dtype=jnp.float32, convolutions=convolutions, name=name
+    )
+  return nn.Dense(
+    num_classes,
+    dtype=jnp.float32,
+    dot_general=few_features.narrow_dot,
+    name=name,
   )
 
 
@@ -82,6 +102,45 @@ def transposed_conv(
   return resampling.depth_to_space(y, kernel.shape[:-2])
 
 
+@jax.custom_vjp
+def _laid_out(kernel: jax.Array) -> jax.Array:
+  """Returns `kernel`, whose gradient on a GPU lies in memory as the weights do.
+
+  GPUs' convolutions compute it with other axes last. Turned round on the way
+  into the update, the weights could not be updated where they lie: their new
+  values would be written elsewhere and copied.
+  """
+  return kernel
+
+
+def _as_vector(array: jax.Array) -> jax.Array:
+  # It lies in memory in one way only.
+  vector = lax.optimization_barrier(array.reshape(-1))
+  return vector.reshape(array.shape)
+
+
+def _lay_out(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+  return (
+    lax.platform_dependent(gradient, cuda=_as_vector, default=lambda x: x),
+  )
+
+
+_laid_out.defvjp(lambda kernel: (kernel, None), _lay_out)
+
+
+def _by_xla(
+  x: jax.Array,
+  kernel: jax.Array,
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  **settings: Any,
+) -> jax.Array:
+  """Returns what `lax.conv_general_dilated` does, which Flax calls so."""
+  if kernel.dtype != jnp.float32:  # what CPUs compute in needs no turning
+    kernel = _laid_out(kernel)
+  return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
+
+
 def _may_call_onednn() -> bool:
   """Returns whether what is traced now may hold calls of oneDNN.
 
@@ -104,7 +163,7 @@ def _by_onednn(
   dilations = (*settings['lhs_dilation'], *settings['rhs_dilation'])
   plain = set(dilations) == {1} and settings['feature_group_count'] == 1
   if not plain or not _may_call_onednn():
-    return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
+    return _by_xla(x, kernel, strides, padding, **settings)
   return on_cpu.convolve(
     x, kernel, tuple(strides), tuple((low, high) for low, high in padding)
   )

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from medseg_jax.models import blocks, convolution, norms, resampling
@@ -247,9 +246,9 @@ class UNet(nn.Module):
 
     def head(x: jax.Array, i: int) -> jax.Array:
       # In float32: bfloat16 has too few digits for logits and their loss.
-      return convolution.pointwise(
+      return convolution.head(
         self.num_classes,
-        dtype=jnp.float32,
+        dtype=self.dtype,
         convolutions=self.convolutions,
         name=f'head_{i}',
       )(x)
