@@ -120,7 +120,14 @@ def measure(lost: str, folder: pathlib.Path) -> dict:
   subprocess.run(
     [sys.executable, '-m', 'medseg_jax.main', *FLAGS]
     + [f'--workdir={undisturbed}'],
-    env=os.environ | {'JAX_NUM_CPU_DEVICES': str(TRAINING)},
+    # One of many, though alone: sums among devices are the same ones then.
+    env=os.environ
+    | {
+      'JAX_NUM_CPU_DEVICES': str(TRAINING),
+      'JAX_COORDINATOR_ADDRESS': 'localhost:16999',
+      'JAX_NUM_PROCESSES': '1',
+      'JAX_PROCESS_ID': '0',
+    },
     cwd=ROOT,
     check=True,
     stdout=subprocess.DEVNULL,
