@@ -170,7 +170,7 @@ def report_split(
     for path, picture in zip(own.values(), pictures, strict=True):
       save_png(path, picture)
   except Exception as error:  # the scores, and the model, do not need them
-    reason = ' '.join(str(error).split())
+    reason = ' '.join(str(error).split()) or type(error).__name__
   if reason := next(filter(None, multihost.gather(reason)), ''):
     print(f'warning   pictures in {workdir}/panels are missing ({reason})')
     chosen = []

@@ -108,6 +108,9 @@ def main() -> int:
     try:
       status = _status()
       sys.stdout.flush()
+    except SystemExit as error:  # --help
+      multihost.leave(int(error.code or 0))
+      raise
     except OSError as error:  # nobody reads on, or the log's disk is full
       _complain(explain(error, 'print', 'stdout'))
       # Python would try once more when it ends, and show a traceback.

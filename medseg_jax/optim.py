@@ -63,7 +63,7 @@ def global_norm(tree: Any) -> jax.Array:
   scalar is a kernel or two, and most arrays are small.
   """
   squares = [jnp.square(leaf) for leaf in jax.tree.leaves(tree)]
-  vectors = [
+  vectors = [jnp.zeros(0)] + [
     square.ravel()
     if square.size <= SMALL
     else square.sum(range(square.ndim - 1))

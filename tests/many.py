@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import jax
-from conftest import ROOT
+from conftest import HANG_S, ROOT
 from orbax.checkpoint import v1 as ocp
 
 # A run of seconds, through the command line as users start it.
@@ -98,7 +98,7 @@ def printed(workdir: pathlib.Path, processes: int) -> list[str]:
   return [output(workdir, i).read_text() for i in range(processes)]
 
 
-def wait(started: list[subprocess.Popen], seconds: float = 300) -> list[int]:
+def wait(started: list[subprocess.Popen], seconds: float = HANG_S) -> list[int]:
   """Returns the statuses of all, none of which is left running."""
   try:
     return [process.wait(seconds) for process in started]

@@ -107,8 +107,8 @@ def test_what_ends_twice_in_one_place_is_not_started_again(tmp_path):
 
 
 def test_a_signal_is_passed_on_and_nothing_started_after_it(tmp_path):
-  # As main does: notes the signal, saves, ends with 143.
-  script = f'trap "{STEP} exit 143" TERM; echo > $latest/ready; '
+  # As main does: notes the signal, ends with 143; before the first step here.
+  script = 'trap "exit 143" TERM; echo > $latest/ready; '
   process = again(tmp_path, 5, f'{script} while :; do sleep 0.05; done')
   while not (tmp_path / 'checkpoints/latest/ready').exists():
     assert process.poll() is None

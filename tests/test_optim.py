@@ -73,6 +73,7 @@ def arrays_of_many_sizes():
 def test_norm_of_arrays_small_and_large():
   arrays = arrays_of_many_sizes()
   squares = [np.sum(np.asarray(x, np.float64) ** 2) for x in arrays]
+  assert global_norm({}) == 0
   norm = jax.jit(global_norm)(arrays)
   np.testing.assert_allclose(norm, np.sqrt(np.sum(squares)), rtol=1e-6)
   assert norm.shape == () and norm.dtype == jnp.float32

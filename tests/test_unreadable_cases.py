@@ -1,6 +1,7 @@
 """A case that cannot be read costs no other its score, and no training."""
 
 import csv
+import gzip
 import json
 
 import predict_cases
@@ -188,6 +189,15 @@ def test_volumes(tmp_path, capsys, monkeypatch):
       'case_11': 'case_11.nii.gz: a label without its image',
     },
   )
+  # Two labels whose own names are alike are still those of one image.
+  label = other / 'labelsTr' / 'case_07.nii.gz'
+  (other / 'labelsTr' / 'case_07_label.nii').write_bytes(
+    gzip.decompress(label.read_bytes())
+  )
+  label.rename(other / 'labelsTr' / 'case_07_label.nii.gz')
+  with pytest.raises(InputError) as error:
+    evaluate.run(config, workdir)
+  assert_one_line(error, 'not scored: 6 of 6', 'case_07')
   (other / 'dataset.json').write_text('{')  # of the data set as a whole
   with pytest.raises(InputError, match='dataset.json'):
     evaluate.run(config, workdir)

@@ -138,6 +138,8 @@ def test_without_locks_a_run_elsewhere_counts_and_a_new_number_does_not(
 ):
   no_locks(monkeypatch)
   path = tmp_path / '.lock'
+  monkeypatch.setenv('SLURM_JOB_ID', '7')
+  monkeypatch.setenv('SLURM_RESTART_COUNT', '1')
   me = workdir_lock._me()
   parent = {
     'process': os.getppid(),
@@ -145,6 +147,10 @@ def test_without_locks_a_run_elsewhere_counts_and_a_new_number_does_not(
   }
   for change, refused in [
     ({'host': 'elsewhere'}, True),
+    # Its node was lost, and the job is started again on another one.
+    ({'host': 'elsewhere', 'start_of_job': ['7', '0']}, False),
+    ({'host': 'elsewhere', 'start_of_job': ['6', '0']}, True),
+    ({'host': 'elsewhere', 'start_of_job': '7'}, True),
     (parent, True),
     (parent | {'started': 'before the last reboot'}, False),
     ({}, False),  # this process, which holds nothing

@@ -123,11 +123,12 @@ def axes_of(groups: Groups, shape: Mapping[str, int]) -> tuple[str, ...]:
   """
   if not groups:
     return tuple(name for name, size in shape.items() if size > 1)
-  places = np.unravel_index(np.array(groups), tuple(shape.values()))
+  sizes = tuple(shape.values())
+  places = [np.unravel_index(np.array(group), sizes) for group in groups]
   return tuple(
     name
-    for name, place in zip(shape, places, strict=True)
-    if np.any(place != place[:, :1])
+    for i, name in enumerate(shape)
+    if any(np.any(place[i] != place[i][0]) for place in places)
   )
 
 

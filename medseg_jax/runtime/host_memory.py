@@ -38,9 +38,20 @@ def available() -> float:
 
   In a container or a job of a cluster at most what their limit leaves. Where
   the system does not say, half of all there are; infinity where not even that
-  is told.
+  is told. Of several processes of a run on this host each has an equal part.
   """
-  return min(_left_on_machine(), _left_in_cgroups())
+  return min(_left_on_machine(), _left_in_cgroups()) / _Host.processes
+
+
+class _Host:
+  """What this process knows of the machine."""
+
+  processes = 1  # of the run that are here
+
+
+def divide_among(processes: int) -> None:
+  """Tells how many processes of the run share the memory."""
+  _Host.processes = processes
 
 
 def _left_on_machine() -> float:

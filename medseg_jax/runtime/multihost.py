@@ -16,13 +16,14 @@ import heapq
 import logging
 import os
 import pickle
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from medseg_jax.runtime import launcher, stop_signal, watchdog
+from medseg_jax.runtime import host_memory, launcher, stop_signal, watchdog
 from medseg_jax.runtime.errors import InputError
 
 HEARTBEAT_SECONDS = 30
@@ -36,6 +37,7 @@ _GRACE_SECONDS = 1.0  # for the primary to speak first, where all have an error
 # How long the primary holds the store open for the others, at most, and then
 # still, as one that finds it gone before its own end aborts.
 _FAREWELL_SECONDS, _LAST_SECONDS = 10.0, 1.0
+_DECISION_SECONDS = 60.0  # how long it may go on with what it decides, at most
 _END = 'medseg/end'
 _HANGS = 'hangs'  # after the status, where all are to say where they are
 
@@ -50,6 +52,7 @@ class _Process:
   sent: list[str] = []  # keys that the others may not all have read yet
   deciding = False  # in a function that runs on the primary alone
   ending = False  # the main thread says why, and leaves
+  claimed: int | None = None  # the status of the process that was first
   stdout: int | None = None  # what it was before this process became quiet
 
 
@@ -80,6 +83,8 @@ def start() -> None:
       cluster_detection_method='deactivate' if told else None,
     )
   except (RuntimeError, ValueError) as error:
+    if not told and isinstance(error, ValueError):
+      return  # chips, or what looks so, of a host that no cluster knows
     text = ' '.join(str(error).split())[:300]
     raise InputError(
       f'the processes of this run do not find each other ({found.describe()}): '
@@ -90,6 +95,8 @@ def start() -> None:
     _be_quiet()
   threading.Thread(target=_watch, name='others', daemon=True).start()
   if count() > 1:
+    host = socket.gethostname()
+    host_memory.divide_among(gather(host).count(host))
     watchdog.watch(PATIENCE_SECONDS, _give_up)
 
 
@@ -188,7 +195,7 @@ def share(
       primary is asked. None where they are alike, or nobody knows.
   """
   items = list(items)
-  if count() == 1:
+  if count() == 1 or _Process.deciding:
     return items
   known = from_primary(sizes) if sizes else [0] * len(items)
   return [items[i] for i in deal(known, count())[index()]]
@@ -247,6 +254,9 @@ def speaks(status: int, why: str = '') -> bool:
     _client().key_value_set(_END, f'{status} {why}')
   except Exception as error:  # another one was first; or nobody can be asked
     if 'ALREADY_EXISTS' in str(error):
+      with contextlib.suppress(Exception):
+        told = _client().blocking_key_value_get(_END, _POLL_MS)
+        _Process.claimed = int(told.split(' ')[0])
       return False
   if _Process.stdout is not None:
     os.dup2(_Process.stdout, 1)
@@ -254,9 +264,14 @@ def speaks(status: int, why: str = '') -> bool:
 
 
 def leave(status: int) -> None:
-  """Ends this process at once, where there are others; else does nothing."""
+  """Ends this process at once, where there are others; else does nothing.
+
+  With the status that another has claimed, where one has.
+  """
   if not _client():
     return
+  if _Process.claimed is not None:
+    status = _Process.claimed
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
@@ -312,6 +327,10 @@ def _watch() -> None:
       _say(f'process {index()} of {count()} is here:\n')
       faulthandler.dump_traceback(2)
       _exit(LOST)
+    # A signal reaches all: what the primary writes now had better be whole.
+    end = time.monotonic() + _DECISION_SECONDS
+    while _Process.deciding and time.monotonic() < end:
+      time.sleep(_GRACE_SECONDS / 20)
     leave(int(status))
     return
 

@@ -100,6 +100,7 @@ def _me() -> dict[str, Any]:
     'process': os.getpid(),
     'since': now.isoformat(' ', timespec='seconds'),
     'started': _started(os.getpid()),
+    'start_of_job': _start_of_job(),
   }
 
 
@@ -113,7 +114,9 @@ def _holder(handle: int) -> dict[str, Any]:
 
 
 def _may_live(holder: dict[str, Any]) -> bool:
-  process = holder.get('process')
+  process, start = holder.get('process'), holder.get('start_of_job')
+  if start and _start_of_job()[:1] == start[:1] and _start_of_job() != start:
+    return False  # of this very job, which has been started again
   if holder.get('host') != socket.gethostname() or type(process) is not int:
     return True
   try:
@@ -124,6 +127,12 @@ def _may_live(holder: dict[str, Any]) -> bool:
     pass  # of another user
   # Numbers are given anew, after a reboot and in each container.
   return process != os.getpid() and holder.get('started') == _started(process)
+
+
+def _start_of_job() -> list[str]:
+  """Returns the job of Slurm and how often it was started again, or []."""
+  job = os.environ.get('SLURM_JOB_ID')
+  return [job, os.environ.get('SLURM_RESTART_COUNT', '0')] if job else []
 
 
 def _started(process: int) -> str:

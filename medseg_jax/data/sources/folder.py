@@ -208,7 +208,7 @@ def open_folder(
   elif not instances:
     refused = {split: _refuse(values[split], label_values) for split in values}
 
-  sources = {}
+  sources, already_read = {}, AlreadyRead()
   for split, of_split in values.items():
     unfit = refused.get(split, {})
     fit = {name: m for name, m in of_split.items() if name not in unfit}
@@ -231,6 +231,7 @@ def open_folder(
         '; data.label_values keeps a value as a class' * inferred,
       )  # fmt: skip
     sources[split] = FolderSource(
+      already_read=already_read,
       root=root,
       files=tuple(cases[split]),
       classes=classes,

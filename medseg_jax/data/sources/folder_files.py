@@ -141,6 +141,8 @@ def _match_files(
       by_name, folder / 'images', found.images, strict
     )
     partners.append(matched)
+    if name == roi_folder:  # a mask without an image is a case that fails
+      unused += [path for stem, path in matched.items() if stem not in by_name]
     problems = wrong | problems
   rois = partners[1] if roi_folder else {}
   cases = [

@@ -231,7 +231,9 @@ class VolumeSource:
     """Returns the source of all cases; the incomplete fail when read."""
     refused: dict[str, str] = {}
     by_name = {files.name: files for files in self.files}
+    owners = {p: f for f in self.files for p in (*f.images, f.label)}
     for files, reason in self.incomplete:
+      files = owners.get(files.images[0], files)
       refused.setdefault(files.name, reason)
       by_name.setdefault(files.name, files)
     files = tuple(by_name[name] for name in sorted(by_name))
@@ -324,6 +326,7 @@ def open_volumes(
   fields = meaning._asdict()
   odd = [line for layout in layouts.values() for line in layout.oddities]
   odd += fields.pop('oddities')
+  already_read = AlreadyRead()
   return {
     split: VolumeSource(
       root=root,
@@ -334,6 +337,7 @@ def open_volumes(
       problems=tuple(problems),
       incomplete=layouts[split].refused,
       oddities=tuple(odd),
+      already_read=already_read,
       **fields,
     )
     for split, cases in files.items()
