@@ -304,6 +304,17 @@ def test_region_must_be_there_for_every_case(tmp_path):
   assert_all_in(line, tmp_path / 'fov', '1 of 2 images', 'b.png')
 
 
+def test_a_region_of_no_image_is_named_where_others_are_scored(
+  tmp_path, caplog
+):
+  write_pairs(tmp_path, 'ab')
+  for name in 'abc':
+    save(tmp_path / 'fov' / f'{name}.png', MASK)
+  assert 'mask without an image' in error_line(tmp_path, roi='fov')
+  source = folder_lib.open_folder(tmp_path, roi='fov', strict=False)['train']
+  assert source.names == ('a', 'b') and 'c.png' in caplog.text
+
+
 def test_damaged_masks_and_unknown_values_are_found_on_opening(tmp_path):
   write_pairs(tmp_path, 'ab')
   line = error_line(tmp_path, label_values=(0, 1))
