@@ -92,9 +92,10 @@ def lines(compiled: Mapping[str, Any]) -> Iterator[str]:
     )
     for axes, found in step['collectives_along'].items()
   )
+  patches = 'patch' if each == 1 else 'patches'
   yield from textwrap.wrap(
     f'Compiled: `{compiled["topology"]}`, spatial {spatial}, jax '
-    f'{compiled["jax_version"]}, {each:g} patches a chip; {sent}',
+    f'{compiled["jax_version"]}, {each:g} {patches} a chip; {sent}',
     width=80,
     break_on_hyphens=False,
   )

@@ -32,14 +32,18 @@ for word in "$@"; do
 done
 [ -n "$workdir" ] || usage
 
-# Sets `newest` to the step of the newest checkpoint, 0 without any. In no shell
-# of its own, which a signal to all would end.
+# Sets `newest` to the step of the newest checkpoint, 0 without any, and `aside`
+# to how many were found damaged. In no shell of its own, which a signal to all
+# would end.
 look() {
   local path step
-  newest=0
+  newest=0 aside=0
   for path in "$workdir"/checkpoints/latest/*; do
     step=${path##*/}
     [[ $step =~ ^[0-9]+$ ]] && ((10#$step > newest)) && newest=$((10#$step))
+  done
+  for path in "$workdir"/checkpoints/damaged/latest-*; do
+    [ -e "$path" ] && ((++aside))
   done
 }
 
@@ -62,7 +66,7 @@ run() {
 
 for ((start = 0; ; start++)); do
   look
-  began=$newest
+  began=$newest before=$aside
   run "$@"
   status=$?
   case $status in
@@ -72,7 +76,8 @@ for ((start = 0; ; start++)); do
   # Whoever asked for the end knows why; that it came early is no fault.
   [ -z "$asked" ] || exit 75
   look
-  if ((newest <= began)); then
+  # Without the damaged one it began with it began at an older step.
+  if ((newest <= began && aside == before)); then
     echo "error: ended with $status before the first checkpoint after step" \
       "$began; not started again" >&2
     exit 1

@@ -106,6 +106,13 @@ def test_what_ends_twice_in_one_place_is_not_started_again(tmp_path):
   assert words in process.stderr.read()
 
 
+def test_a_step_below_a_damaged_one_is_further(tmp_path):
+  (tmp_path / 'checkpoints/latest/9').mkdir(parents=True)
+  away = 'mkdir $latest/../damaged; mv $latest/9 $latest/../damaged/latest-9'
+  process = again(tmp_path, 1, f'{away} && mkdir $latest/8; exit 75')
+  assert process.wait() == 1 and starts(tmp_path) == 2  # once
+
+
 def test_a_signal_is_passed_on_and_nothing_started_after_it(tmp_path):
   # As main does: notes the signal, ends with 143; before the first step here.
   script = 'trap "exit 143" TERM; echo > $latest/ready; '

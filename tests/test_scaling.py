@@ -67,7 +67,7 @@ def test_a_table_has_a_line_for_each_number_of_chips(scaling):
   )
   rows = (first, second, third, fourth)
   assert ' '.join(head).strip() == (
-    'Compiled: `v5p:2x2x2`, spatial 1, jax 1.2, 1 patches a chip; along data: '
+    'Compiled: `v5p:2x2x2`, spatial 1, jax 1.2, 1 patch a chip; along data: '
     '2 all-reduce (64 MiB)'
   )
   assert [row.split('|')[1].strip() for row in rows] == [
