@@ -30,7 +30,7 @@ FLOORS = (
   ),
   # Libraries that know nothing of each other.
   (
-    *('augment', 'hardware', 'losses', 'metrics', 'models'),
+    *('augment', 'calibration', 'hardware', 'losses', 'metrics', 'models'),
     *('optim', 'planner', 'report'),
   ),
   ('data', 'state', 'surface'),

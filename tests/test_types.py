@@ -14,6 +14,7 @@ PARTS = (
   'metrics',
   'surface.py',
   'augment',
+  'calibration',
   'models',
   'inference',
   'hardware',
