@@ -21,14 +21,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from medseg_jax.data import cached_case, masking
 from medseg_jax.data.case import Source
 from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.sampling import voxels_of_source
-from medseg_jax.runtime import host_memory
+from medseg_jax.runtime import host_memory, telling
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import expand_home, user_cache_folder
 
@@ -211,10 +210,10 @@ def _warn_of_damaged(places: Sequence[pathlib.Path]) -> None:
   spoiled = [place.name for place in places if os.path.lexists(place)]
   if spoiled:
     more = f' and {len(spoiled) - 1} more' if len(spoiled) > 1 else ''
-    logging.warning(
-      'the cache %s is damaged (case.json, or the size of a file) and made '
-      'anew: %s%s', places[0].parent, spoiled[0], more,
-    )  # fmt: skip
+    telling.warn(
+      f'the cache {places[0].parent} is damaged (case.json, or the size of a '
+      f'file) and made anew: {spoiled[0]}{more}'
+    )
 
 
 def _hash(parts: tuple) -> str:
@@ -277,8 +276,8 @@ class _Cases:
 
   def _mend(self, i: int, damage: cached_case.Damaged) -> None:
     place, name = self._places[i], self._source.names[i]
-    logging.warning(
-      'the cache of %s is damaged (%s) and made anew: %s', name, damage, place
+    telling.warn(
+      f'the cache of {name} is damaged ({damage}) and made anew: {place}'
     )
     if _places(self._source, place.parent, [i]) != [place]:
       raise InputError(
