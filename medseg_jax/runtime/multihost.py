@@ -345,6 +345,7 @@ def _watch() -> None:
     # A signal reaches all: what the primary writes now had better be whole.
     end = time.monotonic() + _DECISION_SECONDS
     while _Process.deciding and time.monotonic() < end:
+      stop_signal.ask()  # what takes long ends where nothing is lost
       time.sleep(_GRACE_SECONDS / 20)
     leave(int(status))
     return
