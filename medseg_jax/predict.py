@@ -190,6 +190,7 @@ class _Pictures:
     self._classes = classes
     self._left = NUM_PANELS
     self._made = 0
+    self._warning = ''
 
   def add(self, prediction: Prediction) -> None:
     if not self._left:
@@ -206,10 +207,9 @@ class _Pictures:
       )
       save_png(self._folder / f'predict_{case.name}.png', picture)
     except Exception as error:
-      print(
-        f'warning   no pictures in {self._folder} from {case.name} on '
-        f'({_reason(error)}); the masks do not need them',
-        flush=True,
+      self._warning = (
+        f'no pictures in {self._folder} from {case.name} on '
+        f'({_reason(error)}); the masks do not need them'
       )
       self._left = 0
       return
@@ -217,7 +217,12 @@ class _Pictures:
     self._made += 1
 
   def tell(self) -> None:
-    if self._made:
+    """Prints what came of them, in all processes."""
+    made, warnings = zip(
+      *multihost.gather((self._made, self._warning)), strict=True
+    )
+    sources.tell(filter(None, warnings))
+    if any(made):
       print(f'pictures  {self._folder}/predict_*.png')
 
 

@@ -20,7 +20,8 @@ from data_cases import assert_one_line
 
 from medseg_jax.data import cache
 from medseg_jax.data.preprocess import Channel, Preprocessing
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime import stop_signal
+from medseg_jax.runtime.errors import InputError, Stopped
 
 
 @pytest.mark.parametrize('sizes', [((4, 6), (5, 3)), ((3, 4, 5), (6, 2, 2))])
@@ -313,3 +314,28 @@ def test_real_volumes_come_back(tmp_path, real_data):
     assert counts == {1: expected_counts[1], 2: expected_counts[2]}
   (entry, *_) = tmp_path.glob('*/*/case.json')
   assert json.loads(entry.read_text())['name'].startswith('hippocampus_')
+
+
+def test_a_signal_waits_for_no_case(tmp_path):
+  begun, may_end = threading.Event(), threading.Event()
+
+  class Slow(Fixed):
+    def __getitem__(self, index):
+      begun.set()
+      assert may_end.wait(60)
+      return super().__getitem__(index)
+
+  def ask():
+    begun.wait()
+    stop_signal.ask()
+
+  data = Slow(source().cases, [])
+  with stop_signal.noted(), pytest.raises(Stopped):
+    threading.Thread(target=ask).start()
+    cache.prepare(data, SCALE, root=tmp_path, workers=1)
+  assert data.read == []
+  may_end.set()
+  while len(folders(tmp_path)) < 1:  # what was begun is written whole
+    time.sleep(0.01)
+  assert cache.prepare(data, SCALE, root=tmp_path).names == data.names
+  assert sorted(data.read) == [0, 1, 2]

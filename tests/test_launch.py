@@ -16,11 +16,39 @@ from medseg_jax.runtime import launcher
 
 LAUNCH = ROOT / 'launch'
 SCRIPTS = sorted([*LAUNCH.glob('*.sh'), ROOT / '.ci' / 'run'])
-# JobSet's own fields, as version 0.8 has them; the rest of it is a Job's.
-JOBSET_FIELDS = {
-  'network': {'enableDNSHostnames', 'subdomain', 'publishNotReadyAddresses'},
-  'failurePolicy': {'maxRestarts', 'restartStrategy', 'rules'},
-  'replicatedJobs': {'name', 'replicas', 'template'},
+# What JobSet's own keys hold, those that the file has. From the resource that
+# the project defines for v1alpha2, config/components/crd/bases/
+# jobset.x-k8s.io_jobsets.yaml of github.com/kubernetes-sigs/jobset, commit
+# 0107852. The template is a Job's.
+JOBSET = {
+  'apiVersion': {'jobset.x-k8s.io/v1alpha2'},
+  'kind': {'JobSet'},
+  'metadata': {'name': str},
+  'spec': {
+    'network': {
+      'enableDNSHostnames': bool,
+      'subdomain': str,
+      'publishNotReadyAddresses': bool,
+    },
+    'failurePolicy': {
+      'maxRestarts': int,
+      'restartStrategy': {'Recreate', 'BlockingRecreate'},
+      'rules': [
+        {
+          'name': str,
+          'action': {
+            'FailJobSet',
+            'RestartJobSet',
+            'RestartJobSetAndIgnoreMaxRestarts',
+          },
+          'onJobFailureReasons': [str],
+        }
+      ],
+    },
+    'replicatedJobs': [
+      {'name': str, 'replicas': int, 'template': {'spec': dict}}
+    ],
+  },
 }
 
 
@@ -37,6 +65,22 @@ def jobset(variant):
 
 def job_of(document):
   return document['spec']['replicatedJobs'][0]['template']['spec']
+
+
+def check_keys(found, allowed, where='it'):
+  """Checks names and types: a set lists the words that are allowed."""
+  if isinstance(allowed, set):
+    assert found in allowed, where
+  elif isinstance(allowed, type):
+    assert type(found) is allowed, where
+  elif isinstance(allowed, list):
+    assert isinstance(found, list), where
+    for i, item in enumerate(found):
+      check_keys(item, allowed[0], f'{where}[{i}]')
+  else:
+    for name, value in found.items():
+      assert name in allowed, f'{where}.{name}'
+      check_keys(value, allowed[name], f'{where}.{name}')
 
 
 def container_of(document):
@@ -297,12 +341,7 @@ def test_shellcheck():
 @pytest.mark.parametrize('variant', ['gpu', 'tpu'])
 def test_kubernetes_takes_the_jobset(variant):
   document = jobset(variant)
-  spec = document['spec']
-  assert document['apiVersion'] == 'jobset.x-k8s.io/v1alpha2'
-  assert set(spec) == set(JOBSET_FIELDS)
-  for name, fields in JOBSET_FIELDS.items():
-    for found in spec[name] if isinstance(spec[name], list) else [spec[name]]:
-      assert set(found) <= fields
+  check_keys(document, JOBSET)
   kubernetes = pytest.importorskip(
     'kubernetes_validate', reason='pip install kubernetes-validate (108 MB)'
   )

@@ -15,6 +15,7 @@ FLOORS = (
     'runtime.host_memory',
     'runtime.orbax_messages',
     'runtime.stop_signal',
+    'runtime.telling',
   ),
   ('runtime.launcher', 'runtime.watchdog'),
   ('runtime.multihost',),

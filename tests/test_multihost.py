@@ -196,13 +196,19 @@ def test_an_error_of_all_is_one_line(tmp_path):
   assert first.count('error: ') == 1 and 'nowhere' in first and not second
 
 
-def test_what_was_passed_on_is_not_kept(tmp_path):
+def test_what_is_passed_on_and_what_is_shared(tmp_path):
   passes = """
 import sys
 from medseg_jax.experiment import sources
-from medseg_jax.runtime import multihost
+from medseg_jax.runtime import host_memory, multihost
 from medseg_jax.runtime.errors import InputError
 multihost.start()
+# What the primary does alone is whole; and two of one host share its memory.
+assert multihost.from_primary(lambda: multihost.share('abc')) == [*'abc']
+host_memory._left_on_machine = lambda: 8e9
+host_memory._left_in_cgroups = lambda: 6e9
+assert host_memory.available() == 3e9
+# What all have read is not kept.
 for _ in range(3):
   large = [bytes([multihost.index()]) * 10**7]
   assert multihost.gather(large) == [[bytes([i]) * 10**7] for i in range(2)]

@@ -17,18 +17,17 @@ import hashlib
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from medseg_jax.data import cached_case, masking
 from medseg_jax.data.case import Source
 from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.sampling import voxels_of_source
-from medseg_jax.runtime import host_memory
+from medseg_jax.runtime import host_memory, stop_signal, telling
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import expand_home, user_cache_folder
 
@@ -39,6 +38,7 @@ MAX_OPEN = 128
 # To make a damaged case anew. Other runs that do so at the same time can be in
 # the way, each once.
 ATTEMPTS = 8
+_SECONDS_OF_A_LOOK = 0.5
 
 
 class Lazy:
@@ -127,6 +127,8 @@ def prepare(
   Raises:
     InputError: a case cannot be read or makes no sense, or the disk is full.
       No further case is begun then; those that were done stay.
+    Stopped: a signal was noted. Likewise; cases that were begun are not waited
+      for, and each is written whole or not at all.
   """
   folder = _folder(preprocessing, root, title, with_locations)
   places = _places(source, folder)
@@ -147,11 +149,12 @@ def prepare(
         ): i
         for i in todo
       }
-      for future in concurrent.futures.as_completed(futures):
+      for future in _as_completed(futures):
         entries[futures[future]] = future.result()
         on_case()
     finally:
-      pool.shutdown(cancel_futures=True)
+      # Whoever asked for the end may not wait for a case that takes long.
+      pool.shutdown(wait=not stop_signal.asked(), cancel_futures=True)
   cases = _Cases(source, preprocessing, places, entries)
   return Cache(
     folder=folder,
@@ -162,6 +165,20 @@ def prepare(
     dtypes=tuple(np.dtype(entry['dtype']) for entry in entries),
     voxels=Lazy(cases.voxels, len(places)) if with_locations else None,
   )
+
+
+def _as_completed(
+  futures: Iterable[concurrent.futures.Future],
+) -> Iterator[concurrent.futures.Future]:
+  """Yields each when it is done; raises Stopped where a signal was noted."""
+  left = set(futures)
+  while left:
+    done, left = concurrent.futures.wait(
+      left, _SECONDS_OF_A_LOOK, concurrent.futures.FIRST_COMPLETED
+    )
+    if stop_signal.asked():  # else it is no progress, which a check would be
+      stop_signal.check()
+    yield from done
 
 
 def missing(
@@ -211,10 +228,10 @@ def _warn_of_damaged(places: Sequence[pathlib.Path]) -> None:
   spoiled = [place.name for place in places if os.path.lexists(place)]
   if spoiled:
     more = f' and {len(spoiled) - 1} more' if len(spoiled) > 1 else ''
-    logging.warning(
-      'the cache %s is damaged (case.json, or the size of a file) and made '
-      'anew: %s%s', places[0].parent, spoiled[0], more,
-    )  # fmt: skip
+    telling.warn(
+      f'the cache {places[0].parent} is damaged (case.json, or the size of a '
+      f'file) and made anew: {spoiled[0]}{more}'
+    )
 
 
 def _hash(parts: tuple) -> str:
@@ -277,8 +294,8 @@ class _Cases:
 
   def _mend(self, i: int, damage: cached_case.Damaged) -> None:
     place, name = self._places[i], self._source.names[i]
-    logging.warning(
-      'the cache of %s is damaged (%s) and made anew: %s', name, damage, place
+    telling.warn(
+      f'the cache of {name} is damaged ({damage}) and made anew: {place}'
     )
     if _places(self._source, place.parent, [i]) != [place]:
       raise InputError(

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from medseg_jax.data.cache import num_workers
 from medseg_jax.data.case import Source
 from medseg_jax.data.sources.volumes import VolumeSource, open_volumes
+from medseg_jax.runtime import telling
 from medseg_jax.runtime.errors import InputError, InputErrors
 from medseg_jax.runtime.files import expand_home
 
@@ -135,6 +136,7 @@ def tell_oddities(opened: Iterable[Source]) -> None:
 def tell(lines: Iterable[str]) -> None:
   """Prints each line once, as a warning."""
   for line in dict.fromkeys(lines):
+    telling.note(line)
     print(f'warning   {line}', flush=True)
 
 

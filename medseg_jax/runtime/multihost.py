@@ -23,7 +23,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from medseg_jax.runtime import host_memory, launcher, stop_signal, watchdog
+from medseg_jax.runtime import (
+  host_memory,
+  launcher,
+  stop_signal,
+  telling,
+  watchdog,
+)
 from medseg_jax.runtime.errors import InputError
 
 HEARTBEAT_SECONDS = 30
@@ -91,6 +97,8 @@ def start() -> None:
       f'{text}; allowed are as many processes as are announced, which reach '
       'the coordinator'
     ) from error
+  if count() > 1:
+    telling.be_one_of_several(tells=is_primary())
   if not is_primary():
     _be_quiet()
   threading.Thread(target=_watch, name='others', daemon=True).start()
@@ -162,15 +170,22 @@ def primary_first(fn: Callable[[], Value]) -> Value:
 
 
 def gather(value: Value) -> list[Value]:
-  """Returns the values of all processes, in their order, in each of them."""
+  """Returns the values of all processes, in their order, in each of them.
+
+  The primary tells what the others would have warned of until then.
+  """
   if count() == 1 or _Process.deciding:
     return [value]
   key = _next_key()
   if not is_primary():
-    _send(f'{key}/{index()}', value)
+    _send(f'{key}/{index()}', (value, telling.take()))
 
   def collect() -> list[Value]:
-    values = [value, *(_receive(f'{key}/{i}') for i in range(1, count()))]
+    values = [value]
+    for i in range(1, count()):
+      sent, warnings = _receive(f'{key}/{i}')
+      values.append(sent)
+      telling.tell(warnings)
     # Who has come here has read all that was sent before.
     _forget([*_Process.sent, key])
     _Process.sent.clear()
@@ -330,6 +345,7 @@ def _watch() -> None:
     # A signal reaches all: what the primary writes now had better be whole.
     end = time.monotonic() + _DECISION_SECONDS
     while _Process.deciding and time.monotonic() < end:
+      stop_signal.ask()  # what takes long ends where nothing is lost
       time.sleep(_GRACE_SECONDS / 20)
     leave(int(status))
     return

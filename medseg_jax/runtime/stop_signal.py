@@ -145,6 +145,12 @@ def num_checks() -> int:
   return _Process.checks
 
 
+def ask() -> None:
+  """Asks the program to stop as a SIGTERM would, where signals are noted."""
+  if _Process.request is not None:
+    _Process.request.signal = _Process.request.signal or signal.SIGTERM
+
+
 def asked() -> bool:
   """Returns whether a signal was noted."""
   return bool(_Process.request)

@@ -33,7 +33,7 @@ from medseg_jax.data.sources.tfds_features import (
   find_mask,
   image_and_mask,
 )
-from medseg_jax.runtime import stop_signal
+from medseg_jax.runtime import stop_signal, telling
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import content_hash
 
@@ -102,10 +102,10 @@ class TfdsSource:
     if np.setdiff1d(mask, self.label_values).size:
       found = [mask_values.count_values(where, mask, lossy=False)]
       label_inference.check_label_values(found, self.label_values)
-      logging.warning(
-        '%s: snapped to the nearest of %s: %s', where, self.label_values,
-        label_inference.describe_snapped(found, self.label_values),
-      )  # fmt: skip
+      snapped = label_inference.describe_snapped(found, self.label_values)
+      telling.warn(
+        f'{where}: snapped to the nearest of {self.label_values}: {snapped}'
+      )
     return Case(
       name=name,
       image=image,

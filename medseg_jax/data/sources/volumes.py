@@ -14,7 +14,6 @@ import pathlib
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-from absl import logging
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
@@ -33,6 +32,7 @@ from medseg_jax.data.sources.volume_labels import (
   to_indices,
 )
 from medseg_jax.data.sources.volume_layouts import find_layouts
+from medseg_jax.runtime import telling
 from medseg_jax.runtime.errors import InputError, InputErrors, counted
 from medseg_jax.runtime.files import files_key
 
@@ -122,7 +122,7 @@ class VolumeSource:
         raise InputError(problem)
       if strays and strays not in self.told:
         self.told.add(strays)
-        logging.warning('%s', strays)
+        telling.warn(strays)
       label = self.to_classes(self.align_label(index, ids, image))
     return Case(
       name=files.name,
