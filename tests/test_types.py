@@ -17,6 +17,7 @@ PARTS = (
   'models',
   'inference',
   'hardware',
+  'postprocessing',
 )
 
 
