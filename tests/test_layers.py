@@ -37,7 +37,7 @@ FLOORS = (
   ('inference', 'step', 'training'),
   ('experiment',),
   ('benchmarking',),
-  ('plan', 'prepare', 'evaluate', 'export', 'predict'),
+  ('plan', 'prepare', 'evaluate', 'export', 'predict', 'score'),
   ('validation',),
   ('train',),
   ('benchmark', 'compile'),

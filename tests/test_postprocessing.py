@@ -318,7 +318,7 @@ def test_each_class_is_tried_on_the_best_so_far_in_its_order():
   turned = learn(pieces_of(pairs, 3), classes=TWO, regions=regions[::-1])
   assert kept(turned) == [(2,)]  # whole was in one piece when it was tried
   assert turned.after['mean'] < 1
-  assert any('not kept' in x for x in postprocessing.learning.describe(turned))
+  assert any('not kept' in x for x in postprocessing.describe(turned))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from medseg_jax.postprocessing.components import Step, apply
 from medseg_jax.postprocessing.learning import (
   Learnt,
   NestedGain,
+  describe,
   learn,
   nested_gain,
 )
@@ -34,6 +35,7 @@ __all__ = [
   'Step',
   'apply',
   'count_pieces',
+  'describe',
   'learn',
   'nested_gain',
 ]
