@@ -31,8 +31,14 @@ _STARTED = time.perf_counter()
 # What each mode needs: a config to begin with, or a trained model.
 FROM_CONFIG = ('train', 'plan', 'prepare', 'benchmark', 'compile')
 FROM_MODEL = ('evaluate', 'predict', 'export')
+FROM_MASKS = ('score',)  # neither; keys are set without a config all the same
 WRITE_WORKDIR = (*FROM_CONFIG, 'evaluate')
-ON_PRIMARY = ('plan', 'compile', 'export')  # of several processes one does it
+ON_PRIMARY = (
+  'plan',
+  'compile',
+  'export',
+  'score',
+)  # of several processes one does it
 _LONGEST_LINE = 2000
 _NO_CONFIG = '--config is missing; for example --config=configs/unet.py'
 
@@ -56,7 +62,7 @@ _MODEL = flags.DEFINE_string(
   '--workdir.',
 )
 _MODE = flags.DEFINE_enum(
-  'mode', 'train', FROM_CONFIG + FROM_MODEL, 'What to do.'
+  'mode', 'train', FROM_CONFIG + FROM_MODEL + FROM_MASKS, 'What to do.'
 )
 _SPLIT = flags.DEFINE_enum(
   'split',
@@ -78,13 +84,20 @@ _OUTPUT = flags.DEFINE_string(
   'output',
   None,
   'Folder of the masks of --mode=predict, or for one image the file; the file '
-  'of --mode=export.',
+  'of --mode=export; the folder of the report of --mode=score.',
+)
+_PREDICTIONS = flags.DEFINE_string(
+  'predictions', None, 'Folder of masks for --mode=score, whoever made them.'
+)
+_LABELS = flags.DEFINE_string(
+  'labels', None, 'Folder of the labels that --mode=score compares them with.'
 )
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite',
   False,
   'Make masks anew that are there, also those that others made. Otherwise '
-  'those of the same weights and settings are kept.',
+  'those of the same weights and settings are kept. Of --mode=score: replace a '
+  'report of other masks.',
 )
 _FORMAT = flags.DEFINE_enum(
   'format',
@@ -195,6 +208,15 @@ def _run() -> None:
   if mode in FROM_CONFIG:
     run(_CONFIG.value, workdir, **settings)
     return
+  if mode in FROM_MASKS:
+    run(
+      pathlib.Path(_needed('predictions', 'FOLDER', _PREDICTIONS.value)),
+      pathlib.Path(_needed('labels', 'FOLDER', _LABELS.value)),
+      pathlib.Path(_OUTPUT.value or workdir),
+      keys=_OVERRIDES,
+      overwrite=_OVERWRITE.value,
+    )
+    return
   from medseg_jax.experiment import build, trained_model
   from medseg_jax.runtime import sharding
 
@@ -254,6 +276,13 @@ def _workdir() -> pathlib.Path:
       f'--model is for {", ".join(FROM_MODEL)}; --mode={_MODE.value} needs '
       '--config'
     )
+  if _MODE.value in FROM_MASKS:
+    if _MODEL.value or _CONFIG.value is not None:
+      raise InputError(
+        f'--mode={_MODE.value} needs no model and no --config; allowed are '
+        '--predictions, --labels, --output and --config.key=value'
+      )
+    return pathlib.Path(_WORKDIR.value or f'runs/{_MODE.value}')
   if _WORKDIR.value:
     name = _WORKDIR.value
   elif _MODEL.value:
@@ -286,7 +315,7 @@ def _parse(argv: list[str]) -> None:
   app.define_help_flags()
   given = dict(_pairs(argv))
   _OVERRIDES.clear()
-  if given.get('mode') in FROM_MODEL:
+  if given.get('mode') in FROM_MODEL + FROM_MASKS:
     argv, _OVERRIDES[:] = split_overrides(argv)
   elif 'config' not in given and split_overrides(argv)[1]:
     raise InputError(_NO_CONFIG)

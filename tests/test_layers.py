@@ -32,13 +32,13 @@ FLOORS = (
   # Libraries that know nothing of each other.
   (
     *('augment', 'calibration', 'hardware', 'losses', 'metrics', 'models'),
-    *('optim', 'planner', 'report'),
+    *('optim', 'planner', 'postprocessing', 'report'),
   ),
   ('data', 'state', 'surface'),
   ('inference', 'step', 'training'),
   ('experiment',),
   ('benchmarking',),
-  ('plan', 'prepare', 'evaluate', 'export', 'predict'),
+  ('plan', 'prepare', 'evaluate', 'export', 'predict', 'score'),
   ('validation',),
   ('train',),
   ('benchmark', 'compile'),
@@ -46,7 +46,10 @@ FLOORS = (
 )
 FLOOR = {part: i for i, parts in enumerate(FLOORS) for part in parts}
 # What each part of data/ may import of the others: case before file before set.
-NUMPY_ONLY = ('data', 'runtime.errors', 'runtime.files', 'runtime.host_memory')
+NUMPY_ONLY = (
+  *('data', 'postprocessing'),
+  *('runtime.errors', 'runtime.files', 'runtime.host_memory'),
+)
 
 
 def files():

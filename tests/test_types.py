@@ -18,6 +18,7 @@ PARTS = (
   'models',
   'inference',
   'hardware',
+  'postprocessing',
 )
 
 

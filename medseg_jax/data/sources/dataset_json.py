@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from medseg_jax.data.formats import images
 from medseg_jax.data.formats.nifti_header import SUFFIXES
+from medseg_jax.data.sources import region_order
 from medseg_jax.runtime.errors import InputError, counted, quote, quote_json
 from medseg_jax.runtime.files import read_json
 
@@ -70,7 +71,8 @@ def read_dataset_json(path: str | os.PathLike) -> DatasetJson:
   The number of cases that some files state is not read: it is often wrong.
 
   Raises:
-    InputError: it cannot be read, is not JSON or not of either form.
+    InputError: it cannot be read, is not JSON or not of either form, or a
+      label does not come back from the regions that it lies in.
   """
   path = pathlib.Path(path)
   content = read_json(path, 'an object with "labels"')
@@ -193,6 +195,9 @@ def _region_order(
       f'of {counted(len(regions), "id")} to write for the regions '
       f'{images.name_some(name for name, _ in regions)}, no two the same'
     )
+  for change in region_order.changes(label_values, regions, ids):
+    if not change.lossless:
+      raise InputError(f'{path}: {region_order.error(change, ids)}')
   return ids
 
 

@@ -171,7 +171,38 @@ def open_folder(
     InputError: the layout, a file, or a label value is not allowed.
   """
   root = pathlib.Path(path)
-  cases = find_files(root, roi, known, strict=strict)
+  return open_files(
+    root,
+    find_files(root, roi, known, strict=strict),
+    classes=classes,
+    label_values=label_values,
+    instances=instances,
+    strict=strict,
+  )
+
+
+def open_files(
+  root: pathlib.Path,
+  cases: dict[str, list[Files]],
+  *,
+  classes: Sequence[str] = (),
+  label_values: Sequence[int] = (),
+  instances: str = '',
+  strict: bool = True,
+) -> dict[str, FolderSource]:
+  """Returns the source of each split, from the files of its cases.
+
+  Args:
+    root: of all of them, for messages.
+    cases: by split.
+    classes: see `open_folder`, as all that follow.
+    label_values: see there.
+    instances: see there.
+    strict: see there.
+
+  Raises:
+    InputError: a file, or a label value, is not allowed.
+  """
   found = _look_at_all(root, cases, strict)
   channels = _agree_on_channels(root, found)
   values = {

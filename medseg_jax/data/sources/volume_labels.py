@@ -16,6 +16,7 @@ from medseg_jax.data import instances as instances_lib
 from medseg_jax.data import label_inference, labels, numbered_objects
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
+from medseg_jax.data.sources import region_order
 from medseg_jax.data.sources.dataset_json import MAX_VALUE, DatasetJson
 from medseg_jax.runtime.errors import InputError, InputErrors, counted, quote
 
@@ -84,6 +85,8 @@ def find_meaning(
   # As a finished training keeps them in its config, they are those of the file.
   described = info and set(values) == set(info.label_values)
   meaning = _name_values(root, info, classes, values)
+  if meaning.regions:
+    oddities = (*oddities, *_regions_tell(root, info, values))
   return meaning._replace(strays_ignored=not described, oddities=oddities)
 
 
@@ -197,6 +200,25 @@ def _name_values(
     region_order=tuple(index[value] for value in info.region_order),
     ignore_value=info.ignore_value,
   )
+
+
+def _regions_tell(
+  root: pathlib.Path, info: DatasetJson, values: tuple[int, ...]
+) -> tuple[str, ...]:
+  """Returns a line for each label that another one stands for in masks.
+
+  Raises:
+    InputError: a label, which the user has added, that never comes back.
+  """
+  found = region_order.changes(values, info.regions, info.region_order)
+  for change in found:
+    if not change.lossless:
+      line = region_order.error(change, info.region_order)
+      raise InputError(
+        f'config.data.label_values is {quote(values)}: by '
+        f'{root / "dataset.json"} {line}'
+      )
+  return tuple(f'{root}: {region_order.oddity(change)}' for change in found)
 
 
 def _infer(
