@@ -108,3 +108,19 @@ def test_what_is_found_is_what_decoding_does(seed):
   for change in found:
     own, other = inside[:, change.value], inside[:, change.becomes]
     assert change.lossless == (own.any() and (own == other).all())
+
+
+def test_plan_says_so_before_anything_else(tmp_path, refused):
+  write_nnunet(
+    tmp_path / 'data',
+    channel_names={'0': 'T1', '1': 'T2'},
+    labels={'background': 0, 'whole': [1, 2], 'core': 2},
+    regions_class_order=[2, 1],
+  )
+  text = refused(
+    '--mode=plan', '--config=configs/auto.py', f'--workdir={tmp_path}/run',
+    f'--config.data.path={tmp_path}/data',
+  )  # fmt: skip
+  assert text.count('\n') == 1 and 'dataset.json: the label 1, in whole' in text
+  assert 'comes back as 2, in whole and core, by' in text
+  assert not (tmp_path / 'run' / 'plan.json').exists()
