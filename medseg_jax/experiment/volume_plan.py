@@ -94,7 +94,10 @@ def make(
     )
   except ValueError as error:
     raise InputError(f'config.plan: {error}') from error
-  return plan if origin is None else _move(origin, plan)
+  if origin is None:
+    return plan
+  print(f'note      the plan is that of {origin.where}, moved to this data')
+  return _move(origin, plan)
 
 
 def _move(origin: Origin, planned: dict[str, Any]) -> dict[str, Any]:
