@@ -22,6 +22,12 @@ def get_config() -> ConfigDict:
   config.patch_size = (128, 128)  # 2 or 3 numbers, in voxels
   config.dtype = 'float32'  # of the network's inside; or 'bfloat16'
   config.ema_decay = 0.0  # of the weights' moving average; 0 for none
+  # A model to begin with, the folder model/ of a workdir or its zip: it decides
+  # over model, plan and normalisation. '' for random weights.
+  config.init_from = ''
+  config.fine_tune = ConfigDict()  # with init_from
+  config.fine_tune.learning_rate = 0.0  # 0 for the optimizer's
+  config.fine_tune.warmup_fraction = _any(None)  # None for the schedule's
 
   config.mesh = ConfigDict()
   config.mesh.data = -1  # devices that share a batch; -1 for all there are

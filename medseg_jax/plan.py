@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from medseg_jax import planner
 from medseg_jax.experiment import (
   config_bounds,
+  fine_tuning,
   mirroring,
   opening,
   sources,
@@ -31,14 +32,18 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
       f'config.data.source is {config.data.source!r}; --mode=plan is for '
       "'volumes', the other sources need no plan"
     )
+  config, origin = fine_tuning.adopt(config, workdir)
   config.data.path = opening.absolute(config.data)
   opened = sources.open_all(config, strict=False)
   sources.check_train(opened, config.data)
   sources.tell_oddities(opened.values())
-  plan = volume_plan.make(config, opened)
+  plan = volume_plan.make(config, opened, origin)
   path = workdir / 'plan.json'
   if path.exists():
-    planned, plan = plan, volume_plan.read(path, config, opened['train'])
+    planned, plan = (
+      plan,
+      volume_plan.read(path, config, opened['train'], origin),
+    )
     if plan != planned:
       print(
         f'note      {path} is not what the data gives with these settings; it '

@@ -19,6 +19,7 @@ from medseg_jax.data.sampling import choose_patches
 from medseg_jax.experiment import (
   build,
   config_files,
+  fine_tuning,
   held_out,
   opening,
   trained_model,
@@ -38,12 +39,7 @@ from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.runtime.metric_writer import MetricWriter
 from medseg_jax.runtime.progress import Progress
 from medseg_jax.runtime.stop_signal import stop_on_signal
-from medseg_jax.state import (
-  TrainState,
-  abstract_state,
-  create_state,
-  weights_key,
-)
+from medseg_jax.state import TrainState, abstract_state
 from medseg_jax.step import TrainStep
 from medseg_jax.validation import Validation
 
@@ -87,18 +83,22 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
     )
   ) as checkpoints:
     resuming = checkpoints.step(LATEST) is not None
-    seen = None
-    if resuming:
-      seen = multihost.from_primary(
-        lambda: opening.seen_before(config, digests, workdir)
+    seen = multihost.from_primary(
+      lambda: (
+        opening.seen_before(config, digests, workdir)
+        if resuming
+        else fine_tuning.seen_by_source(config, digests)
       )
+    )
     print(describe(config, sources), flush=True)
     cache = prepare(config, sources)
     if not resuming:
       # Weights that nothing leads on from may have seen what is held out now.
       for step in checkpoints.steps(BEST):
         checkpoints.set_aside(BEST, step, 'of a training that was lost', 0)
-      state = create_state(key=weights_key(config.seed), **arguments)
+      state, origin = fine_tuning.first_state(
+        config, sources['train'].channel_names, arguments
+      )
       since_log = {}
     else:
       state, since_log = restore_state(checkpoints, abstract_state(**arguments))
@@ -107,11 +107,13 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
         trained_model.restore_variables(checkpoints, BEST, config)
       print(f'going on from step {int(state.step)} of {workdir}', flush=True)
     record = None
-    if seen is not None or not resuming:
+    if seen is not None or not (resuming or config.init_from):
       record = held_out.record_of(config, digests, seen)
 
     def write() -> None:
       config_files.write_config(config, workdir)
+      if not resuming:
+        fine_tuning.write(origin, workdir)
       if record is not None:
         held_out.write(record, workdir)
 

@@ -48,6 +48,7 @@ def test_the_stable_keys_are_there():
     'data.resize',
     'data.fold',
     'data.num_folds',
+    'init_from',
     'augment',
     'log_every',
     'eval_every',

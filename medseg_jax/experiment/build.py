@@ -156,9 +156,18 @@ def check_shapes(config: ConfigDict, source: Source, mesh: Mesh) -> None:
 def check_ranges(config: ConfigDict) -> None:
   """Raises InputError where a number lets nothing be learnt."""
   rate, share = config.optimizer.learning_rate, config.data.foreground_share
+  # A model may be taken over, and scored, as it is.
+  steps, tuned = config.num_steps, bool(config.init_from)
+  own = config.fine_tune.learning_rate
+  warmup = config.fine_tune.warmup_fraction
+  warms = warmup is None or (
+    isinstance(warmup, int | float) and 0 <= warmup < 1
+  )
   for key, value, fits, allowed in [
-    ('num_steps', config.num_steps, config.num_steps > 0, '1 or more'),
+    ('num_steps', steps, steps > 0 or tuned, '1 or more'),
     ('optimizer.learning_rate', rate, rate > 0, 'numbers above 0'),
+    ('fine_tune.learning_rate', own, own >= 0, '0 or more'),
+    ('fine_tune.warmup_fraction', warmup, warms, 'None and 0 to below 1'),
     ('data.foreground_share', share, 0 <= share <= 1, '0 to 1'),
     ('ema_decay', config.ema_decay, 0 <= config.ema_decay < 1, '0 to below 1'),
   ]:
@@ -237,12 +246,15 @@ def patch_settings(config: ConfigDict) -> dict[str, Any]:
 def optimizer_of(
   config: ConfigDict,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  settings = config.optimizer.to_dict()
+  settings, shape = config.optimizer.to_dict(), config.schedule.to_dict()
+  rate = settings.pop('learning_rate')
+  if config.init_from:
+    rate = config.fine_tune.learning_rate or rate
+    if config.fine_tune.warmup_fraction is not None:
+      shape['warmup_fraction'] = config.fine_tune.warmup_fraction
   with blame('schedule'):
     schedule = create_schedule(
-      learning_rate=settings.pop('learning_rate'),
-      num_steps=config.num_steps,
-      **config.schedule,
+      learning_rate=rate, num_steps=config.num_steps, **shape
     )
   with blame('optimizer'):
     tx = create_optimizer(learning_rate=schedule, **settings)

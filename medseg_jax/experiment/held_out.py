@@ -244,6 +244,23 @@ def check_resuming(
     )
 
 
+def check_beginning(
+  record: Record, digests: Digests, model: pathlib.Path
+) -> None:
+  """Raises InputError where a case to be held out trained the first weights.
+
+  Args:
+    record: of the model that a training begins with.
+    digests: of the cases of that training, by split.
+    model: where it lies.
+  """
+  back = (
+    'put these on the training side (splits.json in the workdir, data.fold, or '
+    'the folders train, val and test), or begin with another model'
+  )
+  _refuse_trained(record, digests, where=str(model), back=back)
+
+
 def check_evaluating(
   record: Record, cases: Mapping[str, str], *, where: str, own: bool
 ) -> None:

@@ -12,6 +12,7 @@ from medseg_jax.experiment import (
   build,
   config_bounds,
   config_files,
+  fine_tuning,
   folds,
   held_out,
   sources,
@@ -19,6 +20,7 @@ from medseg_jax.experiment import (
 )
 from medseg_jax.experiment.case_digests import Digests, digests_of
 from medseg_jax.experiment.config_files import to_tuples
+from medseg_jax.experiment.volume_plan import Origin
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime import multihost, sharding
 from medseg_jax.runtime.files import expand_home
@@ -53,7 +55,7 @@ def open_run(
     devices: that the run is for; None for all there are.
   """
   config_bounds.check(config)
-  config = ConfigDict(config.to_dict())
+  config, origin = fine_tuning.adopt(ConfigDict(config.to_dict()), workdir)
   config.data.path = absolute(config.data)
   if config.data.group.lower().endswith('.csv'):
     config.data.group = os.path.abspath(config.data.group)
@@ -67,7 +69,7 @@ def open_run(
   )
   sources.check_train(opened, config.data)
   plan, digests, names = multihost.from_primary(
-    lambda: _decide(config, opened, workdir)
+    lambda: _decide(config, opened, workdir, origin)
   )
   by_split = {
     split: opened.get(split, opened['train']).subset(names[split])
@@ -88,13 +90,16 @@ def open_run(
 
 
 def _decide(
-  config: ConfigDict, opened: dict[str, Source], workdir: pathlib.Path
+  config: ConfigDict,
+  opened: dict[str, Source],
+  workdir: pathlib.Path,
+  origin: Origin | None,
 ) -> tuple[dict[str, Any] | None, Digests, dict[str, tuple[str, ...]]]:
   """Returns the plan of volumes, the digests, and the names by split."""
   sources.tell_oddities(opened.values())
   plan = None
   if config.data.source == 'volumes':
-    plan = volume_plan.obtain(config, opened, workdir)
+    plan = volume_plan.obtain(config, opened, workdir, origin)
   digests = digests_of(opened, root=config.data.cache_dir, keep=True)
   # Folds that were lost are made again, but not written before it is certain
   # that the training held out the same.
@@ -119,6 +124,7 @@ def seen_before(
   Raises:
     InputError: config or cases contradict what it began with.
   """
+  fine_tuning.check_resuming(config, workdir)
   seen = held_out.read(workdir)
   config_files.check_same_meaning(config, workdir)
   if seen is None:

@@ -1,7 +1,7 @@
 """The plan of a run on volumes: read from plan.json, or made from the data."""
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -10,35 +10,66 @@ from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment.config_files import to_tuples
 from medseg_jax.experiment.sources import listed, tell
 from medseg_jax.experiment.survey import survey
+from medseg_jax.experiment.transfer import match
 from medseg_jax.runtime.errors import InputError, quote_json
 from medseg_jax.runtime.files import read_json, write_atomically
+
+# What of a configuration trained weights depend on.
+_OF_WEIGHTS = (
+  'spacing',
+  'features',
+  'strides',
+  'kernel_sizes',
+  'convs_per_stage',
+  'residual_blocks',
+)
+
+
+class Origin(NamedTuple):
+  """The plan of a model that a training begins with.
+
+  Attributes:
+    where: the model.
+    plan: with the patch and spacing that it was trained with.
+    configuration: the one of its network.
+  """
+
+  where: str
+  plan: dict[str, Any]
+  configuration: str
 
 
 def obtain(
   config: ConfigDict,
   opened: dict[str, VolumeSource],
   workdir: pathlib.Path,
+  origin: Origin | None = None,
 ) -> dict[str, Any]:
   """Returns the workdir's plan, making and writing it where there is none.
 
   A plan.json that is there is obeyed, whoever edited it.
 
   Raises:
-    InputError: the data has errors, or the plan does not fit data and config.
+    InputError: the data has errors, or the plan does not fit data and config,
+      or contradicts the model that the training begins with.
   """
   path = workdir / 'plan.json'
   if path.exists():
-    plan = read(path, config, opened['train'])
+    plan = read(path, config, opened['train'], origin)
     print(f'plan      {path}', flush=True)
     return plan
-  plan = make(config, opened)
+  plan = make(config, opened, origin)
   write_atomically(path, planner.to_json(plan).encode())
   print(f'plan      written to {path}', flush=True)
   return plan
 
 
-def make(config: ConfigDict, opened: dict[str, VolumeSource]) -> dict[str, Any]:
-  """Returns the plan for the data, after a survey.
+def make(
+  config: ConfigDict,
+  opened: dict[str, VolumeSource],
+  origin: Origin | None = None,
+) -> dict[str, Any]:
+  """Returns the plan for the data, after a survey; or `origin`'s, moved to it.
 
   Prints what is odd about voxels, and how much there is of each class.
 
@@ -53,7 +84,7 @@ def make(config: ConfigDict, opened: dict[str, VolumeSource]) -> dict[str, Any]:
   if found.errors:
     raise listed(found.errors, source.root)
   try:
-    return planner.make_plan(
+    plan = planner.make_plan(
       found.fingerprint,
       dataset=source.root.name,
       num_classes=_num_outputs(source),
@@ -63,10 +94,49 @@ def make(config: ConfigDict, opened: dict[str, VolumeSource]) -> dict[str, Any]:
     )
   except ValueError as error:
     raise InputError(f'config.plan: {error}') from error
+  if origin is None:
+    return plan
+  print(f'note      the plan is that of {origin.where}, moved to this data')
+  return _move(origin, plan)
+
+
+def _move(origin: Origin, planned: dict[str, Any]) -> dict[str, Any]:
+  """Returns the model's plan for another data set.
+
+  As nnU-Net moves plans between data sets, with the intensity statistics of
+  their own. A channel that the model has not seen has those of the new data.
+
+  Args:
+    origin: of the model.
+    planned: what the new data would have by itself.
+  """
+  moved = origin.plan | {
+    key: planned[key] for key in ('dataset', 'num_classes', 'channel_names')
+  }
+  old, new = origin.plan, planned
+  places = match(old['channel_names'], new['channel_names'])
+
+  def take(before: list[Any], now: list[Any]) -> list[Any]:
+    return [now[i] if p is None else before[p] for i, p in enumerate(places)]
+
+  moved['normalization'] = take(old['normalization'], new['normalization'])
+  moved['fingerprint'] = old['fingerprint'] | {
+    'intensities': take(
+      old['fingerprint']['intensities'], new['fingerprint']['intensities']
+    )
+  }
+  moved['notes'] = {
+    'init_from': f'moved from data set {old["dataset"]} with {origin.where}',
+    **(old.get('notes') or {}),
+  }
+  return moved
 
 
 def read(
-  path: pathlib.Path, config: ConfigDict, source: VolumeSource
+  path: pathlib.Path,
+  config: ConfigDict,
+  source: VolumeSource,
+  origin: Origin | None = None,
 ) -> dict[str, Any]:
   """Returns a plan, as written or as edited since.
 
@@ -101,7 +171,39 @@ def read(
         f'{plan[key]!r}; use another --workdir, or move the plan away to '
         'plan anew'
       )
+  if origin is not None:
+    _check_same_plan(path, plan, origin)
   return plan
+
+
+def _check_same_plan(
+  path: pathlib.Path, plan: dict[str, Any], origin: Origin
+) -> None:
+  """Raises InputError where a plan gives trained weights what they never saw.
+
+  Patch and batch may be others.
+  """
+  old, name = origin.plan, origin.configuration
+  places = match(old['channel_names'], plan['channel_names'])
+  pairs = [('axes', plan['axes'], old['axes'])]
+  pairs += [
+    (f'normalization[{i}]', plan['normalization'][i], old['normalization'][p])
+    for i, p in enumerate(places)
+    if p is not None
+  ]
+  now, before = plan['configurations'], old['configurations']
+  pairs += [
+    (f'configurations.{name}.{key}', now.get(name, {}).get(key), value)
+    for key, value in before[name].items()
+    if key in _OF_WEIGHTS
+  ]
+  for key, found, wanted in pairs:
+    if found != wanted:
+      raise InputError(
+        f'{path}: {key} is {quote_json(found)}, but {origin.where} '
+        f'(config.init_from) was trained with {quote_json(wanted)}; move the '
+        "plan away to take over the model's, or use another --workdir"
+      )
 
 
 def _num_outputs(source: VolumeSource) -> int:
@@ -153,6 +255,15 @@ def apply(config: ConfigDict, plan: dict[str, Any]) -> None:
 
 def _configuration(config: ConfigDict, plan: dict[str, Any]) -> dict[str, Any]:
   known = plan['configurations']
+  return known[configuration_name(config, known)]
+
+
+def configuration_name(config: ConfigDict, known: dict[str, Any]) -> str:
+  """Returns which of a plan's configurations a config chooses.
+
+  Raises:
+    InputError: the plan has no such one.
+  """
   name = config.plan.configuration
   if not name:
     flat = len(config.patch_size) == 2 or '3d_fullres' not in known
@@ -162,4 +273,4 @@ def _configuration(config: ConfigDict, plan: dict[str, Any]) -> dict[str, Any]:
       f'config.plan.configuration is {name!r}; this data set has '
       + ', '.join(known)
     )
-  return known[name]
+  return name
