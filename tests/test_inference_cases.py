@@ -380,7 +380,7 @@ def test_a_signal_waits_for_no_case_that_is_read():
 
   def cases():
     begun.set()
-    assert may_end.wait(60)
+    may_end.wait(60)
     read.append(None)
     yield from ()
 
