@@ -15,7 +15,8 @@ from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Channel, Preprocessing, preprocess
 from medseg_jax.inference import cases as inference_cases
 from medseg_jax.inference.cases import predict_cases, predict_each
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime import stop_signal
+from medseg_jax.runtime.errors import InputError, Stopped
 
 SETTINGS = dict(
   preprocessing=Preprocessing('zscore'),
@@ -372,3 +373,23 @@ def test_errors_of_whoever_takes_the_predictions_are_theirs():
   with pytest.raises(ZeroDivisionError):
     for _ in predicted:
       1 / 0  # noqa: B018
+
+
+def test_a_signal_waits_for_no_case_that_is_read():
+  begun, may_end, read = threading.Event(), threading.Event(), []
+
+  def cases():
+    begun.set()
+    may_end.wait(60)
+    read.append(None)
+    yield from ()
+
+  def ask():
+    begun.wait()
+    stop_signal.ask()
+
+  with stop_signal.noted(), pytest.raises(Stopped):
+    threading.Thread(target=ask).start()
+    run(affine, cases())
+  assert not read
+  may_end.set()

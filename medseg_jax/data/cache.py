@@ -17,7 +17,7 @@ import hashlib
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +38,6 @@ MAX_OPEN = 128
 # To make a damaged case anew. Other runs that do so at the same time can be in
 # the way, each once.
 ATTEMPTS = 8
-_SECONDS_OF_A_LOOK = 0.5
 
 
 class Lazy:
@@ -149,7 +148,7 @@ def prepare(
         ): i
         for i in todo
       }
-      for future in _as_completed(futures):
+      for future in stop_signal.as_completed(futures):
         entries[futures[future]] = future.result()
         on_case()
     finally:
@@ -165,20 +164,6 @@ def prepare(
     dtypes=tuple(np.dtype(entry['dtype']) for entry in entries),
     voxels=Lazy(cases.voxels, len(places)) if with_locations else None,
   )
-
-
-def _as_completed(
-  futures: Iterable[concurrent.futures.Future],
-) -> Iterator[concurrent.futures.Future]:
-  """Yields each when it is done; raises Stopped where a signal was noted."""
-  left = set(futures)
-  while left:
-    done, left = concurrent.futures.wait(
-      left, _SECONDS_OF_A_LOOK, concurrent.futures.FIRST_COMPLETED
-    )
-    if stop_signal.asked():  # else it is no progress, which a check would be
-      stop_signal.check()
-    yield from done
 
 
 def missing(

@@ -15,6 +15,7 @@ from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.resample import resample_linear_slabs
 from medseg_jax.inference.decoding import argmax, softmax
+from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError, counted
 
 # While an image of more values is predicted, the next case is not read yet:
@@ -248,9 +249,10 @@ def _entered(
     image = compact(prepared.image, prepared.slack)  # as training saw it
     return _Entered(item, case, prepared.box, image.shape[:-1]), image
 
-  with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+  pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+  try:
     ahead = pool.submit(prepare)
-    while (result := ahead.result()) is not None:
+    while (result := _result(ahead)) is not None:
       large = result[1].size > LARGE_IMAGE
       if not large:
         ahead = pool.submit(prepare)
@@ -259,6 +261,13 @@ def _entered(
       yield held.pop()  # the image is not to be held here, too
       if large:
         ahead = pool.submit(prepare)
+  finally:
+    # Whoever asked for the end may not wait for a scan that takes long.
+    pool.shutdown(wait=not stop_signal.asked(), cancel_futures=True)
+
+
+def _result(future: concurrent.futures.Future[Item]) -> Item:
+  return next(stop_signal.as_completed([future])).result()
 
 
 def _on_own_grid(

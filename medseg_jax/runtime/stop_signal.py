@@ -15,13 +15,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from medseg_jax.runtime.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A terminal and a launcher may both pass one Ctrl-C on.
 _SECONDS_OF_ONE = 0.5
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class StopRequest:
@@ -133,6 +135,22 @@ def held() -> Iterator[None]:
     yield
   finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def as_completed(futures: Iterable[Future]) -> Iterator[Future]:
+  """Yields each when it is done, as a signal need not wait for.
+
+  Waiting is no progress, as `check` would be.
+
+  Raises:
+    Stopped: see `check`.
+  """
+  left = set(futures)
+  while left:
+    done, left = wait(left, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+    if asked():
+      check()
+    yield from done
 
 
 def be_quiet() -> None:
