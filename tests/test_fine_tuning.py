@@ -95,7 +95,6 @@ def test_other_classes_and_channels_from_a_zip(source, others, tmp_path):
   export.run(None, source[1], output=target)
   config = config_of(others, num_steps=0, init_from=str(target))
   config.data.classes = ('background', 'cyst', 'disc')
-  # Mirrored for the ways of the sigmoid: see test_transfer.
   train.run(config, tmp_path / 'run')
   old, new = weights_of(source[1]), weights_of(tmp_path / 'run')
   first = 'params.encoder_0.conv_0.kernel'
