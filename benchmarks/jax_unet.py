@@ -18,7 +18,7 @@ from workloads import WORKLOADS
 
 from medseg_jax.inference.network import create_predict
 from medseg_jax.losses import create_loss
-from medseg_jax.models import cpu, create_model
+from medseg_jax.models import convolution, create_model
 from medseg_jax.optim import create_optimizer, create_schedule
 from medseg_jax.runtime import host_memory, process, sharding
 from medseg_jax.state import create_state
@@ -39,7 +39,7 @@ class Programs:
       'unet',
       workload['num_classes'],
       dtype=dtype,
-      convolutions=cpu.choose(mesh)[0],
+      convolutions=convolution.choose(mesh)[0],
       **workload['model'],
     )
     fields = dict(workload['optimizer'])

@@ -19,7 +19,7 @@ from medseg_jax.data.normalize import MASKED
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
 from medseg_jax.experiment import mirroring
 from medseg_jax.losses import create_loss, uses_sigmoid
-from medseg_jax.models import Model, cpu, create_model
+from medseg_jax.models import Model, convolution, create_model
 from medseg_jax.models.blocks import check_divisible
 from medseg_jax.models.norms import MAX_GROUPS
 from medseg_jax.optim import create_optimizer, create_schedule
@@ -82,7 +82,7 @@ def model_of(
       fields.pop('name'),
       num_classes,
       dtype=config.dtype,
-      convolutions=convolutions or cpu.choose(mesh)[0],
+      convolutions=convolutions or convolution.choose(mesh)[0],
       **fields,
     )
   for key, size in [
@@ -101,8 +101,8 @@ def model_of(
 
 def describe_network(config: ConfigDict, mesh: Mesh) -> str:
   """Returns a line on the network, its convolutions and its mirrorings."""
-  convolutions, why = cpu.choose(mesh)
-  who = {'xla': 'XLA', 'onednn': 'oneDNN'}[convolutions]
+  convolutions, why = convolution.choose(mesh)
+  who = 'oneDNN' if convolutions == convolution.ONEDNN else 'XLA'
   because = f' ({why})' if why else ''
   return (
     f'network   {config.model.name}, convolutions by {who}{because}'

@@ -242,7 +242,7 @@ def _compile(fn, layout, *arguments, convolves=False, **options):
   if convolves:
     kept = process.not_kept(layout.mesh)
   with jax.set_mesh(layout.mesh), kept:
-    compiled = jitted.lower(*arguments).compile()
+    compiled = process.compile_for(layout.mesh, jitted.lower(*arguments))
   host_memory.return_freed()
   stop_signal.check()
   return compiled

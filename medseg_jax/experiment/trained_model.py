@@ -279,15 +279,12 @@ def compile_network(
   shape = (_tiles_at_once(config, mesh), *build.tile_size(config))
   tiles = jax.ShapeDtypeStruct((*shape, config.data.channels), jnp.float32)
   with jax.set_mesh(mesh), process.not_kept(mesh):
-    compiled = (
-      jax.jit(
-        predict_fn_of(config, model),
-        in_shardings=(sharding.replicated(mesh), sharding.examples(mesh)),
-        out_shardings=sharding.replicated(mesh),
-      )
-      .lower(variables, tiles)
-      .compile()
+    jitted = jax.jit(
+      predict_fn_of(config, model),
+      in_shardings=(sharding.replicated(mesh), sharding.examples(mesh)),
+      out_shardings=sharding.replicated(mesh),
     )
+    compiled = process.compile_for(mesh, jitted.lower(variables, tiles))
   stop_signal.check()
   return compiled
 

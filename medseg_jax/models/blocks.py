@@ -120,29 +120,31 @@ class Stage(nn.Module):
     self, x: jax.Array, train: bool, skip: jax.Array | None = None
   ) -> jax.Array:
     """Returns `[B, *S/stride, features]`; `skip` joins the channels of `x`."""
-    if skip is not None:
-      x = jnp.concatenate([skip, x], -1)
+    parts = [x] if skip is None else [skip, x]
+    if self.convolutions != convolution.FOLDED or self.num_blocks:
+      parts = [jnp.concatenate(parts, -1)]
     activation = ACTIVATIONS[self.activation]
     num_convs = self.num_convs * max(self.num_blocks, 1)
-    shortcut = x
+    shortcut = parts[0]  # a block has one part
     for i in range(num_convs):
       last = bool(self.num_blocks) and (i + 1) % self.num_convs == 0
       stride = (1,) * len(self.kernel) if i else self.stride
-      x = convolution.conv(
+      convolve = convolution.conv_of_parts(
         self.features,
         self.kernel,
         stride,
-        use_bias=False,
         dtype=self.dtype,
         convolutions=self.convolutions,
         kernel_init=he_normal(self.activation),
         name=f'conv_{i}',
-      )(x)
+      )
+      x = convolve(*parts)
       x = self._norm(x, train, f'norm_{i}', None if last else activation, last)
       if last:
         first_block = i < self.num_convs
         x += self._project(shortcut, train) if first_block else shortcut
         x = shortcut = activation(x)
+      parts = [x]
     if self.dropout:
       spatial = tuple(range(1, x.ndim - 1))
       x = nn.Dropout(
@@ -160,7 +162,10 @@ class Stage(nn.Module):
   ) -> jax.Array:
     make = norms.NORMS[self.norm]
     init = initializers.zeros if starts_at_zero else initializers.ones
-    return make(self.features, train, self.dtype, name, init, activation)(x)
+    folded = self.convolutions == convolution.FOLDED
+    return make(
+      self.features, train, self.dtype, name, init, activation, folded
+    )(x)
 
   def _project(self, x: jax.Array, train: bool) -> jax.Array:
     """Returns `x` on the grid and with the channels of the first block."""
@@ -205,8 +210,9 @@ class Up(nn.Module):
     bias = self.param('bias', initializers.zeros, (self.features,), jnp.float32)
     x, kernel, bias = (value.astype(self.dtype) for value in (x, kernel, bias))
     if self.method == 'transpose':
-      y = convolution.transposed_conv(x, kernel, convolutions=self.convolutions)
-      return y + bias
+      return convolution.transposed_conv(
+        x, kernel, bias, convolutions=self.convolutions
+      )
     x = convolution.matmul(x, kernel, convolutions=self.convolutions) + bias
     return resampling.UPSAMPLE[self.method](x, self.factors)
 

@@ -3,22 +3,36 @@
 'xla' is the compiler's own, on every platform. With 'onednn' the program for
 one CPU calls a library that is faster there (`cpu/convolution.py` says by how
 much); programs for other platforms and for several devices have XLA's own all
-the same.
+the same. 'folded' is the compiler's own on images as TPUs like them where there
+are few channels (`folding.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.nn import initializers
+from jax.sharding import Mesh
 
-from medseg_jax.models import few_features, resampling
+from medseg_jax.models import cpu, few_features, folding, resampling
 from medseg_jax.models.cpu import convolution as on_cpu
 from medseg_jax.models.cpu import onednn
 
-XLA, ONEDNN = CONVOLUTIONS = ('xla', 'onednn')
+XLA, ONEDNN, FOLDED = CONVOLUTIONS = ('xla', 'onednn', 'folded')
+
+
+def choose(mesh: Mesh) -> tuple[str, str]:
+  """Returns who computes the convolutions of programs on `mesh`, and why.
+
+  Returns:
+    one of `CONVOLUTIONS`, and what keeps oneDNN from a CPU's, else ''.
+  """
+  if mesh.devices.flat[0].platform == 'tpu':
+    return FOLDED, ''
+  return cpu.choose(mesh)
 
 
 def conv(
@@ -43,15 +57,42 @@ def conv(
   )
 
 
+def conv_of_parts(
+  features: int,
+  kernel: Sequence[int],
+  stride: Sequence[int],
+  *,
+  convolutions: str,
+  dtype: str,
+  kernel_init: initializers.Initializer,
+  name: str,
+) -> Callable[..., jax.Array]:
+  """Returns `conv` without a bias, for one image.
+
+  Folded, it takes several, and is that of their channels side by side.
+  """
+  if convolutions == FOLDED:
+    return folding.Conv(
+      features, tuple(kernel), tuple(stride), dtype, kernel_init, name=name
+    )
+  return conv(
+    features,
+    kernel,
+    stride,
+    use_bias=False,
+    dtype=dtype,
+    convolutions=convolutions,
+    kernel_init=kernel_init,
+    name=name,
+  )
+
+
 def pointwise(
   features: int, *, convolutions: str = XLA, **kwargs: Any
 ) -> nn.Dense:
   """Returns a 1x1 convolution as the matrix product that it is."""
-  return nn.Dense(
-    features,
-    dot_general=_matmul_by_onednn if convolutions == ONEDNN else None,
-    **kwargs,
-  )
+  products = {ONEDNN: _matmul_by_onednn, FOLDED: folding.dot}
+  return nn.Dense(features, dot_general=products.get(convolutions), **kwargs)
 
 
 def head(
@@ -69,20 +110,31 @@ def head(
   return nn.Dense(
     num_classes,
     dtype=jnp.float32,
-    dot_general=few_features.narrow_dot,
+    dot_general=_narrow_folded
+    if convolutions == FOLDED
+    else few_features.narrow_dot,
     name=name,
   )
+
+
+def _narrow_folded(
+  x: jax.Array, matrix: jax.Array, *_: Any, **__: Any
+) -> jax.Array:
+  """Returns what `few_features.narrow_dot` does, computed on cells."""
+  return folding.dot(x, matrix, product=few_features.narrow_dot)
 
 
 def matmul(
   x: jax.Array, matrix: jax.Array, *, convolutions: str = XLA
 ) -> jax.Array:
   """Returns `x @ matrix`, `[B, *S, C]` x `[C, F]`: a convolution by one tap."""
+  if convolutions == FOLDED:
+    return folding.dot(x, matrix)
   return _matmul_by_onednn(x, matrix) if convolutions == ONEDNN else x @ matrix
 
 
 def transposed_conv(
-  x: jax.Array, kernel: jax.Array, *, convolutions: str = XLA
+  x: jax.Array, kernel: jax.Array, bias: jax.Array, *, convolutions: str = XLA
 ) -> jax.Array:
   """Returns the transposed convolution with stride = kernel size.
 
@@ -92,14 +144,17 @@ def transposed_conv(
   Args:
     x: `[B, *S, C]`.
     kernel: `[*factors, C, features]`.
+    bias: `[features]`.
     convolutions: one of `CONVOLUTIONS`.
 
   Returns:
     `[B, *(S*factors), features]`.
   """
+  if convolutions == FOLDED and folding.fits(x, kernel):
+    return folding.transposed_conv(x, kernel, bias)
   matrix = jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1)
   y = matmul(x, matrix, convolutions=convolutions)
-  return resampling.depth_to_space(y, kernel.shape[:-2])
+  return resampling.depth_to_space(y, kernel.shape[:-2]) + bias
 
 
 @jax.custom_vjp

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
+from medseg_jax.models import folding
+
 MAX_GROUPS = 8
 EPSILON = 1e-5
 
@@ -18,7 +20,7 @@ Activation = Callable[[jax.Array], jax.Array]
 _Pair = tuple[jax.Array, jax.Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def standardize(
   x: jax.Array,
   scale: jax.Array,
@@ -26,6 +28,7 @@ def standardize(
   axes: tuple[int, ...],
   num_groups: int,
   activation: Activation | None = None,
+  voxels: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns `x` with mean `bias` and deviation `scale`, its mean and variance.
 
@@ -43,11 +46,13 @@ def standardize(
     num_groups: of channels with common statistics; divides C.
     activation: of each value by itself, to be applied to the first result; None
       for none.
+    voxels: how many of these C / voxels channels each have been folded into C;
+      statistics are over all of them. `scale` and `bias` repeat so often.
 
   Returns:
     `x`, and mean and variance, float32, with size 1 along `axes`.
   """
-  return _standardize(x, scale, bias, axes, num_groups, activation)[0]
+  return _standardize(x, scale, bias, axes, num_groups, activation, voxels)[0]
 
 
 def _standardize(
@@ -57,8 +62,9 @@ def _standardize(
   axes: tuple[int, ...],
   num_groups: int,
   activation: Activation | None,
+  voxels: int,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
-  mean, variance = _statistics(x, axes, num_groups)
+  mean, variance = _statistics(x, axes, num_groups, voxels)
   factor = lax.rsqrt(variance + EPSILON)
   y = _spread(x, mean, factor * scale, bias)
   if activation is not None:
@@ -73,11 +79,13 @@ def _spread(
 
 
 def _statistics(
-  x: jax.Array, axes: tuple[int, ...], num_groups: int
+  x: jax.Array, axes: tuple[int, ...], num_groups: int, voxels: int
 ) -> tuple[jax.Array, jax.Array]:
   """Returns mean and variance, float32, with size 1 along `axes`."""
   wide = x.astype(jnp.float32)
-  group_mean = functools.partial(_group_mean, axes=axes, num_groups=num_groups)
+  group_mean = functools.partial(
+    _group_mean, axes=axes, num_groups=num_groups, voxels=voxels
+  )
   if x.dtype == jnp.float32:
     mean = group_mean(wide)
     return mean, group_mean(jnp.square(wide - mean))
@@ -128,6 +136,7 @@ def _standardize_backward(
   axes: tuple[int, ...],
   num_groups: int,
   activation: Activation | None,
+  voxels: int,
   saved: tuple[jax.Array, ...],
   cotangents: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -152,7 +161,9 @@ def _standardize_backward(
     )
     wide, cotangent = read(x, again)
   count = math.prod(x.shape[axis] for axis in axes)
-  inside = functools.partial(_group_mean, axes=(), num_groups=num_groups)
+  inside = functools.partial(
+    _group_mean, axes=(), num_groups=num_groups, voxels=voxels
+  )
   mean_total, mean_weighted = (
     inside(value * scale) / count for value in (total, weighted)
   )
@@ -170,7 +181,7 @@ standardize.defvjp(_standardize, _standardize_backward)
 
 
 def _group_mean(
-  values: jax.Array, axes: tuple[int, ...], num_groups: int
+  values: jax.Array, axes: tuple[int, ...], num_groups: int, voxels: int
 ) -> jax.Array:
   """Returns the means over `axes` and over each group of channels, spread out.
 
@@ -179,11 +190,37 @@ def _group_mean(
   """
   means = values.mean(axes, keepdims=True) if axes else values
   channels = values.shape[-1]
+  if voxels > 1:
+    split = means.reshape(*means.shape[:-1], voxels, num_groups, -1)
+    split = jnp.broadcast_to(split.mean((-3, -1), keepdims=True), split.shape)
+    return split.reshape(means.shape)
   if num_groups == channels:
     return means
   split = means.reshape(*means.shape[:-1], num_groups, -1)
   split = jnp.broadcast_to(split.mean(-1, keepdims=True), split.shape)
   return split.reshape(means.shape)
+
+
+def _standardize_cells(
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  axes: tuple[int, ...],
+  num_groups: int,
+  activation: Activation | None,
+  folded: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns what `standardize` does, computed on cells where `folded`."""
+  channels = x.shape[-1]
+  n = folding.voxels(x.shape[-2], channels) if folded else 1
+  if n == 1:
+    return standardize(x, scale, bias, axes, num_groups, activation)
+  scale, bias = jnp.tile(scale, n), jnp.tile(bias, n)
+  y, mean, variance = standardize(
+    folding.fold(x, n), scale, bias, axes, num_groups, activation, n
+  )
+  y = folding.unfold(y, n)
+  return y, mean[..., :channels], variance[..., :channels]
 
 
 class BatchNorm(nn.Module):
@@ -196,12 +233,14 @@ class BatchNorm(nn.Module):
     dtype: of the result.
     scale_init: of the factor for each channel.
     activation: what follows; None for nothing.
+    folded: whether to compute it on cells of `folding`.
   """
 
   train: bool
   dtype: str = 'float32'
   scale_init: initializers.Initializer = initializers.ones
   activation: Activation | None = None
+  folded: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -216,8 +255,14 @@ class BatchNorm(nn.Module):
       x = x.astype(self.dtype)
       return x if self.activation is None else self.activation(x)
     axes = tuple(range(x.ndim - 1))
-    x, new_mean, new_variance = standardize(
-      x.astype(self.dtype), scale, bias, axes, channels, self.activation
+    x, new_mean, new_variance = _standardize_cells(
+      x.astype(self.dtype),
+      scale,
+      bias,
+      axes,
+      channels,
+      self.activation,
+      self.folded,
     )
     if not self.is_initializing():
       for stored, new in ((mean, new_mean), (variance, new_variance)):
@@ -236,12 +281,14 @@ class GroupNorm(nn.Module):
     dtype: of the result.
     scale_init: of the factor for each channel.
     activation: what follows; None for nothing.
+    folded: whether to compute it on cells of `folding`.
   """
 
   num_groups: int
   dtype: str = 'float32'
   scale_init: initializers.Initializer = initializers.ones
   activation: Activation | None = None
+  folded: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -254,8 +301,14 @@ class GroupNorm(nn.Module):
     scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
     bias = self.param('bias', initializers.zeros, (channels,), jnp.float32)
     axes = tuple(range(1, x.ndim - 1))
-    return standardize(
-      x.astype(self.dtype), scale, bias, axes, self.num_groups, self.activation
+    return _standardize_cells(
+      x.astype(self.dtype),
+      scale,
+      bias,
+      axes,
+      self.num_groups,
+      self.activation,
+      self.folded,
     )[0]
 
 
@@ -266,9 +319,10 @@ def _batch_norm(
   name: str,
   scale_init: initializers.Initializer,
   activation: Activation | None,
+  folded: bool,
 ) -> BatchNorm:
   del channels
-  return BatchNorm(train, dtype, scale_init, activation, name=name)
+  return BatchNorm(train, dtype, scale_init, activation, folded, name=name)
 
 
 def _instance_norm(
@@ -278,9 +332,10 @@ def _instance_norm(
   name: str,
   scale_init: initializers.Initializer,
   activation: Activation | None,
+  folded: bool,
 ) -> GroupNorm:
   del train
-  return GroupNorm(channels, dtype, scale_init, activation, name=name)
+  return GroupNorm(channels, dtype, scale_init, activation, folded, name=name)
 
 
 def _group_norm(
@@ -290,10 +345,11 @@ def _group_norm(
   name: str,
   scale_init: initializers.Initializer,
   activation: Activation | None,
+  folded: bool,
 ) -> GroupNorm:
   del train
   groups = math.gcd(channels, MAX_GROUPS)
-  return GroupNorm(groups, dtype, scale_init, activation, name=name)
+  return GroupNorm(groups, dtype, scale_init, activation, folded, name=name)
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {

@@ -83,7 +83,8 @@ class UNet(nn.Module):
       and logits are float32.
     convolutions: who computes them: 'xla', or 'onednn', which is faster in
       programs for one CPU, takes reverse-mode gradients only, and is 'xla'
-      elsewhere. See `models.cpu.choose`.
+      elsewhere, or 'folded', which is XLA's in a form for TPUs. See
+      `convolution.choose`.
   """
 
   num_classes: int

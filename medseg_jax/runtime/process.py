@@ -20,6 +20,12 @@ from medseg_jax.runtime.files import user_cache_folder
 # Flags of XLA that pay, name -> value, without the leading dashes. One that the
 # installed XLA does not know ends the process.
 XLA_FLAGS: dict[str, str] = {}
+# Options of TPUs' compiler. It would make examples of parts of the images where
+# these are few, each with its borders, and copy them around every convolution.
+TPU_OPTIONS = {
+  'xla_tpu_run_space_to_batch': False,
+  'xla_tpu_run_space_to_batch_on_new_platforms': False,
+}
 # Compiled programs on disk: once there are more bytes than this the least
 # recently used go.
 MAX_BYTES = 2e9
@@ -95,6 +101,28 @@ def not_kept(mesh: Any) -> Iterator[None]:
     yield
   finally:
     jax.config.update(name, before)
+
+
+def compile_for(mesh: Any, lowered: Any) -> Any:
+  """Returns a program compiled, for TPUs with `TPU_OPTIONS`.
+
+  Args:
+    mesh: `jax.sharding.Mesh` that it is for.
+    lowered: `jax.stages.Lowered`.
+
+  Returns:
+    `jax.stages.Compiled`.
+  """
+  import jax
+
+  if mesh.devices.flat[0].platform != 'tpu':
+    return lowered.compile()
+  try:
+    return lowered.compile(compiler_options=TPU_OPTIONS)
+  except jax.errors.JaxRuntimeError as error:
+    if 'No such compile option' not in str(error):
+      raise
+    return lowered.compile()  # of another version, that does not know them
 
 
 @functools.cache
