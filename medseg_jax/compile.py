@@ -21,6 +21,7 @@ from medseg_jax.prepare import prepare
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import write_atomically
 from medseg_jax.state import abstract_state, abstract_variables
+from medseg_jax.step import AUGMENT_SCOPE
 from medseg_jax.training import device_cache
 
 FILE = 'compile.json'
@@ -165,6 +166,7 @@ def _examine(
   kernels = costs.kernels(hlo.parse(compiled.as_text()), weights)
   totals = costs.total(kernels)
   least = roofline.least_time(kernels, chip, topology.linked_devices)
+  augmentation = costs.within(kernels, AUGMENT_SCOPE)
   memory = sum(parts.values())
   return {
     'fits': memory <= chip.memory,
@@ -185,6 +187,25 @@ def _examine(
     'least_ms': 1e3 * least.seconds,
     'least_share': least.shares,
     'bandwidth_share': least.bandwidth_share,
+    'augmentation': _part(augmentation, least.seconds, topology),
+  }
+
+
+def _part(
+  found: list[costs.Kernel], whole: float, topology: Topology
+) -> dict[str, Any]:
+  """Returns what some of the kernels take, of a least time of so many seconds.
+
+  Of a conditional the dearer branch counts: examples as if all were warped.
+  """
+  totals = costs.total(found)
+  least = roofline.least_time(found, topology.chip, topology.linked_devices)
+  return {
+    'flops': totals.flops,
+    'bytes': totals.num_bytes,
+    'kernels': totals.kernels,
+    'least_ms': 1e3 * least.seconds,
+    'least_share': least.seconds / (whole or 1.0),
   }
 
 

@@ -11,6 +11,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from medseg_jax.augment.lookup import Unread
 from medseg_jax.data import masking
 from medseg_jax.models import Model
 from medseg_jax.optim import global_norm
@@ -19,6 +20,9 @@ from medseg_jax.state import TrainState, step_key
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+# In the compiled program all that augments a batch, and reads it, has this in
+# the name of its operation.
+AUGMENT_SCOPE = 'augment'
 
 
 class Gradient(NamedTuple):
@@ -40,7 +44,8 @@ class TrainStep:
   """`(state, batch) -> (state, metrics)`, for the caller to jit.
 
   The batch is `{'image': [B, *S, C] of any float type, 'label': [B, *S] of any
-  signed integer type}`, the label perhaps with a mask in it, see `masking`.
+  signed integer type}`, the label perhaps with a mask in it, see `masking`; or
+  one that is `Unread`, where `augment_fn` takes such.
   The metrics are scalars: `loss` (mean over the batch), `grad_norm`,
   `learning_rate`. Each of the three parts may be jitted for itself.
 
@@ -79,23 +84,26 @@ class TrainStep:
   __name__ = 'train_step'  # JAX calls the compiled program by it
 
   def __call__(
-    self, state: TrainState, batch: Batch
+    self, state: TrainState, batch: Batch | Unread
   ) -> tuple[TrainState, Metrics]:
     """Returns the state after one update, and the metrics of its batch."""
     batch = self.augment(state.step, batch)
     gradient = self.gradient(state, batch)
     return self.update(state, gradient)
 
-  def augment(self, step: jax.Array, batch: Batch) -> Batch:
+  def augment(self, step: jax.Array, batch: Batch | Unread) -> Batch:
     """Returns the batch augmented, image in float32 and label in int32."""
+    with jax.named_scope(AUGMENT_SCOPE):
+      return self._augment(step, batch)
+
+  def _augment(self, step, batch):
     key, _ = self._keys(step)
-    batch = self.augment_fn(
-      key,
-      {
+    if isinstance(batch, dict):
+      batch = {
         'image': batch['image'].astype(jnp.float32),
         'label': batch['label'].astype(jnp.int32),
-      },
-    )
+      }
+    batch = self.augment_fn(key, batch)
     label, mask = masking.unfold(batch['label'], jnp)
     image = batch['image']
     if self.masked_channels:

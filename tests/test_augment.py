@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import ndimage, stats
 
-from medseg_jax.augment import create_augment, kernels, transforms
+from medseg_jax.augment import create_augment, kernels, lookup, transforms
 
 ALL_ON = {
   'flip_prob': 0.5,
@@ -47,6 +47,16 @@ def run(batch, seed=0, **fields):
   return jax.jit(create_augment(**fields))(jax.random.key(seed), batch)
 
 
+@jax.jit
+def warp(image, label, coords):
+  return lookup.linear(lookup.of_patch(image, label), coords)
+
+
+def random_coords(key, shape, **fields):
+  warp = transforms.draw_warp(key, shape, **fields)
+  return transforms.warp_coords(warp, shape)
+
+
 def voxels(shape):
   return np.stack(np.meshgrid(*map(np.arange, shape), indexing='ij'))
 
@@ -62,9 +72,7 @@ def test_warp_agrees_with_scipy_inside_and_far_outside(shape):
   coords = voxels(shape) + rng.normal(0, 6, (len(shape), *shape))
   # Nothing half-way between two voxels, where rounding is a matter of taste.
   coords = np.where(np.abs(coords % 1 - 0.5) < 1e-3, coords + 0.01, coords)
-  new_image, new_label = jax.jit(kernels.warp)(
-    image, label, coords.astype(np.float32)
-  )
+  new_image, new_label = warp(image, label, coords.astype(np.float32))
   for channel in range(2):
     expected = ndimage.map_coordinates(
       image[..., channel], coords, order=1, mode='mirror'
@@ -79,7 +87,7 @@ def test_warp_works_on_an_axis_of_one_voxel():
   label = np.arange(42).reshape(1, 6, 7)
   coords = voxels((1, 6, 7)).astype(np.float32)
   coords[0] += 0.4
-  new_image, new_label = jax.jit(kernels.warp)(image, label, coords)
+  new_image, new_label = warp(image, label, coords)
   np.testing.assert_allclose(new_image, image, rtol=1e-6)
   np.testing.assert_array_equal(new_label, label)
 
@@ -92,7 +100,7 @@ def test_affine_coords_rotate_like_scipy():
     matrix = kernels.rotation_matrix(jnp.radians(angle))
     coords = kernels.affine_coords(matrix, image.shape)
     label = jnp.zeros(image.shape, jnp.int32)
-    return kernels.warp(image[..., None], label, coords)
+    return warp(image[..., None], label, coords)
 
   new_image, _ = rotate(jnp.array([25.0]))
   expected = ndimage.rotate(image, -25, reshape=False, order=1, mode='mirror')
@@ -269,11 +277,11 @@ def test_image_and_label_move_together(shape):
 def test_scale_magnifies_and_elastic_displaces_by_the_stated_amounts():
   shape = (41, 41)
   args = {'prob': 1.0, 'scale_range': (2.0, 2.0)}
-  coords = transforms.random_coords(jax.random.key(0), shape, **args)
+  coords = random_coords(jax.random.key(0), shape, **args)
   centre = np.array([20, 20]).reshape(2, 1, 1)
   np.testing.assert_allclose(coords, centre + (voxels(shape) - centre) / 2)
   # At spacing 1 every voxel is a control point: the deviation is exact.
-  coords = transforms.random_coords(
+  coords = random_coords(
     jax.random.key(1), shape, prob=1.0, elastic_std=3.0, elastic_spacing=1.0
   )
   assert np.std(coords - voxels(shape)) == pytest.approx(3.0, rel=0.05)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
-from test_augment import voxels
+from test_augment import random_coords, voxels
 from test_augment_volumes import NNUNET, WARP, quick, run
 
-from medseg_jax.augment import create_augment, read_size, transforms
+from medseg_jax.augment import create_augment, read_size
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_rotation_in_one_plane_sees_nothing_outside_of_what_was_read(
 
 def test_few_voxels_are_looked_up_outside_of_what_was_read():
   fields = {k: NNUNET[k] for k in WARP if k != 'warp_prob'}
-  coords_fn = functools.partial(transforms.random_coords, prob=1.0, **fields)
+  coords_fn = functools.partial(random_coords, prob=1.0, **fields)
   # Without an elastic part the corners of a cube of two give the matrix; the
   # random numbers do not depend on the shape.
   keys = jax.random.split(jax.random.key(0), 4000)

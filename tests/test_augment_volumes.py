@@ -1,7 +1,5 @@
 """Augmentation of volumes: nnU-Net's list, shares of a warp, margins."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,13 @@ import pytest
 from scipy import ndimage
 from test_augment import make_batch, voxels
 
-from medseg_jax.augment import create_augment, kernels, read_size, transforms
+from medseg_jax.augment import (
+  create_augment,
+  kernels,
+  lookup,
+  read_size,
+  transforms,
+)
 
 # Isensee et al. 2021, with sigma where they say variance of the noise.
 NNUNET = {
@@ -195,14 +199,13 @@ def test_a_patch_is_turned_about_its_own_centre_within_what_was_read(
   matrix = np.asarray(kernels.rotation_matrix(jnp.asarray(angles))) / 0.9
   image = np.random.default_rng(1).normal(size=shape).astype(np.float32)
   label = np.random.default_rng(2).integers(0, 9, shape)
-  spatial_fn = functools.partial(
-    transforms.random_spatial,
-    coords_fn=lambda key, size: kernels.affine_coords(matrix, size),
-    patch_size=patch,
-  )
-  new_image, new_label = quick(spatial_fn)(
-    jax.random.key(0), jnp.asarray(image)[..., None], jnp.asarray(label)
-  )
+  new_image, new_label = quick(
+    lambda *arrays: transforms.apply_warp(
+      transforms.Warp(jnp.array(True), matrix),
+      lookup.of_patch(*arrays),
+      patch_size=patch,
+    )
+  )(jnp.asarray(image)[..., None], jnp.asarray(label))
   margin = (np.array(shape) - patch) // 2
   centre = (np.array(patch) - 1) / 2
   offset = centre + margin - matrix @ centre

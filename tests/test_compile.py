@@ -224,6 +224,9 @@ def test_both_programs_are_told(cpu_topology, tmp_path, capsys):
   assert step['collectives_along'] == {'data': step['collectives']}
   assert step['least_ms'] > 0 and step['kernels'] > 50
   assert set(step['convolutions']) == {'float32'}
+  part = step['augmentation']  # nothing but the cutting out of the patches
+  assert part['flops'] == 0 and 0 < part['bytes'] < step['bytes'] / 10
+  assert result['predict']['augmentation']['kernels'] == 0
   # The work is that of the step as it was written, divided by the devices.
   config, *_ = opening.open_run(small(), tmp_path)
   mesh = build.mesh_of(config)

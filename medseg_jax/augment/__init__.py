@@ -17,129 +17,103 @@ arXiv:1904.08128); that mirroring comes first rather than last changes nothing.
 Lengths are in voxels: rotation and scale treat the voxels as cubes.
 """
 
-import dataclasses
 import functools
-import operator
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from medseg_jax.augment import extent, transforms
-from medseg_jax.runtime.errors import suggest
+from medseg_jax.augment import extent, lookup, transforms
+from medseg_jax.augment.lookup import Pair, Unread
+from medseg_jax.augment.options import Options, Value, checked
 
 Batch = dict[str, jax.Array]
-# What a field may be given as; `Options` says what each of them holds.
-Value = float | Sequence[float] | None
-Transform = Callable[[jax.Array, jax.Array, jax.Array], transforms.Pair]
+Transform = Callable[[jax.Array, jax.Array, jax.Array], Pair]
+Draw = Callable[[jax.Array, tuple[int, ...]], transforms.Warp]
+# The number of flips, turns, crop and warp, see `_active_transforms`.
+_SPATIAL = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """Fields of `create_augment`, in the order in which they are applied.
-
-  A `*_prob` is the probability in [0, 1] that an example gets the transform. A
-  `*_range` is (lo, hi) with 0 < lo <= hi. The defaults switch everything off.
-  """
-
-  # Size of the result: the middle of the batch, which the host reads with the
-  # margin of `read_size`. None keeps the size of the batch.
-  patch_size: tuple[int, ...] | None = None
-  # Exact reversal of each of flip_axes, drawn for every axis independently.
-  flip_prob: float = 0.0
-  # Spatial axes, counted from 0; None for all of them.
-  flip_axes: tuple[int, ...] | None = None
-  # Exact rotation by 0, 90, 180 or 270 degrees, all equally likely, in a
-  # random plane of two equally long axes (in 2-D the patch must be square).
-  rot90_prob: float = 0.0
-  # One linear (label: nearest) interpolation does rotation, scale and elastic
-  # deformation together; beyond its edge the image goes on mirrored.
-  warp_prob: float = 0.0
-  # Angles are uniform in +- this many degrees, in 3-D one about every axis. Of
-  # the warps this share rotates.
-  rotation_prob: float = 1.0
-  rotation_degrees: float = 0.0
-  # Zoom factor of all axes; above 1 things look larger. Of the warps this share
-  # scales.
-  scale_prob: float = 1.0
-  scale_range: tuple[float, float] = (1.0, 1.0)
-  # In 3-D: rotation, scale and low resolution leave the first axis alone, for
-  # voxels much longer along it.
-  in_plane: bool = False
-  # Standard deviation of the control points' displacement along each axis, in
-  # voxels. Above about a quarter of the spacing the image begins to fold.
-  elastic_std: float = 0.0
-  # Distance of the control points in voxels, up to rounding.
-  elastic_spacing: float = 32.0
-  # Gaussian noise; its sigma is uniform in 0..noise_std, in image units.
-  noise_prob: float = 0.0
-  noise_std: float = 0.0
-  # Gaussian blur; its sigma is uniform in (lo, hi) voxels, with lo >= 0. Of the
-  # channels of a blurred example this share is blurred.
-  blur_prob: float = 0.0
-  blur_sigma: tuple[float, float] = (0.0, 0.0)
-  blur_channel_prob: float = 1.0
-  # Factor, then Gaussian offset with this standard deviation in image units.
-  brightness_prob: float = 0.0
-  brightness_std: float = 0.0
-  brightness_range: tuple[float, float] = (1.0, 1.0)
-  # Factor of the deviation from the channel's mean; clipped to the channel's
-  # minimum and maximum only if contrast_clip says so.
-  contrast_prob: float = 0.0
-  contrast_range: tuple[float, float] = (1.0, 1.0)
-  contrast_clip: bool = False
-  # Sampling down to zoom times the size, by the nearest voxel, and up again
-  # linearly; the zoom is uniform in (lo, hi), with 0 < lo <= hi <= 1. Of the
-  # channels of such an example this share is coarsened.
-  low_resolution_prob: float = 0.0
-  low_resolution_zoom: tuple[float, float] = (1.0, 1.0)
-  low_resolution_channel_prob: float = 1.0
-  # Exponent on the channel rescaled to 0..1, once for the negative of the image
-  # (gamma_invert_prob) and once for the image. Minimum and maximum are
-  # restored, or, with gamma_keep_stats, mean and standard deviation.
-  gamma_invert_prob: float = 0.0
-  gamma_prob: float = 0.0
-  gamma_range: tuple[float, float] = (1.0, 1.0)
-  gamma_keep_stats: bool = False
-
-
-def create_augment(**fields: Value) -> Callable[[jax.Array, Batch], Batch]:
+def create_augment(
+  **fields: Value,
+) -> Callable[[jax.Array, Batch | Unread], Batch]:
   """Returns `augment(key, batch) -> batch`; see `Options` for the fields.
 
   A transform with probability 0, or that could not change anything, costs
-  nothing: no operation is traced for it. Raises ValueError for an unknown field
-  or a value that is not allowed; `augment` does so for arrays that do not fit.
+  nothing: no operation is traced for it. Where `warps` says so, the batch may
+  be one whose voxels have not been read (`lookup.Unread`): the warp looks up
+  what it needs of them, with the same result to the bit, image in float32 and
+  label in int32. Raises ValueError for an unknown field or a value that is not
+  allowed; `augment` does so for arrays that do not fit.
   """
-  options = _checked_options(fields)
-  active = _active_transforms(options)
+  options = checked(fields)
+  draw_fn, move_fn = _spatial_transforms(options)
+  changes = _active_transforms(options)
+  apply_fn = functools.partial(
+    transforms.apply_warp, patch_size=options.patch_size
+  )
 
-  def augment_example(
-    key: jax.Array, image: jax.Array, label: jax.Array
-  ) -> transforms.Pair:
-    dtype = image.dtype
-    image = image.astype(jnp.promote_types(dtype, jnp.float32))
-    for number, transform_fn in active:
+  def warp(draw_fn: Draw, keys: jax.Array, batch: Batch | Unread) -> Pair:
+    shape = options.patch_size or ()
+    if isinstance(batch, dict):
+      shape = shape or batch['label'].shape[1:]
+    drawn = jax.vmap(lambda key: draw_fn(key, shape))(keys)
+    # The barrier is for the last bit: drawn alike, whatever follows.
+    drawn = lax.optimization_barrier(drawn)
+    if not isinstance(batch, dict):
+      return batch.look_up(apply_fn, drawn)
+
+    def one(drawn: transforms.Warp, image: jax.Array, label: jax.Array) -> Pair:
+      return apply_fn(drawn, lookup.of_patch(image, label))
+
+    return jax.vmap(one)(drawn, batch['image'], batch['label'])
+
+  def change(key: jax.Array, image: jax.Array, label: jax.Array) -> Pair:
+    for number, transform_fn in changes:
       key_number = jax.random.fold_in(key, number)
       # The barrier keeps XLA from fusing one transform into the next, which
       # on CPU computes it again for every value that the next one reads.
       image, label = lax.optimization_barrier(
         transform_fn(key_number, image, label)
       )
-    return image.astype(dtype), label
+    return image, label
 
-  def augment(key: jax.Array, batch: Batch) -> Batch:
-    image, label = batch['image'], batch['label']
-    _check_batch(image, label, options)
-    if not active:
-      return batch
-    keys = jax.random.split(key, image.shape[0])
-    image, label = jax.vmap(augment_example)(keys, image, label)
-    return {**batch, 'image': image, 'label': label}
+  def augment(key: jax.Array, batch: Batch | Unread) -> Batch:
+    rest: Batch = {}
+    if isinstance(batch, dict):
+      image, label = batch['image'], batch['label']
+      _check_batch(image, label, options)
+      if not (changes or draw_fn or move_fn):
+        return batch
+      rest, size, dtype = batch, label.shape[0], image.dtype
+    elif draw_fn is None or options.patch_size is None:
+      raise ValueError(
+        'augment takes a batch that has not been read only for warps, with '
+        'field patch_size'
+      )
+    else:
+      size, dtype = batch.batch_size, jnp.dtype(jnp.float32)
+    keys = jax.random.split(key, size)
+    spatial_keys = jax.vmap(lambda key: jax.random.fold_in(key, _SPATIAL))(keys)
+    if draw_fn is not None:
+      image, label = lax.optimization_barrier(
+        warp(draw_fn, spatial_keys, batch)
+      )
+    elif move_fn is not None:
+      image, label = lax.optimization_barrier(
+        jax.vmap(move_fn)(spatial_keys, image, label)
+      )
+    image = image.astype(jnp.promote_types(dtype, jnp.float32))
+    image, label = jax.vmap(change)(keys, image, label)
+    return {**rest, 'image': image.astype(dtype), 'label': label}
 
   return augment
+
+
+def warps(**fields: Value) -> bool:
+  """Returns whether a patch may be rotated, scaled or deformed."""
+  return _warps(checked(fields))
 
 
 def read_size(patch_size: Sequence[int], **fields: Value) -> tuple[int, ...]:
@@ -163,7 +137,7 @@ def read_size(patch_size: Sequence[int], **fields: Value) -> tuple[int, ...]:
     patch_size: size of the result of `create_augment(patch_size=...)`.
     **fields: the other fields of `create_augment`.
   """
-  o = _checked_options({**fields, 'patch_size': patch_size})
+  o = checked({**fields, 'patch_size': patch_size})
   if o.patch_size is None:
     raise ValueError('read_size needs a patch_size, found None')
   if not _warps(o):
@@ -186,12 +160,17 @@ def _warps(o: Options) -> bool:
   )
 
 
-def _active_transforms(o: Options) -> list[tuple[int, Transform]]:
-  """Returns [(number, (key, image, label) -> (image, label))], in order."""
-  coords_fn = None
+def _spatial_transforms(
+  o: Options,
+) -> tuple[
+  Draw | None,
+  Transform | None,
+]:
+  """Returns (`draw_warp`, `random_move`): one of them, or None for both."""
+  flip_prob = 0.0 if o.flip_axes == () else o.flip_prob
   if _warps(o):
-    coords_fn = functools.partial(
-      transforms.random_coords,
+    warp_fn = functools.partial(
+      transforms.draw_warp,
       prob=o.warp_prob,
       rotation_prob=o.rotation_prob,
       rotation_degrees=o.rotation_degrees,
@@ -200,27 +179,35 @@ def _active_transforms(o: Options) -> list[tuple[int, Transform]]:
       in_plane=o.in_plane,
       elastic_std=o.elastic_std,
       elastic_spacing=o.elastic_spacing,
+      flip_prob=flip_prob,
+      flip_axes=o.flip_axes,
+      rot90_prob=o.rot90_prob,
     )
-  flip_prob = 0.0 if o.flip_axes == () else o.flip_prob
+    return warp_fn, None
+  if not (flip_prob or o.rot90_prob or o.patch_size):
+    return None, None
+  move_fn = functools.partial(
+    transforms.random_move,
+    flip_prob=flip_prob,
+    flip_axes=o.flip_axes,
+    rot90_prob=o.rot90_prob,
+    patch_size=o.patch_size,
+  )
+  return None, move_fn
+
+
+def _active_transforms(o: Options) -> list[tuple[int, Transform]]:
+  """Returns [(number, (key, image, label) -> (image, label))], in order.
+
+  Those of the image's values, which come after `_spatial_transforms`.
+  """
   gamma = {'gamma_range': o.gamma_range, 'keep_stats': o.gamma_keep_stats}
   # (number, whether it is on, transform, its arguments). The number decides the
   # random numbers and never changes, neither with the order nor with what else
-  # is on.
+  # is on. 0 is `_SPATIAL`.
   rows: tuple[
-    tuple[int, object, Callable[..., transforms.Pair], dict[str, object]], ...
+    tuple[int, object, Callable[..., Pair], dict[str, object]], ...
   ] = (
-    (
-      0,
-      flip_prob or o.rot90_prob or coords_fn or o.patch_size,
-      transforms.random_spatial,
-      {
-        'flip_prob': flip_prob,
-        'flip_axes': o.flip_axes,
-        'rot90_prob': o.rot90_prob,
-        'coords_fn': coords_fn,
-        'patch_size': o.patch_size,
-      },
-    ),
     (
       5,
       o.noise_prob and o.noise_std,
@@ -288,89 +275,6 @@ def _active_transforms(o: Options) -> list[tuple[int, Transform]]:
     for number, is_on, transform_fn, arguments in rows
     if is_on
   ]
-
-
-def _checked_options(fields: Mapping[str, Value]) -> Options:
-  known = [field.name for field in dataclasses.fields(Options)]
-  for name in fields:
-    if name not in known:
-      raise ValueError(
-        f'unknown augment field {name!r}{suggest(name, known)} (known: '
-        f'{", ".join(known)})'
-      )
-  return Options(**{k: _checked_value(k, v) for k, v in fields.items()})
-
-
-def _checked_value(name: str, value: Any) -> Any:
-  """Returns value, numbers as floats, a range as a pair, a size as a tuple."""
-  if name == 'patch_size':
-    return _checked_size(value)
-  if name == 'flip_axes':
-    return _checked_axes(value)
-  if isinstance(getattr(Options, name), bool):
-    if isinstance(value, bool):
-      return value
-    raise ValueError(
-      f'augment field {name} is {value!r}, allowed: True or False'
-    )
-  tiny, huge = sys.float_info.min, sys.float_info.max
-  is_pair = name.endswith(('_range', '_zoom')) or name == 'blur_sigma'
-  if name.endswith('_prob'):
-    lowest, highest, allowed = 0.0, 1.0, 'a number in [0, 1]'
-  elif name.endswith('_range'):
-    lowest, highest, allowed = tiny, huge, '(lo, hi) with 0 < lo <= hi'
-  elif name.endswith('_zoom'):
-    lowest, highest, allowed = tiny, 1, '(lo, hi) with 0 < lo <= hi <= 1'
-  elif is_pair:
-    lowest, highest, allowed = 0, huge, '(lo, hi) with 0 <= lo <= hi'
-  elif name == 'rotation_degrees':
-    lowest, highest, allowed = 0, 180, 'a number in [0, 180]'
-  elif name == 'elastic_spacing':
-    lowest, highest, allowed = 1, huge, 'a finite number >= 1'
-  else:
-    lowest, highest, allowed = 0, huge, 'a finite number >= 0'
-  try:
-    numbers = [float(x) for x in (value if is_pair else [value])]
-  except (TypeError, ValueError):
-    numbers = []
-  if (
-    isinstance(value, str)
-    or len(numbers) != 1 + is_pair
-    or not all(lowest <= x <= highest for x in numbers)
-    or numbers != sorted(numbers)
-  ):
-    raise ValueError(f'augment field {name} is {value!r}, allowed: {allowed}')
-  return tuple(numbers) if is_pair else numbers[0]
-
-
-def _checked_size(value: Any) -> tuple[int, ...] | None:
-  if value is None:
-    return None
-  try:
-    size = tuple(map(operator.index, value))
-  except TypeError:
-    size = ()
-  if len(size) not in (2, 3) or min(size) < 1:
-    raise ValueError(
-      f'augment field patch_size is {value!r}, allowed: 2 or 3 whole numbers '
-      '>= 1, or None'
-    )
-  return size
-
-
-def _checked_axes(value: Any) -> tuple[int, ...] | None:
-  if value is None:
-    return None
-  try:
-    axes = tuple(map(operator.index, value))
-  except TypeError:
-    axes = (-1,)
-  if not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
-    raise ValueError(
-      f'augment field flip_axes is {value!r}, allowed: some of the axes 0, 1 '
-      'and, in 3-D, 2, each once, or None for all'
-    )
-  return axes
 
 
 def _check_batch(image: jax.Array, label: jax.Array, o: Options) -> None:

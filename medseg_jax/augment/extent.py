@@ -36,8 +36,8 @@ def read_size(
   Larger than patch_size by an even number along each axis. It holds all that a
   rotation in any one plane looks up at a scale of at least `SMALLEST_SCALE`:
   in 2-D and in_plane every rotation is of that kind. What rotations in several
-  planes or a smaller scale reach beyond, `kernels.warp` mirrors about the edge
-  of what was read, image and label alike: no corner is ever empty.
+  planes or a smaller scale reach beyond, a `lookup` mirrors about the edge of
+  what was read, image and label alike: no corner is ever empty.
 
   Args:
     patch_size: 2 or 3 whole numbers.

@@ -7,20 +7,38 @@ compute both branches anyway: hence `where` throughout.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax import lax
 
-from medseg_jax.augment import kernels
+from medseg_jax.augment import kernels, lookup
+from medseg_jax.augment.lookup import Pair
 
 Range = tuple[float, float]
-# Image and label.
-Pair = tuple[jax.Array, jax.Array]
+# (swap, flips) of `kernels.reorient`; swap is None where no axes are swapped.
+Turn = tuple[jax.Array | None, jax.Array]
 
 
-def random_spatial(
+class Warp(NamedTuple):
+  """A warp, flips and turns as drawn.
+
+  Attributes:
+    drawn: scalar, whether the warp moves anything at all.
+    matrix: `[R, R]`, from the grid to where it is looked up, about the centre.
+    noise: `[R, *grid]`, displacement of control points in voxels, or None.
+    turn: of the result; None where there are no flips and turns.
+  """
+
+  drawn: jax.Array
+  matrix: jax.Array
+  noise: jax.Array | None = None
+  turn: Turn | None = None
+
+
+def random_move(
   key: jax.Array,
   image: jax.Array,
   label: jax.Array,
@@ -28,10 +46,9 @@ def random_spatial(
   flip_prob: float = 0.0,
   flip_axes: Sequence[int] | None = None,
   rot90_prob: float = 0.0,
-  coords_fn: Callable[[jax.Array, tuple[int, ...]], jax.Array] | None = None,
   patch_size: tuple[int, ...] | None = None,
 ) -> Pair:
-  """Returns image and label moved alike: turned, flipped, warped, cropped.
+  """Returns image and label moved alike: cropped, turned, flipped; exact.
 
   Args:
     key: random key.
@@ -40,41 +57,20 @@ def random_spatial(
     flip_prob: of each of flip_axes independently.
     flip_axes: of S, counted from 0; None for all.
     rot90_prob: of a turn by a random multiple of 90 degrees.
-    coords_fn: `(key, shape) -> coords [R, *shape]` of a warp, or None.
     patch_size: of the result, the middle of the input; None for all of it.
-
-  Without a warp flips and turns are selections. With one they cost nothing:
-  they move the coordinates, and at whole ones interpolation is exact.
   """
   shape = patch_size or label.shape
-  flip_key, rot90_key, warp_key = jax.random.split(key, 3)
-  planes: Sequence[kernels.Plane] = ()
-  swap: ArrayLike = -1
-  flips = jnp.zeros(len(shape), bool)
-  if rot90_prob > 0:
-    planes = _equal_planes(shape)
-    swap, flips = _random_turn(rot90_key, planes, len(shape), rot90_prob)
-  if flip_prob > 0:
-    drawn = jax.random.bernoulli(flip_key, flip_prob, flips.shape)
-    if flip_axes is not None:
-      drawn &= jnp.array([axis in flip_axes for axis in range(len(shape))])
-    flips ^= drawn
-  if coords_fn is None:
+  turn = _random_turn_and_flips(key, shape, flip_prob, flip_axes, rot90_prob)
+  swap, flips = turn
 
-    def moved(x: jax.Array) -> jax.Array:
-      return kernels.reorient(kernels.crop(x, shape), planes, swap, flips)
+  def moved(x: jax.Array) -> jax.Array:
+    x = kernels.crop(x, shape)
+    return kernels.reorient(x, _planes(turn, shape), swap, flips)
 
-    return moved(image), moved(label)
-  coords = coords_fn(warp_key, shape)
-  if flip_prob > 0 or rot90_prob > 0:
-    coords = kernels.reorient_coords(coords, planes, swap, flips)
-  if shape != label.shape:
-    margin = jnp.array(kernels.margins(label.shape, shape))
-    coords += jnp.expand_dims(margin, range(1, coords.ndim))
-  return kernels.warp(image, label, coords)
+  return moved(image), moved(label)
 
 
-def random_coords(
+def draw_warp(
   key: jax.Array,
   shape: tuple[int, ...],
   *,
@@ -86,39 +82,109 @@ def random_coords(
   in_plane: bool = False,
   elastic_std: float = 0.0,
   elastic_spacing: float = 32.0,
-) -> jax.Array:
-  """Returns warped coordinates `[R, *shape]`, else those of the voxels.
+  flip_prob: float = 0.0,
+  flip_axes: Sequence[int] | None = None,
+  rot90_prob: float = 0.0,
+) -> Warp:
+  """Returns a random warp of a patch of `shape`, with flips and turns.
 
-  Where neither rotation nor scale nor elastic is drawn these are whole numbers.
+  With probability 1 - prob, and where neither rotation nor scale nor elastic is
+  drawn, it moves nothing: its coordinates are whole numbers.
   """
   rank = len(shape)
+  turn = None
+  if flip_prob > 0 or rot90_prob > 0:
+    turn = _random_turn_and_flips(key, shape, flip_prob, flip_axes, rot90_prob)
+  key = jax.random.split(key, 3)[2]
   # The axes that rotation and scale act on.
   turned = range(1 if in_plane and rank == 3 else 0, rank)
   draw_key, angle_key, scale_key, elastic_key = jax.random.split(key, 4)
   identity = jnp.eye(rank)
   matrix = jnp.eye(len(turned))
-  if rotation_degrees > 0:
+  drawn = jnp.zeros((), bool)
+  if rotation_degrees > 0 and rotation_prob > 0:
     limit = math.radians(rotation_degrees)
     angles = jax.random.uniform(
       angle_key, (math.comb(len(turned), 2),), minval=-limit, maxval=limit
     )
+    rotates = jnp.ones((), bool)
     if rotation_prob < 1:
-      angles = jnp.where(_also(angle_key, rotation_prob), angles, 0)
+      rotates = _also(angle_key, rotation_prob)
+      angles = jnp.where(rotates, angles, 0)
+    drawn |= rotates
     matrix = kernels.rotation_matrix(angles)
-  if scale_range != (1, 1):
+  if scale_range != (1, 1) and scale_prob > 0:
     # The grid is where the output looks up the input: it shrinks to magnify.
     scale = _log_uniform(scale_key, (), scale_range)
+    scales = jnp.ones((), bool)
     if scale_prob < 1:
-      scale = jnp.where(_also(scale_key, scale_prob), scale, 1)
+      scales = _also(scale_key, scale_prob)
+      scale = jnp.where(scales, scale, 1)
+    drawn |= scales
     matrix = matrix / scale
   if len(turned) < rank:
     matrix = identity.at[1:, 1:].set(matrix)
-  coords = kernels.affine_coords(matrix, shape)
-  if elastic_std > 0:
-    noise = smooth_noise(elastic_key, shape, elastic_spacing)
-    coords = coords + elastic_std * noise
   draw = jax.random.bernoulli(draw_key, prob)
-  return jnp.where(draw, coords, kernels.affine_coords(identity, shape))
+  matrix = jnp.where(draw, matrix, identity)
+  if elastic_std == 0:
+    return Warp(draw & drawn, matrix, turn=turn)
+  noise = random_points(elastic_key, shape, elastic_spacing)
+  return Warp(draw, matrix, jnp.where(draw, elastic_std * noise, 0), turn)
+
+
+def warp_coords(warp: Warp, shape: tuple[int, ...]) -> jax.Array:
+  """Returns the coordinates `[R, *shape]` where a warp looks up a patch.
+
+  Between control points the displacement is interpolated cubically, where its
+  deviation is lower. Flips and turns cost nothing here: they move coordinates,
+  and at whole ones interpolation is exact.
+  """
+  coords = kernels.affine_coords(warp.matrix, shape)
+  if warp.noise is not None:
+    noise = jax.image.resize(warp.noise, coords.shape, 'cubic')
+    coords = coords + noise
+  if warp.turn is not None:
+    planes = _planes(warp.turn, shape)
+    coords = kernels.reorient_coords(coords, planes, *warp.turn)
+  return coords
+
+
+def apply_warp(
+  warp: Warp,
+  voxels: lookup.Lookup,
+  rows: lookup.Rows | None = None,
+  *,
+  patch_size: tuple[int, ...] | None = None,
+) -> Pair:
+  """Returns image and label of an example, moved alike.
+
+  Args:
+    warp: as drawn.
+    voxels: of the example.
+    rows: of the result that are wanted, where examples are mapped one after the
+      other: there one that is not warped is looked up voxel by voxel. None for
+      all of it, under `vmap`, which would compute both.
+    patch_size: of the result, the middle of what is read; None for all of it.
+  """
+  shape = patch_size or voxels.shape
+
+  def coords(warp: Warp) -> jax.Array:
+    coords = warp_coords(warp, shape)
+    if shape != voxels.shape:
+      margin = jnp.array(kernels.margins(voxels.shape, shape))
+      coords += jnp.expand_dims(margin, range(1, coords.ndim))
+    if rows is not None and rows[1] < shape[0]:
+      coords = lax.dynamic_slice_in_dim(coords, *rows, axis=1)
+    return coords
+
+  if rows is None:
+    return lookup.linear(voxels, coords(warp))
+  unmoved = Warp(warp.drawn, jnp.eye(len(shape)), turn=warp.turn)
+  return lax.cond(
+    warp.drawn,
+    lambda: lookup.linear(voxels, coords(warp)),
+    lambda: lookup.exact(voxels, coords(unmoved)),
+  )
 
 
 def random_noise(
@@ -245,17 +311,15 @@ def random_gamma(
   return jnp.where(draw, changed, image), label
 
 
-def smooth_noise(
+def random_points(
   key: jax.Array, shape: tuple[int, ...], spacing: float
 ) -> jax.Array:
-  """Returns a smooth random vector field `[R, *shape]`.
+  """Returns a random vector `[R, *grid]` for each control point.
 
-  Standard normal at control points about `spacing` voxels apart, at least two
-  an axis, with cubic interpolation in between, where the deviation is lower.
+  Standard normal, about `spacing` voxels apart, at least two an axis.
   """
   grid = [min(size, max(2, round(size / spacing))) for size in shape]
-  noise = jax.random.normal(key, (len(shape), *grid))
-  return jax.image.resize(noise, (len(shape), *shape), 'cubic')
+  return jax.random.normal(key, (len(shape), *grid))
 
 
 def _also(
@@ -272,17 +336,43 @@ def _log_uniform(
   return jnp.exp(jax.random.uniform(key, shape, minval=lo, maxval=hi))
 
 
+def _random_turn_and_flips(
+  key: jax.Array,
+  shape: tuple[int, ...],
+  flip_prob: float,
+  flip_axes: Sequence[int] | None,
+  rot90_prob: float,
+) -> Turn:
+  flip_key, rot90_key, _ = jax.random.split(key, 3)
+  swap = None
+  flips = jnp.zeros(len(shape), bool)
+  if rot90_prob > 0:
+    swap, flips = _random_turn(rot90_key, shape, rot90_prob)
+  if flip_prob > 0:
+    drawn = jax.random.bernoulli(flip_key, flip_prob, flips.shape)
+    if flip_axes is not None:
+      drawn &= jnp.array([axis in flip_axes for axis in range(len(shape))])
+    flips ^= drawn
+  return swap, flips
+
+
 def _random_turn(
-  key: jax.Array, planes: Sequence[kernels.Plane], rank: int, prob: float
+  key: jax.Array, shape: tuple[int, ...], prob: float
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (swap, flips) of `kernels.reorient` for a turn in one plane."""
   draw_key, plane_key, turns_key = jax.random.split(key, 3)
+  planes = _equal_planes(shape)
   plane = jax.random.randint(plane_key, (), 0, len(planes))
   turns = jax.random.randint(turns_key, (), 0, 4)
   turns = jnp.where(jax.random.bernoulli(draw_key, prob), turns, 0)
   first, second = jnp.array(planes)[plane]
-  axes = jnp.arange(rank)
+  axes = jnp.arange(len(shape))
   return kernels.turn_parts(turns, plane, first == axes, second == axes)
+
+
+def _planes(turn: Turn, shape: tuple[int, ...]) -> Sequence[kernels.Plane]:
+  """Returns the planes that a swap is one of."""
+  return () if turn[0] is None else _equal_planes(shape)
 
 
 def _equal_planes(shape: tuple[int, ...]) -> list[kernels.Plane]:

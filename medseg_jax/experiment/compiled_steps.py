@@ -18,13 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from medseg_jax import augment
 from medseg_jax.data import precision
 from medseg_jax.data.cache import Cache
 from medseg_jax.experiment import build
 from medseg_jax.runtime import host_memory, process, sharding, stop_signal
 from medseg_jax.runtime.progress import format_seconds
 from medseg_jax.state import TrainState
-from medseg_jax.step import TrainStep
+from medseg_jax.step import AUGMENT_SCOPE, TrainStep
 from medseg_jax.training import device_batches, device_cache
 from medseg_jax.training.device_cache import DeviceData
 from medseg_jax.training.input_pipeline import create_batches
@@ -83,10 +84,11 @@ def compile_steps(
     data, max_count = _abstract_batch(config, mesh, cache.image_dtype), 1
   else:
     stream, max_count = itertools.repeat(data), device_batches.max_steps(mesh)
-  read_fn = _read_fn(config, mesh, data)
   if jax.config.jax_disable_jit:
+    read_fn = _read_fn(config, mesh, data, look_up=False)
     advance = _not_compiled(train_step, read_fn)
     return CompiledSteps(stream, advance, max_count=1)
+  read_fn = _read_fn(config, mesh, data)
   compile_fn = _compile_whole
   if mesh.devices.flat[0].platform == 'cpu' and max_count == 1:
     compile_fn = _compile_parts
@@ -211,16 +213,26 @@ def compile_step(
   return compiled
 
 
-def _read_fn(config, mesh, data) -> Callable:
-  """Returns `(data, step) -> batch`, for the batch or the data set."""
+def _read_fn(config, mesh, data, look_up=True) -> Callable:
+  """Returns `(data, step) -> batch`, for the batch or the data set.
+
+  Where every device has all of the data set, a warp looks up by itself what it
+  needs there, unless `look_up` says otherwise.
+  """
   if not isinstance(data, DeviceData):
     return lambda batch, step: batch  # the host has read it
-  return functools.partial(
-    device_batches.read_batch,
+  with build.blame('augment'):
+    warps = augment.warps(**build.augment_fields(config))
+  read_fn = device_batches.read_batch
+  if look_up and warps and data.members == 1:
+    read_fn = device_batches.UnreadBatch
+  read_fn = functools.partial(
+    read_fn,
     seed=config.seed,
     layout=sharding.patches(mesh),
     **build.patch_settings(config),
   )
+  return jax.named_scope(AUGMENT_SCOPE)(read_fn)
 
 
 def _abstract_batch(config, mesh, dtype) -> dict[str, jax.ShapeDtypeStruct]:

@@ -6,7 +6,7 @@ as many times as the text says they turn, else once.
 
 import collections
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from medseg_jax.hardware import collectives, products, traffic
@@ -50,6 +50,8 @@ class Kernel(NamedTuple):
     groups: of devices that a collective is among; () where the text does not
       tell.
     copies: whether it is a copy between memories, no kernel.
+    scope: where in the traced program it comes from, names between slashes; ''
+      where the text does not tell.
   """
 
   name: str
@@ -63,6 +65,7 @@ class Kernel(NamedTuple):
   collective: str = ''
   groups: tuple[tuple[int, ...], ...] = ()
   copies: bool = False
+  scope: str = ''
 
 
 def kernels(program: Program, weights: Collection[int] = ()) -> list[Kernel]:
@@ -155,6 +158,7 @@ def _collective(
     products={},
     collective=collectives.name_of(instruction),
     groups=collectives.groups_of(instruction.attributes),
+    scope=instruction.scope,
   )
 
 
@@ -192,7 +196,24 @@ def _kernel(
     products=dict(count),
     turned=turned,
     copies=instruction.opcode == 'copy-start',
+    scope=_scope(program, instruction),
   )
+
+
+def _scope(program: Program, instruction: Instruction) -> str:
+  """Returns the scope of a kernel, of what is fused in it where it has none."""
+  if instruction.scope or instruction.opcode != 'fusion':
+    return instruction.scope
+  for name in instruction.calls():
+    for one in program.computations.get(name, {}).values():
+      if scope := _scope(program, one):
+        return scope
+  return ''
+
+
+def within(found: Iterable[Kernel], scope: str) -> list[Kernel]:
+  """Returns the kernels that come from a `jax.named_scope`."""
+  return [kernel for kernel in found if scope in kernel.scope.split('/')]
 
 
 def _products(

@@ -81,6 +81,12 @@ class Instruction(NamedTuple):
     found = re.search(rf'(?:^|[ ,]){name}=%?([^\s,{{]+)', self.attributes)
     return found[1] if found else ''
 
+  @property
+  def scope(self) -> str:
+    """Returns where in the traced program it comes from; '' if not told."""
+    found = re.search(r'op_name="([^"]*)"', self.attributes)
+    return found[1] if found else ''
+
   def calls(self) -> tuple[str, ...]:
     """Returns the computations that it names, but for a while's condition."""
     names = re.findall(

@@ -84,6 +84,14 @@ def _program(found: dict[str, Any], available: int) -> Iterator[str]:
   for kind, share in found['least_share'].items():
     if share:
       yield _line('', f'{share:>4.0%}  {kind}')
+  part = found['augmentation']
+  if part['kernels']:
+    yield _line(
+      'of these the batch',
+      f'{part["least_ms"]:.3g} ms, {part["least_share"]:.1%}, '
+      f'{gib(part["bytes"])}, {part["kernels"]:,} kernels',
+    )
+    yield _line('', 'augmentation, and cutting out its patches')
 
 
 def _line(name: str, text: str) -> str:

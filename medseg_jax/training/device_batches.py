@@ -2,13 +2,15 @@
 
 Which patches make a batch and the patches themselves are computed inside the
 compiled step, and a compiled loop makes many steps, so the host has nothing to
-do between them. The batches are those of `input_pipeline`, to the bit.
+do between them. The batches are those of `input_pipeline`, to the bit. Of an
+`UnreadBatch` the augmentation looks up the voxels that it needs, no more.
 
 Where a group of devices holds one copy of the data set together, each cuts out
 of its part what the patches of all of them have there, zeros elsewhere, and the
 sum hands each its own. The sum is one of bits, so it is exact.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medseg_jax.augment.lookup import Box, Lookup, Pair, Place, Rows, T
 from medseg_jax.data import sampling
 from medseg_jax.data.masking import NOWHERE
 from medseg_jax.data.sampling import Patches
@@ -59,18 +62,13 @@ def read_batch(
   """
 
   def own_part(data, step):
-    # A few numbers, which every device had better compute than be sent.
-    chosen = sampling.draw_patches(
+    chosen = _draw(
+      data,
+      step,
       seed=seed,
-      step=step,
       batch_size=batch_size,
-      num_cases=data.shapes.shape[0],
-      rank=data.shapes.shape[1],
-      shape_fn=lambda cases: data.shapes[cases],
-      voxel_fn=data.voxels and functools.partial(_pick_voxels, data),
       patch_size=patch_size,
       foreground_share=foreground_share,
-      xp=jnp,
     )
     image, label = _cut(data, chosen, patch_size, read_size, layout.mesh)
     image, label = _hand_out(image, label, data.members, layout.mesh)
@@ -82,6 +80,99 @@ def read_batch(
     in_specs=(device_cache.specs(data.members), PartitionSpec()),
     out_specs=layout.spec,
   )(data, step)
+
+
+@dataclasses.dataclass(frozen=True)
+class UnreadBatch:
+  """A batch that an augmentation looks up in the data set by itself.
+
+  The result is that of the batch that `read_batch` cuts out, to the bit. It
+  takes a whole copy of the data set on every device.
+
+  Attributes: as the arguments of `read_batch`.
+  """
+
+  data: DeviceData
+  step: jax.Array
+  seed: int
+  batch_size: int
+  patch_size: tuple[int, ...]
+  read_size: tuple[int, ...]
+  layout: NamedSharding
+  foreground_share: float = 0.0
+
+  def look_up(self, fn: Callable[[T, Lookup, Rows], Pair], drawn: T) -> Pair:
+    """Returns image `[B, *P, C]` and label `[B, *P]`, see `Unread`."""
+    return jax.shard_map(
+      functools.partial(self._own_part, fn),
+      mesh=self.layout.mesh,
+      in_specs=(
+        device_cache.specs(1),
+        PartitionSpec(),
+        PartitionSpec('data'),
+      ),
+      out_specs=self.layout.spec,
+    )(self.data, self.step, drawn)
+
+  def _own_part(self, fn, data, step, drawn) -> Pair:
+    chosen = _draw(
+      data,
+      step,
+      seed=self.seed,
+      batch_size=self.batch_size,
+      patch_size=self.patch_size,
+      foreground_share=self.foreground_share,
+    )
+    share = self.batch_size // self.layout.mesh.shape['data']
+    first_row = share * lax.axis_index('data')
+    cases, starts = (
+      lax.dynamic_slice_in_dim(x, first_row, share) for x in chosen
+    )
+    count = self.patch_size[0] // self.layout.mesh.shape['spatial']
+    rows = count * lax.axis_index('spatial'), count
+
+    def one(example):
+      drawn, case, start = example
+      return fn(drawn, self._lookup(data, case, start), rows)
+
+    # Not by vmap: it would warp those, too, that are not to be warped.
+    return lax.map(one, (drawn, cases, starts))
+
+  def _lookup(self, data, case, start) -> Lookup:
+    rank = start.shape[0]
+    size = sampling.volume_patch(self.read_size, rank)
+    margin = np.subtract(size, sampling.volume_patch(self.patch_size, rank))
+    starts, lengths = start - (margin // 2).astype(np.int32), data.shapes[case]
+    offset, inside = data.first[0, case], jnp.ones((), bool)
+    for axis in range(rank - len(self.read_size)):  # a slice of a volume
+      inside &= (starts[axis] >= 0) & (starts[axis] < lengths[axis])
+      place = jnp.clip(starts[axis], 0, lengths[axis] - 1)
+      offset += place * jnp.prod(lengths[axis + 1 :])
+    first = Place(offset, inside)
+    axes = slice(rank - len(self.read_size), None)
+    return Lookup(
+      data.image,
+      data.label,
+      shape=self.read_size,
+      box=Box(first, starts[axes], lengths[axes]),
+      beyond=NOWHERE,
+    )
+
+
+def _draw(data: DeviceData, step: jax.Array, **settings) -> Patches:
+  """Returns the patches of a batch.
+
+  A few numbers, which every device had better compute than be sent.
+  """
+  return sampling.draw_patches(
+    step=step,
+    num_cases=data.shapes.shape[0],
+    rank=data.shapes.shape[1],
+    shape_fn=lambda cases: data.shapes[cases],
+    voxel_fn=data.voxels and functools.partial(_pick_voxels, data),
+    xp=jnp,
+    **settings,
+  )
 
 
 def _pick_voxels(data, cases, forced, class_bits, voxel_bits):
