@@ -99,9 +99,9 @@ def predict(args):
     found = len(np.unique(label[:: shape[0] // 4]))
   print(
     f'{args.shape} int16 at {NATIVE} mm, {args.classes} classes, predicted at '
-    f'{args.spacing} mm{" and at its own" * args.both} by {args.folds} fold(s): '
-    f'peak {peak_gb():.2f} GB resident ({at_import:.2f} of it JAX itself), '
-    f'{time.perf_counter() - begin:.0f} s, {found} classes '
+    f'{args.spacing} mm{" and at its own" * args.both} by {args.folds} '
+    f'fold(s): peak {peak_gb():.2f} GB resident ({at_import:.2f} of it JAX '
+    f'itself), {time.perf_counter() - begin:.0f} s, {found} classes '
     'found',
     flush=True,
   )
