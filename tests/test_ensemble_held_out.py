@@ -4,7 +4,7 @@ import pytest
 from ensemble_cases import member, write, write_untrained_models
 
 from medseg_jax import evaluate
-from medseg_jax.experiment import held_out, trained_model
+from medseg_jax.experiment import held_out, scored_cases, trained_model
 from medseg_jax.runtime.errors import InputError
 
 
@@ -74,3 +74,12 @@ def test_only_what_trained_no_member_is_scored(untrained, tmp_path):
   assert record.held_out['test'] == dict(test[3:])
   with pytest.raises(InputError, match='trained this model'):
     evaluate.run(config, tmp_path / 'results', model=both, split='test')
+  rest = member(
+    untrained['small'], tmp_path / 'rest', fold=2, change=without_val(test[2:])
+  )
+  every = write(tmp_path / 'every', {'2d': [one, rest]})
+  with pytest.raises(InputError, match='5 of 5 cases to be scored trained'):
+    evaluate.run(config, tmp_path / 'results', model=every)
+  # Where there are folds and no split of its own, no case is left.
+  with pytest.raises(InputError, match='each has trained the model or, of an'):
+    scored_cases._choose_split({'train': None}, '', config, True)

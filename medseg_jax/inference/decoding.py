@@ -84,6 +84,13 @@ def pooled_logits(
   Returns:
     `[*S, K]`, infinite where all networks are as sure as numbers can tell.
   """
+  pooled = np.empty_like(logits[0])
+  for i in range(len(pooled)):  # a plane at a time spares memory
+    pooled[i] = _pooled([each[i] for each in logits], sigmoid)
+  return pooled
+
+
+def _pooled(logits: Sequence[np.ndarray], sigmoid: bool) -> np.ndarray:
   total, against = np.zeros(2, logits[0].dtype)
   with np.errstate(divide='ignore'):
     if not sigmoid:
