@@ -15,7 +15,8 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
   """Returns a trained model whose `predict` takes arrays and files.
 
   Args:
-    path: the folder `model/` of a workdir, or its zip.
+    path: the folder `model/` of a workdir, or its zip; of one model or of an
+      ensemble.
 
   Raises:
     InputError: it is no model, of another format, or damaged.

@@ -101,6 +101,7 @@ def run(
     digests=cases.digests,
     step=trained.step,
     checkpoint=trained.which,
+    settings=trained.settings,
   )
   failures.tell(len(cases.source), 'case', 'scored')
   return summary
@@ -119,6 +120,7 @@ def report_split(
   checkpoint: str,
   folder: str = '',
   scored: Scored | None = None,
+  settings: dict[str, Any] | None = None,
 ) -> tuple[dict, Failures]:
   """Evaluates, writes summary, cases and panels, prints the table.
 
@@ -136,9 +138,11 @@ def report_split(
     checkpoint: 'best' or 'latest', which weights.
     folder: names the results; '' for the split's name.
     scored: of these cases, thoroughly, where that was done already.
+    settings: see `score_cases`; None for those that the config tells.
   """
   folder = folder or split
-  settings = trained_model.prediction_settings(config, mesh)
+  if settings is None:
+    settings = trained_model.prediction_settings(config, mesh)
   if scored is None:
     scored = score_cases(
       predict_fn,
@@ -253,7 +257,7 @@ def score_cases(
     predict_fn: see `inference.cases.predict_cases`.
     source: cases with labels.
     config: resolved.
-    settings: see `predictor.prediction_settings`.
+    settings: see `trained_model.Predictor`.
     thorough: of volumes also the distances between surfaces, and lesions
       where the config asks for them.
     keep: of so many of the first cases, for `panels`, the masks.

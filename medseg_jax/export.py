@@ -4,7 +4,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from medseg_jax.experiment import build, model_folder, trained_model
+from medseg_jax.experiment import build, ensemble, trained_model
 from medseg_jax.inference import exporting
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError, counted
@@ -39,16 +39,23 @@ def run(
       `output` is there already.
   """
   check_writable(output.parent)  # before all that takes time
+  folder = trained_model.find_folder(workdir, model, checkpoint)
   if form == 'model':
-    folder = trained_model.find_folder(workdir, model, checkpoint)
     if folder is None or not folder.is_dir():
       raise InputError(
         f'{folder or workdir}: no folder model/ of a finished training, which '
         'is what --format=model packs'
       )
-    model_folder.pack(folder, output)
+    ensemble.pack(folder, output)
     print(f'model     {output}', flush=True)
     return
+  if folder is not None and (stored := ensemble.read(folder)).is_ensemble:
+    raise InputError(
+      f'{folder}: an ensemble of {counted(len(stored.members), "model")}; '
+      f'--format={form} writes a single network: name a member'
+      + f', --model={stored.first.where}' * folder.is_dir()
+      + f' of the unpacked zip, {stored.first.at}' * (not folder.is_dir())
+    )
   text = output.with_name(f'{output.name}.txt')
   for path in (output, text):
     if path.exists():

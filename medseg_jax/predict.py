@@ -93,10 +93,10 @@ def run(
     failed.tell(len(work.failures), 'image', 'segmented')
   # Before all that takes time.
   multihost.from_primary(lambda: check_writable(work.folder))
-  weights = trained_model.load_variables(
+  weights = trained_model.load_weights(
     config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
-  maker = maker_of(config, weights[0])
+  maker, made_of = maker_of(weights.parts), (weights.step, weights.which)
   lap('weights')
 
   def look() -> tuple[Job, ...]:
@@ -115,8 +115,10 @@ def run(
     multihost.from_primary(
       lambda: sources.tell(prediction_jobs.find_oddities(jobs, config.data))
     )
-    print(build.describe_network(config, mesh), flush=True)
-    trained = trained_model.compile_predictor(config, weights, mesh)
+    for part in weights.parts:
+      print(build.describe_network(part.config, mesh), flush=True)
+    trained = trained_model.compile_predictor(weights, mesh)
+    del weights, part  # the devices have them
     lap('compile')
     own = multihost.share(
       jobs, lambda: [sources.num_bytes(job.images) for job in jobs]
@@ -137,7 +139,7 @@ def run(
       read=read,
       failed=fail,
       probabilities=config.inference.probabilities,
-      **trained_model.prediction_settings(config, mesh),
+      **trained.settings,
     )
     with Progress(len(own), unit='case', desc='predict') as progress:
       for job, prediction in predicted:
@@ -171,7 +173,7 @@ def run(
     *work.failures,
     *(failure for found in multihost.gather(met) for failure in found),
   ]
-  _tell(config, work, done, len(work.jobs) - len(jobs), weights[1:])
+  _tell(config, work, done, len(work.jobs) - len(jobs), made_of)
   pictures.tell()
   print(
     'time      '

@@ -139,7 +139,7 @@ def test_nothing_but_failures_need_no_model(workdir, tmp_path, monkeypatch):
   (tmp_path / 'in').mkdir()
   (tmp_path / 'in' / 'a.mha').write_bytes(b'')
   write_images(tmp_path / 'in' / 'more', 'q')
-  monkeypatch.setattr(trained_model, 'load_variables', None)
+  monkeypatch.setattr(trained_model, 'load_weights', None)
   with pytest.raises(InputError) as error:
     run(workdir, tmp_path / 'in', tmp_path / 'out')
   assert_one_line(error, '2 of 2 images', 'a.mha', 'more/')

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from medseg_jax.experiment import trained_model
+from medseg_jax.experiment import members, trained_model
 from medseg_jax.experiment.restored_state import restore_state
 from medseg_jax.losses import create_loss
 from medseg_jax.models import create_model
@@ -112,8 +112,8 @@ def test_a_checkpoint_from_before_the_average_of_statistics_is_read(
   # It predicts with what it has, too.
   variables = {k: v for k, v in arguments.items() if k not in ('tx', 'ema')}
   monkeypatch.setattr(
-    trained_model,
-    '_abstract_variables',
+    members,
+    'abstract_variables_of',
     lambda config, mesh: abstract_variables(**variables),
   )
   found, step = trained_model.restore_variables(checkpoints, LATEST, None)
@@ -128,8 +128,8 @@ def test_what_predicts_are_both_averages(trained, tmp_path, monkeypatch):
   checkpoints = save(tmp_path, state)
   variables = {k: v for k, v in arguments.items() if k not in ('tx', 'ema')}
   monkeypatch.setattr(
-    trained_model,
-    '_abstract_variables',
+    members,
+    'abstract_variables_of',
     lambda config, mesh: abstract_variables(**variables),
   )
   found, _ = trained_model.restore_variables(checkpoints, LATEST, None)

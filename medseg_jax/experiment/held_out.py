@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax.data.groups import join, read_groups, some
 from medseg_jax.data.identity import is_blank
-from medseg_jax.experiment import model_folder
+from medseg_jax.experiment import ensemble, model_folder
 from medseg_jax.experiment.case_digests import Digests
 from medseg_jax.runtime.errors import InputError, counted, quote
 from medseg_jax.runtime.files import read_json, write_atomically
@@ -148,10 +148,51 @@ def read(workdir: pathlib.Path) -> Record | None:
 
 
 def of_model(path: pathlib.Path) -> Record | None:
-  """Returns the record that a model folder or its zip carries, if it does."""
-  training = model_folder.read_description(path).get('training')
-  found = training.get('cases') if isinstance(training, dict) else None
-  return None if found is None else from_dict(found, path)
+  """Returns the record that a model folder or its zip carries, if it does.
+
+  Of an ensemble the union of its members', each of which has one.
+  """
+  stored = ensemble.read(path)
+  found = []
+  for member in stored.members:
+    cases = member.description['training'].get('cases')
+    if cases is None and not stored.is_ensemble:
+      return None
+    found.append(from_dict(cases, member.where))
+  return union(found)
+
+
+def union(records: Sequence[Record]) -> Record:
+  """Returns the record of several models that predict together.
+
+  What has trained one of them has trained. Held out is what none has trained
+  on: for validation, where that was so for one of them.
+
+  Args:
+    records: of the models, one or more; the first says where the data lies.
+  """
+  if len(records) == 1:
+    return records[0]
+  trained, copies, groups = {}, {}, {}
+  for record in reversed(records):  # the first one's names win
+    trained |= record.trained
+    copies |= record.copies
+    groups |= record.groups
+  held_out: Digests = {}
+  taken: set[str] = set()
+  for split in ('val', 'test'):
+    cases = {
+      name: value
+      for record in records
+      for name, value in record.held_out.get(split, {}).items()
+      if value not in taken and (value not in trained or is_blank(value))
+    }
+    if cases:
+      held_out[split] = cases
+    taken |= set(cases.values())
+  return records[0]._replace(
+    held_out=held_out, trained=trained, copies=copies, groups=groups
+  )
 
 
 def check_groups(

@@ -12,7 +12,12 @@ import numpy as np
 from medseg_jax.data.case import Case
 from medseg_jax.data.sources import to_predict
 from medseg_jax.data.sources.volume_files import VolumeFiles
-from medseg_jax.experiment import model_folder, prediction_jobs, trained_model
+from medseg_jax.experiment import (
+  ensemble,
+  model_folder,
+  prediction_jobs,
+  trained_model,
+)
 from medseg_jax.inference.cases import predict_cases
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError, counted
@@ -40,7 +45,7 @@ class Prediction(NamedTuple):
 
 
 class LoadedModel:
-  """A trained model, compiled for the shape of its tiles; see `load_model`.
+  """A trained model, one or an ensemble, ready to predict; see `load_model`.
 
   Attributes:
     classes: names of the classes, background first.
@@ -52,18 +57,20 @@ class LoadedModel:
 
   def __init__(self, path: str | os.PathLike):
     path = pathlib.Path(path)
-    self.description = model_folder.read_description(path)
-    self._config = model_folder.config_of(self.description)
+    stored = ensemble.read(path)
+    self.description = stored.description
+    first = stored.first.description
+    self._config = model_folder.config_of(first)
     data = self._config.data
     self.classes = tuple(data.classes)
     self.label_values = tuple(data.label_values)
     self.regions = tuple(name for name, _ in data.regions)
-    self.channel_names = tuple(self.description['channel_names'])
+    self.channel_names = tuple(first['channel_names'])
     mesh = sharding.local_mesh()  # whatever the training's was
     self._predictor = trained_model.load_predictor(
       self._config, None, model=path, mesh=mesh
     )
-    self._settings = trained_model.prediction_settings(self._config, mesh)
+    self._settings = self._predictor.settings
     self._warned: set[str] = set()
 
   def predict(

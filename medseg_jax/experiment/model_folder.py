@@ -174,6 +174,17 @@ def write(
     indent=2,
     allow_nan=False,
   )
+  with replacing_folder(folder) as new:
+    (new / WEIGHTS).write_bytes(weights)
+    (new / DESCRIPTION).write_text(text + '\n', encoding='utf-8')
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields an empty folder, which takes the place of `folder`, whole.
+
+  Nothing happens to a folder that is there where the block fails.
+  """
   new, old = (
     folder.with_name(f'.{folder.name}.{os.getpid()}.{age}')
     for age in ('new', 'old')
@@ -181,8 +192,7 @@ def write(
   try:
     with doing('write the model', folder):
       new.mkdir(parents=True)
-      (new / WEIGHTS).write_bytes(weights)
-      (new / DESCRIPTION).write_text(text + '\n', encoding='utf-8')
+      yield new
       flush(new)
       if folder.exists():
         os.replace(folder, old)
@@ -198,62 +208,98 @@ def write(
       shutil.rmtree(path, ignore_errors=True)
 
 
-def pack(folder: pathlib.Path, target: pathlib.Path) -> None:
+def pack(
+  folder: pathlib.Path, target: pathlib.Path, places: Sequence[str] = ('',)
+) -> None:
   """Writes the zip of a model folder; the same folder gives the same bytes.
 
+  Args:
+    folder: see `write`.
+    target: the zip.
+    places: the models in it, see `read`.
+
   Raises:
-    InputError: `target` is there already.
+    InputError: `target` is there already, or there is no model.
   """
   if target.exists():
     raise InputError(
       f'{target}: is there already and is not overwritten; name another '
       '--output'
     )
-  read_description(folder)
+  names = [DESCRIPTION]
+  for at in places:
+    read_description(folder, at)
+    names += [_join(at, name) for name in (DESCRIPTION, WEIGHTS)]
   with replacing(target) as temporary, zipfile.ZipFile(temporary, 'w') as file:
-    for name in (DESCRIPTION, WEIGHTS):
+    for name in dict.fromkeys(names):
       # Weights do not compress; a fixed date keeps the bytes the same.
       member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-      file.writestr(member, (folder / name).read_bytes())
+      with doing('read the model', folder / name):
+        file.writestr(member, (folder / name).read_bytes())
 
 
-def read_description(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the content of `model.json` of a model folder or its zip.
+def copy(path: pathlib.Path, folder: pathlib.Path) -> None:
+  """Writes the model of a folder or a zip to an empty folder, bit for bit.
 
   Raises:
-    InputError: there is none, or it is of another format.
+    InputError: see `read`.
   """
-  text = _read_member(path, DESCRIPTION)
-  with _damages(path, f'{DESCRIPTION} is damaged'):
+  weights = _weights(path, '', read_description(path))
+  (folder / WEIGHTS).write_bytes(weights)
+  (folder / DESCRIPTION).write_bytes(_read_member(path, DESCRIPTION))
+
+
+def read_json(path: pathlib.Path, at: str = '') -> dict[str, Any]:
+  """Returns what `model.json` holds, of whatever format, which it names.
+
+  Arguments and errors are those of `read`.
+  """
+  text = _read_member(path, _join(at, DESCRIPTION))
+  with damages(path / at, f'{DESCRIPTION} is damaged'):
     description = parse_json(text)
-    found = description['format'], description['format_version']
-  if found != (FORMAT, FORMAT_VERSION):
+    _ = description['format'], description['format_version']
+  return description
+
+
+def check_format(
+  description: Mapping[str, Any], path: pathlib.Path, known: tuple[str, int]
+) -> None:
+  """Raises InputError where a description is not of the (format, version)."""
+  found = description['format'], description['format_version']
+  if found != known:
     raise InputError(
       f'{path}: {DESCRIPTION} is of {quote(found[0])}, version '
       f'{quote(found[1])}; this medseg_jax ({medseg_jax.__version__}) reads '
-      f'{FORMAT!r}, version {FORMAT_VERSION}'
+      f'{known[0]!r}, version {known[1]}'
     )
-  with _damages(path, f'{DESCRIPTION} is damaged'):
+
+
+def read_description(path: pathlib.Path, at: str = '') -> dict[str, Any]:
+  """Returns the content of `model.json` of a model folder or its zip.
+
+  Arguments and errors are those of `read`.
+  """
+  description = read_json(path, at)
+  check_format(description, path / at, (FORMAT, FORMAT_VERSION))
+  with damages(path / at, f'{DESCRIPTION} is damaged'):
     _put_together(description)
   return description
 
 
-def read(path: pathlib.Path) -> StoredModel:
+def read(path: pathlib.Path, at: str = '') -> StoredModel:
   """Returns the model of a model folder or its zip.
+
+  Args:
+    path: of the folder or the zip.
+    at: the model folder inside it, as `3d_fullres/fold_0`; '' for itself.
 
   Raises:
     InputError: it is none, of another format, or damaged.
   """
-  description = read_description(path)
-  weights = _read_member(path, WEIGHTS)
-  found = hashlib.sha256(weights).hexdigest()
-  with _damages(path, 'the model is damaged'):
-    wanted, training = description['weights']['sha256'], description['training']
-    if found != wanted:
-      raise InputError(
-        f'{path}: {WEIGHTS} is not the file that {DESCRIPTION} was written '
-        f'with (sha256 {found[:12]}..., expected {str(wanted)[:12]}...)'
-      )
+  description = read_description(path, at)
+  weights = _weights(path, at, description)
+  with damages(path / at, 'the model is damaged'):
+    training = description['training']
     arrays = safetensors.numpy.load(weights)
     return StoredModel(
       config=config_of(description),
@@ -264,8 +310,25 @@ def read(path: pathlib.Path) -> StoredModel:
     )
 
 
+def _weights(
+  path: pathlib.Path, at: str, description: Mapping[str, Any]
+) -> bytes:
+  """Returns the file of the weights that the description was written with."""
+  weights = _read_member(path, _join(at, WEIGHTS))
+  found = hashlib.sha256(weights).hexdigest()
+  with damages(path / at, 'the model is damaged'):
+    wanted = description['weights']['sha256']
+    if found != wanted:
+      raise InputError(
+        f'{path / at}: {WEIGHTS} is not the file that {DESCRIPTION} was '
+        f'written with (sha256 {found[:12]}..., expected '
+        f'{str(wanted)[:12]}...)'
+      )
+  return weights
+
+
 @contextlib.contextmanager
-def _damages(path: pathlib.Path, what: str) -> Iterator[None]:
+def damages(path: pathlib.Path, what: str) -> Iterator[None]:
   """Turns what files of other content lead to into one line."""
   try:
     yield
@@ -284,14 +347,26 @@ def _damages(path: pathlib.Path, what: str) -> Iterator[None]:
     ) from error
 
 
+def _join(at: str, name: str) -> str:
+  return f'{at}/{name}' if at else name
+
+
 def _read_member(path: pathlib.Path, name: str) -> bytes:
-  """Returns a file of a model folder, or of a zip of it or of its content."""
+  """Returns a file of a model folder, or of a zip of it or of its content.
+
+  In a zip the folder is where the uppermost `model.json` lies.
+  """
   allowed = f'allowed is a model folder, or its zip, with {name}'
   try:
     if path.is_dir():
       return (path / name).read_bytes()
     with zipfile.ZipFile(path) as file:
-      members = [m for m in file.namelist() if m.split('/')[-1] == name]
+      there = file.namelist()
+      roots = [m for m in there if m.split('/')[-1] == DESCRIPTION]
+      top = min((m.count('/') for m in roots), default=0)
+      roots = [m for m in roots if m.count('/') == top]
+      found = {m.removesuffix(DESCRIPTION) + name for m in roots}
+      members = [m for m in there if m in found]
       if len(members) != 1:
         raise InputError(
           f'{path}: {counted(len(members), "file")} {name}; {allowed}'

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax.data.sources.to_predict import MASK_LIST
 from medseg_jax.experiment import build, mirroring
+from medseg_jax.experiment.members import Part
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime.errors import InputError
 
@@ -45,8 +46,27 @@ class Maker(NamedTuple):
   settings: dict[str, Any]
 
 
-def maker_of(config: ConfigDict, variables: Any) -> Maker:
-  """Returns what the resolved config and the weights make masks with."""
+def maker_of(parts: Sequence[Part]) -> Maker:
+  """Returns what the configurations of a model make masks with, all of them.
+
+  Args:
+    parts: one, unless the model is an ensemble.
+  """
+  settings, hashes = {}, []
+  for i, part in enumerate(parts):
+    prefix = f'{part.name}.' if i else ''
+    own = _settings_of(part.config)
+    settings |= {f'{prefix}{key}': value for key, value in own.items()}
+    hashes += [(part.name, _hash_of(member)) for member in part.variables]
+  [(_, weights), *others] = hashes
+  if others:
+    weights = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+  # As the file will have them: lists in place of tuples.
+  return Maker(weights, json.loads(json.dumps(settings)))
+
+
+def _settings_of(config: ConfigDict) -> dict[str, Any]:
+  """Returns what of a resolved config has a part in a mask."""
   settings = {f'data.{key}': config.data[key] for key in _MEANING}
   preprocessing = build.preprocessing_of(config)._asdict()
   settings |= _flat('preprocessing', preprocessing)
@@ -57,8 +77,7 @@ def maker_of(config: ConfigDict, variables: Any) -> Maker:
   settings['inference.patch_size'] = build.tile_size(config)
   settings['inference.mirror'] = mirroring.in_prediction(config)  # which axes
   settings['output'] = 'sigmoid' if uses_sigmoid(config.loss) else 'softmax'
-  # As the file will have them: lists in place of tuples.
-  return Maker(_hash_of(variables), json.loads(json.dumps(settings)))
+  return settings
 
 
 def hash_files(paths: Sequence[pathlib.Path]) -> str:

@@ -19,9 +19,9 @@ from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment import (
   config_files,
   copied_cases,
+  ensemble,
   folds,
   held_out,
-  model_folder,
   opening,
 )
 from medseg_jax.experiment import sources as data_sources
@@ -95,7 +95,8 @@ def choose(
     )
   else:
     by_split = _as_recorded(record, opened, digests)
-  found = _choose_split(by_split, split, config)
+  all_trained = own and record is not None and not record.held_out
+  found = _choose_split(by_split, split, config, all_trained)
   source = by_split[found]
   data_sources.tell_oddities([source])
   origin = digests.get(found, digests.get('train', {}))
@@ -157,7 +158,7 @@ def _is_where_it_was(
   if model is None:
     trained = config_files.read_config(workdir)
   else:
-    trained = model_folder.config_of(model_folder.read_description(model))
+    trained = ensemble.config_of(model)
   before, now = trained.data, config.data
   return (before.source, opening.absolute(before)) == (now.source, now.path)
 
@@ -223,7 +224,7 @@ def _whole(opened: dict[str, Source]) -> dict[str, Source]:
 
 
 def _choose_split(
-  by_split: dict[str, Source], split: str, config: ConfigDict
+  by_split: dict[str, Source], split: str, config: ConfigDict, all_trained: bool
 ) -> str:
   """Returns the split that is asked for, or was held out."""
   if split == 'train' and 'all' in by_split:
@@ -233,6 +234,8 @@ def _choose_split(
   if found:
     return found
   what = f'in --split={split}' if split else 'that the training held out'
+  if all_trained:
+    what += ' (each has trained the model or, of an ensemble, a member)'
   raise InputError(
     f'{config.data.path or config.data.source}: no cases {what}; allowed are '
     'other data, or --split= with one of '

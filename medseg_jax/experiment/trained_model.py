@@ -17,21 +17,23 @@ from medseg_jax.experiment import (
   build,
   config_bounds,
   config_files,
+  ensemble,
   held_out,
+  members,
   mirroring,
   model_folder,
 )
 from medseg_jax.experiment.held_out import Record
-from medseg_jax.inference import decoding
+from medseg_jax.experiment.members import Part, Weights
+from medseg_jax.inference import cases, decoding
 from medseg_jax.inference.network import create_predict
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model
 from medseg_jax.runtime import multihost, process, sharding, stop_signal
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
-from medseg_jax.runtime.checkpoint_files import check_shapes, shapes_of
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import read_json
-from medseg_jax.state import abstract_variables, eval_part
+from medseg_jax.state import eval_part
 
 
 class Predictor(NamedTuple):
@@ -41,11 +43,14 @@ class Predictor(NamedTuple):
     predict_fn: `[N, *tile, C] -> [N, *tile, num_classes]`, compiled.
     step: number of updates that made the weights.
     which: 'best' or 'latest'.
+    settings: the arguments of `inference.cases.predict_cases` besides; of an
+      ensemble with the networks of its other configurations.
   """
 
   predict_fn: Callable[[np.ndarray], jax.Array]
   step: int
   which: str
+  settings: dict[str, Any]
 
 
 def write(
@@ -120,13 +125,13 @@ def read_config(
   """Returns the resolved config of the training that made the model.
 
   But for its mesh, which is that of no other machine: all devices share a
-  batch.
+  batch. Of an ensemble it is that of the first member.
   """
   folder = find_folder(workdir, model, checkpoint)
   if folder is None:
     config = config_files.read_config(workdir)
   else:
-    config = model_folder.config_of(model_folder.read_description(folder))
+    config = ensemble.config_of(folder)
   config.mesh.update(data=-1, spatial=1)
   return config
 
@@ -152,40 +157,58 @@ def load_predictor(
     InputError: there is no such model, it is damaged, or not of this config.
   """
   mesh = mesh or sharding.local_mesh()
-  weights = load_variables(
+  weights = load_weights(
     config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
-  return compile_predictor(config, weights, mesh)
+  return compile_predictor(weights, mesh)
 
 
-def compile_predictor(
-  config: ConfigDict, weights: tuple[Any, int, str], mesh: Mesh
-) -> Predictor:
+def compile_predictor(weights: Weights, mesh: Mesh) -> Predictor:
   """Returns what `load_predictor` does.
 
   Args:
-    config: resolved.
-    weights: as `load_variables` returns them.
+    weights: as `load_weights` returns them.
     mesh: what the tiles are spread over.
   """
-  variables, step, which = weights
-  variables = jax.device_put(variables, sharding.replicated(mesh))
+  first, *others = weights.parts
+  settings = prediction_settings(first.config, mesh)
+  predict_fn = _compile_part(first, mesh)
+  also = []
+  for part in others:
+    own = prediction_settings(part.config, mesh)
+    shared = {key: own[key] for key in cases.Network._fields[1:]}
+    also.append(cases.Network(_compile_part(part, mesh), **shared))
+  if also:
+    settings['also'] = tuple(also)
+  return Predictor(predict_fn, weights.step, weights.which, settings)
+
+
+def _compile_part(part: Part, mesh: Mesh) -> Callable[[np.ndarray], jax.Array]:
+  """Returns `[N, *tile, C] -> logits`, the mean of all members', compiled."""
+  config, layout = part.config, sharding.replicated(mesh)
   network = build.model_of(config, mesh)
-  predict_fn = functools.partial(
-    compile_predict(config, network, mesh, variables), variables
-  )
-  return Predictor(predict_fn, step, which)
+  if members.fit(part.variables, mesh):
+    count = len(part.variables)
+    variables = jax.device_put(members.stack(part.variables), layout)
+    compiled = compile_predict(config, network, mesh, variables, count)
+    return functools.partial(compiled, variables)
+  shapes = members.abstract_variables_of(config, mesh)
+  compiled = compile_predict(config, network, mesh, shapes)
+  return members.one_after_the_other(compiled, part.variables, layout)
 
 
-def load_variables(
+def load_weights(
   config: ConfigDict,
   workdir: pathlib.Path | None,
   *,
   model: pathlib.Path | None = None,
   checkpoint: str = '',
   mesh: Mesh | None = None,
-) -> tuple[Any, int, str]:
-  """Returns the weights that predict, their step, and which they are.
+) -> Weights:
+  """Returns the weights that predict, of an ensemble those of all members.
+
+  What was changed in the config, which is that of the first member, is changed
+  in those of other configurations, too.
 
   Arguments and errors are those of `load_predictor`.
   """
@@ -197,11 +220,34 @@ def load_variables(
       which = checkpoint or BEST
       if which == BEST and checkpoints.step(BEST) is None:
         which = LATEST
-      return *restore_variables(checkpoints, which, config, mesh), which
-  stored = model_folder.read(folder)
-  wanted = _abstract_variables(config, mesh)
-  check_shapes(shapes_of(stored.variables), shapes_of(wanted), folder)
-  return stored.variables, stored.step, stored.checkpoint
+      variables, step = restore_variables(checkpoints, which, config, mesh)
+    return Weights((Part('', config, (variables,)),), step, which)
+  before = read_config(workdir, model, checkpoint)
+  stored = ensemble.read(folder)
+  if stored.is_ensemble:
+    counts = (f'{n} x {len(m)}' for n, m in stored.configurations.items())
+    print(f'ensemble  {folder}: {", ".join(counts)}', flush=True)
+  return members.load(stored.configurations, config, before, mesh)
+
+
+def load_variables(
+  config: ConfigDict,
+  workdir: pathlib.Path | None,
+  *,
+  model: pathlib.Path | None = None,
+  checkpoint: str = '',
+  mesh: Mesh | None = None,
+) -> tuple[Any, int, str]:
+  """Returns the weights of a model that is no ensemble, their step, and which.
+
+  Arguments and errors are those of `load_predictor`.
+  """
+  weights = load_weights(
+    config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
+  )
+  [part] = weights.parts
+  [variables] = part.variables
+  return variables, weights.step, weights.which
 
 
 def restore_variables(
@@ -215,7 +261,9 @@ def restore_variables(
   The averaged weights where they were kept; nothing of the optimizer is read.
   They lie on `mesh`, by default all devices of this process.
   """
-  abstract = _abstract_variables(config, mesh or sharding.local_mesh())
+  abstract = members.abstract_variables_of(
+    config, mesh or sharding.local_mesh()
+  )
 
   def wanted(saved):
     return {
@@ -229,27 +277,27 @@ def restore_variables(
   return variables, restored.step
 
 
-def _abstract_variables(config: ConfigDict, mesh: Mesh) -> Any:
-  return abstract_variables(
-    model=build.model_of(config, mesh),
-    image_shape=build.image_shape(config),
-    mesh=mesh,
-  )
-
-
 def predict_fn_of(
-  config: ConfigDict, model: Model
+  config: ConfigDict, model: Model, num_members: int = 1
 ) -> Callable[[Any, jax.Array], jax.Array]:
-  """Returns `(variables, image [N, *tile, C]) -> logits`, not yet compiled."""
+  """Returns `(variables, image [N, *tile, C]) -> logits`, not yet compiled.
+
+  Of several members the variables are stacked.
+  """
   return create_predict(
     model=model,
     sigmoid=uses_sigmoid(config.loss) and not config.data.regions,
     mirror_axes=mirroring.in_prediction(config),
+    num_members=num_members,
   )
 
 
 def compile_predict(
-  config: ConfigDict, model: Model, mesh: Mesh, variables: Any
+  config: ConfigDict,
+  model: Model,
+  mesh: Mesh,
+  variables: Any,
+  num_members: int = 1,
 ) -> Callable[[Any, jax.Array], jax.Array]:
   """Returns `(variables, image [N, *tile, C]) -> logits`, compiled on `mesh`.
 
@@ -258,11 +306,12 @@ def compile_predict(
     model: of the config.
     mesh: what the tiles are spread over.
     variables: arrays, or their shapes and layouts.
+    num_members: that the variables are stacked of.
   """
   if jax.config.jax_disable_jit:  # for debugging, as training does
-    return predict_fn_of(config, model)
+    return predict_fn_of(config, model, num_members)
   layout = sharding.examples(mesh)
-  compiled = compile_network(config, model, mesh, variables)
+  compiled = compile_network(config, model, mesh, variables, num_members)
 
   def predict_on_mesh(variables, image):
     stop_signal.check()  # a large scan takes minutes
@@ -273,14 +322,18 @@ def compile_predict(
 
 
 def compile_network(
-  config: ConfigDict, model: Model, mesh: Mesh, variables: Any
+  config: ConfigDict,
+  model: Model,
+  mesh: Mesh,
+  variables: Any,
+  num_members: int = 1,
 ) -> jax.stages.Compiled:
   """Returns the program of `compile_predict`, which takes arrays on `mesh`."""
   shape = (_tiles_at_once(config, mesh), *build.tile_size(config))
   tiles = jax.ShapeDtypeStruct((*shape, config.data.channels), jnp.float32)
   with jax.set_mesh(mesh), process.not_kept(mesh):
     jitted = jax.jit(
-      predict_fn_of(config, model),
+      predict_fn_of(config, model, num_members),
       in_shardings=(sharding.replicated(mesh), sharding.examples(mesh)),
       out_shardings=sharding.replicated(mesh),
     )

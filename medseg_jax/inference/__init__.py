@@ -113,7 +113,7 @@ def sliding_slabs(
 
 def stream_slabs(
   predict_fn: PredictFn,
-  images: Iterable[tuple[Case, np.ndarray | jax.Array]],
+  images: Iterable[tuple[Case, np.ndarray | jax.Array] | None],
   patch_size: tuple[int, ...],
   *,
   overlap: float = 0.5,
@@ -128,7 +128,8 @@ def stream_slabs(
 
   Args:
     predict_fn: see `sliding_window`.
-    images: each with whatever its slabs are to be known by.
+    images: each with whatever its slabs are to be known by. None among them
+      asks to finish those before it first.
     patch_size: see `sliding_window`.
     overlap: likewise.
     batch_size: likewise.
@@ -194,14 +195,16 @@ def _check(overlap: float, batch_size: int) -> None:
 
 
 def _stream(
-  images: Iterable[tuple[Any, np.ndarray | jax.Array]],
+  images: Iterable[tuple[Any, np.ndarray | jax.Array] | None],
   patch_size: tuple[int, ...],
   overlap: float,
   flush_tiles: int,
 ) -> Iterator[Tile | None]:
   """Yields every image's tiles, and None where a batch has to end."""
-  images = iter(images)
-  while (item := next(images, None)) is not None:
+  for item in images:
+    if item is None:
+      yield None
+      continue
     case, image = item
     grid = tiles.lay_out(
       image.shape[:-1], patch_size, overlap=overlap, case=case

@@ -3,7 +3,13 @@
 import concurrent.futures
 import contextlib
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import (
+  Callable,
+  Generator,
+  Iterable,
+  Iterator,
+  Sequence,
+)
 from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar, Unpack
 
 import jax
@@ -14,7 +20,8 @@ from medseg_jax.data.case import Case
 from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.resample import resample_linear_slabs
-from medseg_jax.inference.decoding import argmax, softmax
+from medseg_jax.inference import in_step
+from medseg_jax.inference.decoding import argmax, pooled_logits, softmax
 from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError, counted
 
@@ -39,6 +46,24 @@ class Prediction(NamedTuple):
   probs: np.ndarray | None
 
 
+class Network(NamedTuple):
+  """One of several networks that see the same cases, each on its own grid.
+
+  Attributes:
+    predict_fn: see `predict_cases`.
+    preprocessing: with the axes and the crop of the others.
+    patch_size: of the tiles.
+    overlap: of neighbouring tiles.
+    batch_size: tiles at once.
+  """
+
+  predict_fn: Callable[[jax.Array], jax.Array]
+  preprocessing: Preprocessing
+  patch_size: tuple[int, ...]
+  overlap: float
+  batch_size: int
+
+
 class Settings(TypedDict):
   """How cases are predicted; see `inference.sliding_window` for three of them.
 
@@ -54,6 +79,9 @@ class Settings(TypedDict):
       for exclusive classes: softmax, and 1 for class 0 outside.
     has_background: with `activate`, whether class 0 is the background, and 1
       outside the crop; it is not.
+    also: further networks of the same classes or regions; none. What is
+      decoded are the means of their probabilities on the case's own grid:
+      softmax, or with `activate` sigmoid.
   """
 
   preprocessing: Preprocessing
@@ -65,6 +93,7 @@ class Settings(TypedDict):
   probabilities: NotRequired[bool]
   activate: NotRequired[Callable[[np.ndarray], np.ndarray] | None]
   has_background: NotRequired[bool]
+  also: NotRequired[Sequence[Network]]
 
 
 def predict_cases(
@@ -170,16 +199,30 @@ def _predict(
   probabilities: bool = False,
   activate: Callable[[np.ndarray], np.ndarray] | None = None,
   has_background: bool = False,
+  also: Sequence[Network] = (),
 ) -> Iterator[tuple[Item, Prediction]]:
-  entered = _entered(items, read, failed, preprocessing, channels)
+  first = Network(predict_fn, preprocessing, patch_size, overlap, batch_size)
+  networks = (first, *also)
+  entered = _entered(
+    items, read, failed, [n.preprocessing for n in networks], channels
+  )
   # Closed by its end at the latest: it waits for the thread that reads ahead.
   with contextlib.closing(entered):
-    stream = inference.stream_slabs(
-      predict_fn, entered, patch_size, overlap=overlap, batch_size=batch_size
-    )
-    for case, slabs in inference.by_case(stream):
+    streams = [
+      inference.stream_slabs(
+        network.predict_fn,
+        images,
+        network.patch_size,
+        overlap=network.overlap,
+        batch_size=network.batch_size,
+      )
+      for network, images in zip(
+        networks, in_step.deal(entered, len(networks)), strict=True
+      )
+    ]
+    for case, slabs in in_step.by_case(streams):
       prediction = _on_own_grid(
-        map(np.asarray, slabs),
+        [map(np.asarray, of_one) for of_one in slabs],
         case,
         axes=preprocessing.axes,
         decode=decode,
@@ -210,28 +253,31 @@ def match_channels(case: Case, channels: int) -> Case:
 
 
 class _Entered(NamedTuple):
-  """A case whose image is with the network."""
+  """A case whose image is with the network, or the networks."""
 
   item: Any
   case: Case
   box: tuple[slice, ...]
-  size: tuple[int, ...]  # of the image that the network sees
+  sizes: tuple[tuple[int, ...], ...]  # of the image that each network sees
 
 
 def _entered(
   items: Iterable[Item],
   read: Callable[[Item], Case],
   failed: Callable[[Item, Exception], None] | None,
-  preprocessing: Preprocessing,
+  preprocessings: list[Preprocessing],
   channels: int,
-) -> Generator[tuple[_Entered, np.ndarray], None, None]:
-  """Yields each case with its image for the network, read one ahead.
+) -> Generator[tuple[_Entered, list[np.ndarray]] | None, None, None]:
+  """Yields each case with its image for each network, read one ahead.
 
   Those that fail are told to `failed`, where that is given, and left out.
+  Several networks are asked, by None, to finish a large case first.
   """
   items = iter(items)
+  if len({(p.axes, p.crop) for p in preprocessings}) > 1:
+    raise ValueError('networks of one case want other axes, or another crop')
 
-  def prepare() -> tuple[_Entered, np.ndarray] | None:
+  def prepare() -> tuple[_Entered, list[np.ndarray]] | None:
     for item in items:
       try:
         return enter(item)
@@ -241,25 +287,36 @@ def _entered(
         failed(item, error)
     return None
 
-  def enter(item: Item) -> tuple[_Entered, np.ndarray]:
+  def enter(item: Item) -> tuple[_Entered, list[np.ndarray]]:
     case = read(item)
     # The label stays on its own grid, so resampling it would be in vain.
     bare = match_channels(case, channels)._replace(label=None)
-    prepared = preprocess(bare, preprocessing)
-    image = compact(prepared.image, prepared.slack)  # as training saw it
-    return _Entered(item, case, prepared.box, image.shape[:-1]), image
+    images: list[np.ndarray] = []
+    for i, preprocessing in enumerate(preprocessings):
+      same = preprocessings.index(preprocessing)
+      if same < i:
+        images.append(images[same])
+        continue
+      prepared = preprocess(bare, preprocessing)
+      images.append(compact(prepared.image, prepared.slack))  # as in training
+      box = prepared.box
+      del prepared
+    sizes = tuple(image.shape[:-1] for image in images)
+    return _Entered(item, case, box, sizes), images
 
   pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
   try:
     ahead = pool.submit(prepare)
     while (result := _result(ahead)) is not None:
-      large = result[1].size > LARGE_IMAGE
+      large = any(image.size > LARGE_IMAGE for image in result[1])
       if not large:
         ahead = pool.submit(prepare)
       held = [result]
       del result
       yield held.pop()  # the image is not to be held here, too
       if large:
+        if len(preprocessings) > 1:
+          yield None
         ahead = pool.submit(prepare)
   finally:
     # Whoever asked for the end may not wait for a scan that takes long.
@@ -271,7 +328,7 @@ def _result(future: concurrent.futures.Future[Item]) -> Item:
 
 
 def _on_own_grid(
-  slabs: Iterator[np.ndarray],
+  slabs_of_each: Sequence[Iterator[np.ndarray]],
   entered: _Entered,
   *,
   axes: tuple[int, ...],
@@ -280,15 +337,26 @@ def _on_own_grid(
   activate: Callable[[np.ndarray], np.ndarray] | None,
   has_background: bool,
 ) -> Prediction:
-  _, case, box, size = entered
+  _, case, box, sizes = entered
   shape = case.image.shape[:-1]
   axes = axes or tuple(range(len(shape)))
   label = np.zeros(shape, np.int16)
   # Views: what is written to them lands in the case's own axes.
   into = label[box].transpose(axes)
   probs = None
-  if into.shape != tuple(size):
-    slabs = resample_linear_slabs(slabs, size, into.shape)
+  own = [
+    slabs
+    if size == into.shape
+    else resample_linear_slabs(slabs, size, into.shape)
+    for slabs, size in zip(slabs_of_each, sizes, strict=True)
+  ]
+  slabs = own[0]
+  if len(own) > 1:
+    sigmoid = activate is not None
+    slabs = (
+      pooled_logits(planes, sigmoid=sigmoid)
+      for planes in in_step.common_planes(own)
+    )
   begin = 0
   for slab in slabs:
     planes = slice(begin, begin + len(slab))

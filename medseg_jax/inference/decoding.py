@@ -65,3 +65,41 @@ def sigmoid_of_classes(logits: np.ndarray) -> np.ndarray:
   probs = sigmoid(logits)
   probs[..., 0] = 1 - probs[..., 1:].max(-1)
   return probs
+
+
+def pooled_logits(
+  logits: Sequence[np.ndarray], *, sigmoid: bool = False
+) -> np.ndarray:
+  """Returns logits whose probabilities are the means of several networks'.
+
+  What decodes the logits of one network decodes these, too: the class of the
+  largest mean probability wins, and a region is there where its mean
+  probability is more than one half.
+
+  Args:
+    logits: `[*S, K]` float of each network.
+    sigmoid: whether each value has a probability by itself; otherwise classes
+      exclude each other.
+
+  Returns:
+    `[*S, K]`, infinite where all networks are as sure as numbers can tell.
+  """
+  pooled = np.empty_like(logits[0])
+  for i in range(len(pooled)):  # a plane at a time spares memory
+    pooled[i] = _pooled([each[i] for each in logits], sigmoid)
+  return pooled
+
+
+def _pooled(logits: Sequence[np.ndarray], sigmoid: bool) -> np.ndarray:
+  total, against = np.zeros(2, logits[0].dtype)
+  with np.errstate(divide='ignore'):
+    if not sigmoid:
+      for each in logits:
+        total = total + softmax(each)
+      return np.log(total / len(logits))
+    for each in logits:
+      small = np.exp(-np.abs(each))
+      yes, no = 1 / (1 + small), small / (1 + small)
+      total = total + np.where(each > 0, yes, no)
+      against = against + np.where(each > 0, no, yes)
+    return np.log(total) - np.log(against)

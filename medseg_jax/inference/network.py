@@ -11,7 +11,11 @@ from medseg_jax.models import Model
 
 
 def create_predict(
-  *, model: Model, sigmoid: bool = False, mirror_axes: Sequence[int] = ()
+  *,
+  model: Model,
+  sigmoid: bool = False,
+  mirror_axes: Sequence[int] = (),
+  num_members: int = 1,
 ) -> Callable[[Any, jax.Array], jax.Array]:
   """Returns `(variables, image [N, *S, C]) -> logits [N, *S, num_classes]`.
 
@@ -21,6 +25,8 @@ def create_predict(
       of 0 is put before them, so that the largest logit wins as elsewhere.
     mirror_axes: axes of S, counted from 0; the logits are averaged over all
       mirrorings of these.
+    num_members: weights of so many trainings, whose logits are averaged; where
+      there are several each array of the variables has them on a first axis.
   """
 
   def logits_of(variables: Any, image: jax.Array) -> jax.Array:
@@ -40,9 +46,21 @@ def create_predict(
     total, _ = lax.scan(add, jnp.zeros(start.shape, start.dtype), flips)
     return total / len(sets)
 
+  one_member = mirrored if mirror_axes else logits_of
+
+  def averaged(variables: Any, image: jax.Array) -> jax.Array:
+    def add(total: jax.Array, member: Any) -> tuple[jax.Array, None]:
+      return total + one_member(member, image), None
+
+    first = jax.tree.map(lambda stacked: stacked[0], variables)
+    start = jax.eval_shape(one_member, first, image)
+    total, _ = lax.scan(add, jnp.zeros(start.shape, start.dtype), variables)
+    return total / num_members
+
   def predict(variables: Any, image: jax.Array) -> jax.Array:
     image = image.astype(jnp.float32)
-    logits = (mirrored if mirror_axes else logits_of)(variables, image)
+    network = averaged if num_members > 1 else one_member
+    logits = network(variables, image)
     if sigmoid:
       logits = jnp.pad(logits, [(0, 0)] * (image.ndim - 1) + [(1, 0)])
     return logits

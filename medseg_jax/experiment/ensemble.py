@@ -1,0 +1,262 @@
+"""A trained model made of several: one folder that lists model folders.
+
+The members of one configuration, its folds, see a scan on one grid, where
+their logits are averaged; of several configurations the probabilities are, on
+the scan's own grid (Isensee et al., Nature Methods 2021, section on inference).
+What the ensemble is besides stands in its members, each a model by itself. A
+single model is read as one configuration of one member.
+"""
+
+import datetime
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+import medseg_jax
+from medseg_jax.experiment import mirroring, model_folder
+from medseg_jax.experiment.model_folder import DESCRIPTION
+from medseg_jax.runtime.errors import InputError, counted, quote, quote_json
+
+FORMAT, FORMAT_VERSION = 'medseg_jax ensemble', 1
+
+# What members agree in, all of them and those of one configuration.
+_ALL = ('classes', 'label_values', 'regions', 'region_order', 'output')
+_ALL += ('channels', 'channel_names')
+_ONE = ('network', 'preprocessing')
+_NAME = re.compile(r'[A-Za-z0-9][\w.-]*')
+
+
+class Member(NamedTuple):
+  """A model of an ensemble.
+
+  Attributes:
+    path: a folder or a zip.
+    at: the model folder inside it; '' for itself.
+    description: the content of its `model.json`.
+  """
+
+  path: pathlib.Path
+  at: str
+  description: dict[str, Any]
+
+  @property
+  def where(self) -> pathlib.Path:
+    return self.path / self.at
+
+
+class Stored(NamedTuple):
+  """What a model folder lists, an ensemble's or a single model's.
+
+  Attributes:
+    description: the content of its `model.json`.
+    configurations: of each, by name, the members; a single model's is ''.
+  """
+
+  description: dict[str, Any]
+  configurations: dict[str, tuple[Member, ...]]
+
+  @property
+  def first(self) -> Member:
+    return next(iter(self.configurations.values()))[0]
+
+  @property
+  def members(self) -> tuple[Member, ...]:
+    return tuple(m for own in self.configurations.values() for m in own)
+
+  @property
+  def is_ensemble(self) -> bool:
+    return self.description['format'] == FORMAT
+
+
+def write(
+  folder: pathlib.Path,
+  members: Mapping[str, Sequence[pathlib.Path]],
+  *,
+  scores: Mapping[str, Any] | None,
+  postprocessing: Sequence[Any] | None,
+) -> None:
+  """Writes an ensemble, in the place of a model that is there, whole.
+
+  Args:
+    folder: made where it does not exist.
+    members: of each configuration, by name, model folders or zips of them,
+      which are copied.
+    scores: of the held-out cases, pooled; None where there are none.
+    postprocessing: steps, as JSON holds them.
+
+  Raises:
+    InputError: a member is damaged, does not say which cases trained it, or
+      does not go with the others.
+  """
+  found = gather(members)
+  for own in found.values():
+    for member in own:
+      if not member.description['training'].get('cases'):
+        raise InputError(
+          f'{member.where}: {DESCRIPTION} does not say which cases trained '
+          'it, so an ensemble with it could be scored on them; allowed are '
+          'models that do'
+        )
+  with model_folder.replacing_folder(folder) as new:
+    configurations = []
+    for name, own in found.items():
+      listed = []
+      for member, place in zip(own, _places(name, own), strict=True):
+        (new / place).mkdir(parents=True)
+        model_folder.copy(member.path, new / place)
+        weights = member.description['weights']['sha256']
+        listed.append({'folder': place, 'weights_sha256': weights})
+      configurations.append({'name': name, 'members': listed})
+    description = {
+      'format': FORMAT,
+      'format_version': FORMAT_VERSION,
+      'written_by': {
+        'medseg_jax': medseg_jax.__version__,
+        'date': datetime.datetime.now(datetime.UTC).isoformat(
+          timespec='seconds'
+        ),
+      },
+      'configurations': configurations,
+      'postprocessing': list(postprocessing or ()),
+      'scores': scores,
+    }
+    text = json.dumps(description, indent=2, allow_nan=False)
+    (new / DESCRIPTION).write_text(text + '\n', encoding='utf-8')
+
+
+def read(path: pathlib.Path) -> Stored:
+  """Returns what a model folder or its zip lists, without the weights.
+
+  Raises:
+    InputError: it is none, damaged, or its members do not go together.
+  """
+  description = model_folder.read_json(path)
+  if description['format'] != FORMAT:
+    single = Member(path, '', model_folder.read_description(path))
+    return Stored(single.description, {'': (single,)})
+  model_folder.check_format(description, path, (FORMAT, FORMAT_VERSION))
+  found: dict[str, tuple[Member, ...]] = {}
+  with model_folder.damages(path, f'{DESCRIPTION} is damaged'):
+    for configuration in description['configurations']:
+      found[configuration['name']] = tuple(
+        _member(path, listed['folder'], listed['weights_sha256'])
+        for listed in configuration['members']
+      )
+  _check(found, path)
+  return Stored(description, found)
+
+
+def gather(
+  members: Mapping[str, Sequence[pathlib.Path]],
+) -> dict[str, tuple[Member, ...]]:
+  """Returns models that are no ensemble yet as the members of one.
+
+  Args:
+    members: see `write`.
+
+  Raises:
+    InputError: one is none, damaged, or does not go with the others.
+  """
+  found = {
+    name: tuple(
+      Member(path, '', model_folder.read_description(path)) for path in paths
+    )
+    for name, paths in members.items()
+  }
+  _check(found, 'the ensemble')
+  return found
+
+
+def config_of(path: pathlib.Path) -> ConfigDict:
+  """Returns the config of a model; of an ensemble that of its first member."""
+  return model_folder.config_of(read(path).first.description)
+
+
+def pack(folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Writes the zip of a model folder; see `model_folder.pack`."""
+  places = [member.at for member in read(folder).members]
+  model_folder.pack(folder, target, places)
+
+
+def _member(path: pathlib.Path, at: str, weights: str) -> Member:
+  if not all(map(_NAME.fullmatch, at.split('/'))):
+    raise ValueError(f'{quote(at)} is no folder of the ensemble')
+  member = Member(path, at, model_folder.read_description(path, at))
+  if member.description['weights']['sha256'] != weights:
+    raise InputError(
+      f'{member.where}: is not the model that the ensemble was written with; '
+      'allowed is an ensemble as medseg_jax wrote it'
+    )
+  return member
+
+
+def _places(name: str, members: Sequence[Member]) -> Iterator[str]:
+  """Yields the folder of each member of a configuration."""
+  taken: set[str] = set()
+  for member in members:
+    fold = member.description['training']['config']['data']['fold']
+    place = f'{name}/fold_{fold}'
+    while place in taken:
+      place += '_again'
+    taken.add(place)
+    yield place
+
+
+def _check(
+  configurations: Mapping[str, Sequence[Member]], where: pathlib.Path | str
+) -> None:
+  """Raises InputError where members do not go together."""
+  if not configurations or not all(configurations.values()):
+    raise InputError(
+      f'{where}: {counted(len(configurations), "configuration")}, of which one '
+      'has no member; allowed are one or more members in each of one or more'
+    )
+  for name in configurations:
+    if not _NAME.fullmatch(name):
+      raise InputError(
+        f'{where}: a configuration is called {quote(name)}; allowed are '
+        'letters, digits, _, - and .'
+      )
+  first = next(iter(configurations.values()))[0]
+  for name, members in configurations.items():
+    for member in members:
+      with model_folder.damages(member.where, f'{DESCRIPTION} is damaged'):
+        _compare(member, first, _facts, 'an ensemble')
+        own = f'the configuration {name}'
+        _compare(member, members[0], _facts_of_configuration, own)
+
+
+def _compare(member: Member, first: Member, facts_of: Any, what: str) -> None:
+  found, wanted = facts_of(member.description), facts_of(first.description)
+  for key in dict.fromkeys([*wanted, *found]):
+    if found.get(key) != wanted.get(key):
+      raise InputError(
+        f'{member.where}: {key} is {quote_json(found.get(key))}, but '
+        f'{first.where} has {quote_json(wanted.get(key))}; allowed are members '
+        f'of {what} that agree in it'
+      )
+
+
+def _facts(description: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what all members of an ensemble have in common."""
+  facts = {key: description[key] for key in _ALL}
+  for key in ('axes', 'crop'):  # on the way back to one grid
+    facts[f'preprocessing.{key}'] = description['preprocessing'][key]
+  source = description['training']['config']['data']['source']
+  return facts | {'made for volumes': source == 'volumes'}
+
+
+def _facts_of_configuration(description: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what all members of one configuration have in common."""
+  facts = {
+    f'{section}.{key}': value
+    for section in _ONE
+    for key, value in description[section].items()
+  }
+  facts['inference.patch_size'] = description['inference']['patch_size']
+  config = model_folder.config_of(description)
+  return facts | {'mirrored axes': mirroring.in_prediction(config)}

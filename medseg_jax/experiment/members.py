@@ -1,0 +1,164 @@
+"""The weights of a trained model, one or several, before they are compiled."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from medseg_jax.experiment import build, model_folder
+from medseg_jax.experiment.ensemble import Member
+from medseg_jax.runtime.checkpoint import BEST, LATEST
+from medseg_jax.runtime.checkpoint_files import check_shapes, shapes_of
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.state import abstract_variables
+
+
+class Part(NamedTuple):
+  """One configuration of a model.
+
+  Attributes:
+    name: '' for a single model.
+    config: resolved, with the user's changes.
+    variables: of each member.
+  """
+
+  name: str
+  config: ConfigDict
+  variables: tuple[Any, ...]
+
+
+class Weights(NamedTuple):
+  """A trained model.
+
+  Attributes:
+    parts: its configurations, one unless it is an ensemble.
+    step: number of updates that made the weights, the most of any member.
+    which: 'best' or 'latest'; 'best' where one member's are.
+  """
+
+  parts: tuple[Part, ...]
+  step: int
+  which: str
+
+
+def load(
+  configurations: Mapping[str, Sequence[Member]],
+  config: ConfigDict,
+  before: ConfigDict,
+  mesh: Mesh,
+) -> Weights:
+  """Returns the weights of all members, on the host.
+
+  Args:
+    configurations: the members of each, by name.
+    config: of the first of all members, with the user's changes.
+    before: the same without them; they hold for all configurations.
+    mesh: that will predict.
+
+  Raises:
+    InputError: a member is damaged, or not of its configuration.
+  """
+  parts, step, which = [], 0, LATEST
+  for name, members in configurations.items():
+    own = config
+    if parts:
+      own = model_folder.config_of(members[0].description)
+      _change_alike(own, before, config, name)
+    wanted = shapes_of(abstract_variables_of(own, mesh))
+    variables = []
+    for member in members:
+      stored = model_folder.read(member.path, member.at)
+      check_shapes(shapes_of(stored.variables), wanted, member.where)
+      variables.append(stored.variables)
+      step = max(step, stored.step)
+      which = BEST if BEST in (which, stored.checkpoint) else LATEST
+    parts.append(Part(name, own, tuple(variables)))
+  return Weights(tuple(parts), step, which)
+
+
+def _change_alike(
+  config: ConfigDict, before: ConfigDict, after: ConfigDict, name: str
+) -> None:
+  """Changes in `config` what differs between two others.
+
+  Raises:
+    InputError: it has no such key.
+  """
+  old, new = (
+    traverse_util.flatten_dict(c.to_dict(), sep='.') for c in (before, after)
+  )
+  for key, value in new.items():
+    if key in old and old[key] == value:
+      continue
+    *sections, last = key.split('.')
+    section = config
+    for part in sections:
+      section = section.get(part, ConfigDict())
+    if last not in section:
+      raise InputError(
+        f'config.{key}: the configuration {name} of the ensemble has no such '
+        'key; allowed are changes that all its configurations know'
+      )
+    with section.ignore_type():
+      section[last] = value
+
+
+def abstract_variables_of(config: ConfigDict, mesh: Mesh) -> Any:
+  """Returns the shapes and the layout of what predicts on `mesh`."""
+  return abstract_variables(
+    model=build.model_of(config, mesh),
+    image_shape=build.image_shape(config),
+    mesh=mesh,
+  )
+
+
+def stack(variables: Sequence[Any]) -> Any:
+  """Returns the members' arrays with a first axis for the members, NumPy.
+
+  Those of one member are left as they are, wherever they lie.
+  """
+  if len(variables) == 1:
+    return variables[0]
+  return jax.tree.map(lambda *arrays: np.stack(arrays), *variables)
+
+
+def fit(variables: Sequence[Any], mesh: Mesh) -> bool:
+  """Returns whether a device holds all members and the network's own arrays.
+
+  These may need as much as what is left, so the members get half of what is
+  free. A single member has to fit. Where a device does not tell its memory,
+  as CPUs do not, they do.
+  """
+  if len(variables) == 1:
+    return True
+  stats = mesh.local_devices[0].memory_stats() or {}
+  if 'bytes_limit' not in stats:
+    return True
+  needed = sum(array.nbytes for array in jax.tree.leaves(list(variables)))
+  return needed <= (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) / 2
+
+
+def one_after_the_other(
+  predict_fn: Callable[[Any, Any], jax.Array],
+  variables: Sequence[Any],
+  layout: NamedSharding,
+) -> Callable[[np.ndarray], jax.Array]:
+  """Returns tiles to the mean of the members' logits, one on the device.
+
+  Args:
+    predict_fn: `(variables, image [N, *tile, C]) -> logits`, compiled.
+    variables: of each member, on the host.
+    layout: of the variables on the device.
+  """
+
+  def predict(image: np.ndarray) -> jax.Array:
+    total: Any = 0
+    for member in variables:
+      total = total + predict_fn(jax.device_put(member, layout), image)
+    return total / len(variables)
+
+  return predict
