@@ -43,9 +43,10 @@ def create_augment(
   A transform with probability 0, or that could not change anything, costs
   nothing: no operation is traced for it. Where `warps` says so, the batch may
   be one whose voxels have not been read (`lookup.Unread`): the warp looks up
-  what it needs of them, with the same result to the bit, image in float32 and
-  label in int32. Raises ValueError for an unknown field or a value that is not
-  allowed; `augment` does so for arrays that do not fit.
+  what it needs of them, the same to the bit, and the result has the image in
+  float32 and the label in int32. What comes after the warp is another program
+  then, and may round otherwise. Raises ValueError for an unknown field or a
+  value that is not allowed; `augment` does so for arrays that do not fit.
   """
   options = checked(fields)
   draw_fn, move_fn = _spatial_transforms(options)

@@ -147,10 +147,6 @@ def linear(lookup: Lookup, coords: jax.Array) -> Pair:
     choose = functools.partial(jnp.where, is_upper[axis])
     places.append(jax.tree.map(choose, high, low))
     ends.append((low, high))
-  # The barrier keeps them from being computed again for each of the corners.
-  ends, nearest, upper_weight = lax.optimization_barrier(
-    (ends, lookup.voxels(places), upper_weight)
-  )
   values = [
     lookup.image(lookup.voxels(corner)) for corner in itertools.product(*ends)
   ]
@@ -161,7 +157,7 @@ def linear(lookup: Lookup, coords: jax.Array) -> Pair:
       low + _rounded(weight[..., None] * (high - low))
       for low, high in zip(values[::2], values[1::2], strict=True)
     ]
-  return values[0], lookup.label(nearest)
+  return values[0], lookup.label(lookup.voxels(places))
 
 
 def exact(lookup: Lookup, coords: jax.Array) -> Pair:

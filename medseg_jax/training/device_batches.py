@@ -86,8 +86,8 @@ def read_batch(
 class UnreadBatch:
   """A batch that an augmentation looks up in the data set by itself.
 
-  The result is that of the batch that `read_batch` cuts out, to the bit. It
-  takes a whole copy of the data set on every device.
+  A warp finds in it what it does in the batch that `read_batch` cuts out, to
+  the bit. It takes a whole copy of the data set on every device.
 
   Attributes: as the arguments of `read_batch`.
   """
