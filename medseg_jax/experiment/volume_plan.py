@@ -151,12 +151,17 @@ def apply(config: ConfigDict, plan: dict[str, Any]) -> None:
     config.overlap.batch = bool(chosen['batch_dice'])
 
 
+def configuration_name(config: ConfigDict, plan: dict[str, Any]) -> str:
+  """Returns which of the plan's configurations is meant, known or not."""
+  flat = len(config.patch_size) == 2 or (
+    '3d_fullres' not in plan['configurations']
+  )
+  return config.plan.configuration or ('2d' if flat else '3d_fullres')
+
+
 def _configuration(config: ConfigDict, plan: dict[str, Any]) -> dict[str, Any]:
   known = plan['configurations']
-  name = config.plan.configuration
-  if not name:
-    flat = len(config.patch_size) == 2 or '3d_fullres' not in known
-    name = '2d' if flat else '3d_fullres'
+  name = configuration_name(config, plan)
   if name not in known:
     raise InputError(
       f'config.plan.configuration is {name!r}; this data set has '
