@@ -99,6 +99,9 @@ def get_config() -> ConfigDict:
   config.data.normalize = ''
   config.data.window = ()  # lowest and highest intensity, for 'window'
   config.data.resize = ()  # size in pixels; () for native size and patches
+  # Whether cases of a val and a test split that the data has of its own are
+  # held out; otherwise they are not used, and the folds below are.
+  config.data.own_splits = True
   # Validation where the data has no val folder: one fold of several, the same
   # for every seed. A splits.json in the workdir decides over their number and
   # order.
@@ -134,6 +137,11 @@ def get_config() -> ConfigDict:
   config.data.tfds.data_dir = ''  # '' for TFDS's own
   config.data.tfds.image_key = 'image'
   config.data.tfds.mask_key = ''  # '' to infer
+
+  # For --mode=crossval, which trains every fold of config.data.num_folds.
+  config.crossval = ConfigDict()
+  # Of volumes, '2d,3d_fullres' say; () for that of config.plan alone.
+  config.crossval.configurations = ()
 
   # For volumes: what is left open above and below (0, (), None) is planned from
   # the data by the rules of nnU-Net; see medseg_jax/planner.

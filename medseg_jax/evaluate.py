@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax.data.case import Source
+from medseg_jax.data.case import Case, Source
 from medseg_jax.experiment import (
   build,
   copied_cases,
@@ -263,11 +263,6 @@ def score_cases(
     keep: of so many of the first cases, for `panels`, the masks.
     desc: what the work is, for its progress; '' for none.
   """
-  data = config.data
-  scoring = dict(classes=tuple(data.classes), regions=tuple(data.regions))
-  if thorough and data.source == 'volumes':
-    scoring['surface_tolerance'] = config.evaluation.surface_tolerance
-    scoring['lesions'] = config.evaluation.lesions
   own = multihost.share(range(len(source)), lambda: sources.sizes(source))
   records: dict[int, dict] = {}
   masks, failures = KeptMasks(keep), Failures()
@@ -283,24 +278,43 @@ def score_cases(
       predict_fn, own, read=source.__getitem__, failed=fail, **settings
     )
     for index, (case, pred, _) in predicted:
-      score = functools.partial(
-        case_scores.score_case,
-        pred,
-        case.label,
-        spacing=case.spacing,
-        **scoring,
-      )
-      record = {'case': case.name, **score()}
-      if case.roi is not None:
-        record['roi'] = score(where=case.roi)
-      masks.keep(len(records), pred)
-      records[index] = record
+      records[index] = score_mask(pred, case, config, thorough=thorough)
+      masks.keep(len(records) - 1, pred)
       if counted_cases is not None:
         counted_cases.advance()
-      del case, pred, score  # before the next one: they may be gigabytes
+      del case, pred  # before the next one: they may be gigabytes
     if counted_cases is not None:
       counted_cases.failed(len(failures.found))
   return _together(source, records, masks, failures)
+
+
+def score_mask(
+  pred: np.ndarray, case: Case, config: ConfigDict, *, thorough: bool = True
+) -> dict:
+  """Returns the record of a case, as `report.summarize` takes it.
+
+  Args:
+    pred: class indices, on the case's own grid.
+    case: with its label.
+    config: resolved.
+    thorough: see `score_cases`.
+  """
+  data = config.data
+  scoring = dict(classes=tuple(data.classes), regions=tuple(data.regions))
+  if thorough and data.source == 'volumes':
+    scoring['surface_tolerance'] = config.evaluation.surface_tolerance
+    scoring['lesions'] = config.evaluation.lesions
+  score = functools.partial(
+    case_scores.score_case,
+    pred,
+    case.label,
+    spacing=case.spacing,
+    **scoring,
+  )
+  record = {'case': case.name, **score()}
+  if case.roi is not None:
+    record['roi'] = score(where=case.roi)
+  return record
 
 
 def _together(

@@ -47,11 +47,18 @@ from medseg_jax.validation import Validation
 _SUMMED = ('steps', 'loss', 'grad_norm')
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
+def run(
+  config: ConfigDict, workdir: pathlib.Path, *, title: str = 'train'
+) -> dict:
   """Trains up to `num_steps`, evaluates, and returns the summary.
 
   Goes on from the newest checkpoint of `workdir`. At the end `model/` there
   holds the weights that the summary is of.
+
+  Args:
+    config: as the user has it.
+    workdir: of the training.
+    title: what it is called where its progress is shown.
 
   Raises:
     InputError: the config or the data make no sense, a loss was not finite, or
@@ -65,10 +72,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
       held.enter_context(workdir_lock.hold(workdir))
 
     multihost.from_primary(hold)
-    return _run(config, workdir)
+    return _run(config, workdir, title)
 
 
-def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
+def _run(config: ConfigDict, workdir: pathlib.Path, title: str) -> dict:
   config, sources, digests = opening.open_run(config, workdir)
   mesh = build.mesh_of(config)
   model = build.model_of(config, mesh)
@@ -153,6 +160,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path) -> dict:
           writer=writer,
           validation=validation,
           since_log=since_log,
+          title=title,
         )
       checkpoints.wait()
     variables = sharding.local_copy(state.eval_variables, own_mesh)
@@ -209,6 +217,7 @@ def train(
   writer: MetricWriter,
   validation: Validation | None,
   since_log: Mapping[str, float],
+  title: str = 'train',
 ) -> TrainState:
   """The loop: log the last steps, evaluate, save, next batch, step.
 
@@ -223,6 +232,7 @@ def train(
     validation: None where nothing is held out for it.
     since_log: what was saved with `state`: the sums that the next log line
       begins with, so that it is the one of a run that nobody stopped.
+    title: of the progress.
   """
   first_step, num_steps = int(state.step), config.num_steps
   step, limit = first_step, 1  # the most steps of the next call
@@ -237,7 +247,7 @@ def train(
     stop_on_signal() as stop,
     jax.set_mesh(mesh),
     jax.transfer_guard('disallow'),
-    Progress(num_steps, first_step, desc='train') as progress,
+    Progress(num_steps, first_step, desc=title) as progress,
   ):
     while True:
       # Read once, and agreed: what follows must be of one mind.

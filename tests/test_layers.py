@@ -41,7 +41,7 @@ FLOORS = (
   ('plan', 'prepare', 'evaluate', 'export', 'predict', 'score'),
   ('validation',),
   ('train',),
-  ('benchmark', 'compile'),
+  ('benchmark', 'compile', 'crossval'),
   ('main', ''),  # '': the package itself, whose load_model imports late
 )
 FLOOR = {part: i for i, parts in enumerate(FLOORS) for part in parts}

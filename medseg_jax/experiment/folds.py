@@ -59,7 +59,8 @@ def divide(
   copied_cases.tell(
     opened, digests, '; the same image stays on one side of every split'
   )
-  made_up = config.data.source == 'phantom'  # there are as many as are wanted
+  # Of phantoms there are as many as are wanted.
+  made_up = config.data.source == 'phantom' and config.data.own_splits
   if 'val' not in opened and config.data.fold != 'all' and not made_up:
     same_image = {n: v for n, v in digests['train'].items() if not is_blank(v)}
     together = grouping.join(names['train'], group_of['train'], same_image)
@@ -68,7 +69,7 @@ def divide(
     group_of['val'] = group_of['train']
     digests = digests | {'val': digests['train']}
     _tell_groups(together, config)
-  _check_groups(names, group_of, config)
+  check_groups(names, group_of, config)
   names = _leave_out_copies(names, digests)
   if not names['train']:
     raise InputError(
@@ -257,7 +258,7 @@ def _tell_groups(together: Groups, config: ConfigDict) -> None:
     )
 
 
-def _check_groups(
+def check_groups(
   names: dict[str, Sequence[str]],
   group_of: dict[str, dict[str, str]],
   config: ConfigDict,

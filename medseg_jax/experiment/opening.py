@@ -20,7 +20,6 @@ from medseg_jax.experiment import (
 )
 from medseg_jax.experiment.case_digests import Digests, digests_of
 from medseg_jax.experiment.config_files import to_tuples
-from medseg_jax.experiment.volume_plan import Origin
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime import multihost, sharding
 from medseg_jax.runtime.files import expand_home
@@ -42,17 +41,28 @@ class Run(NamedTuple):
   digests: Digests
 
 
-def open_run(
-  config: ConfigDict,
-  workdir: pathlib.Path,
-  devices: Sequence[Any] | None = None,
-) -> Run:
-  """Returns the data, divided, and the config with what data and plan tell.
+class Opened(NamedTuple):
+  """The data of a run, not yet divided.
+
+  Attributes:
+    config: with absolute paths.
+    sources: the cases as the data itself divides them, 'train' among them.
+    digests: of all of them.
+    plan: of volumes, else None.
+  """
+
+  config: ConfigDict
+  sources: dict[str, Source]
+  digests: Digests
+  plan: dict[str, Any] | None
+
+
+def open_data(config: ConfigDict, workdir: pathlib.Path) -> Opened:
+  """Returns the data and its plan.
 
   Args:
     config: as the user has it.
     workdir: of the run; volumes find or leave their plan there.
-    devices: that the run is for; None for all there are.
   """
   config_bounds.check(config)
   config, origin = fine_tuning.adopt(ConfigDict(config.to_dict()), workdir)
@@ -68,52 +78,58 @@ def open_run(
     lambda: sources.open_all(config, strict=strict)
   )
   sources.check_train(opened, config.data)
-  plan, digests, names = multihost.from_primary(
-    lambda: _decide(config, opened, workdir, origin)
-  )
+
+  def look() -> tuple[dict[str, Any] | None, Digests]:
+    sources.tell_oddities(opened.values())
+    plan = None
+    if volumes:
+      plan = volume_plan.obtain(config, opened, workdir, origin)
+    return plan, digests_of(opened, root=config.data.cache_dir, keep=True)
+
+  plan, digests = multihost.from_primary(look)
+  return Opened(config, opened, digests, plan)
+
+
+def open_run(
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  devices: Sequence[Any] | None = None,
+) -> Run:
+  """Returns the data, divided, and the config with what data and plan tell.
+
+  Args:
+    config: as the user has it.
+    workdir: of the run; volumes find or leave their plan there.
+    devices: that the run is for; None for all there are.
+  """
+  config, opened, digests, plan = open_data(config, workdir)
+
+  def divide() -> dict[str, tuple[str, ...]]:
+    # Folds that were lost are made again, but not written before it is certain
+    # that the training held out the same.
+    begins = not (workdir / held_out.FILE).exists()
+    by_split = folds.divide(
+      opened,
+      digests,
+      config,
+      workdir,
+      record=held_out.read(workdir),
+      writes=begins,
+    )
+    return {split: tuple(source.names) for split, source in by_split.items()}
+
+  names = multihost.from_primary(divide)
   by_split = {
     split: opened.get(split, opened['train']).subset(names[split])
     for split in names
   }
-  given = config.batch_size
-  config = resolve(config, by_split['train'], plan)
-  if not given:  # planned for one device
-    config.batch_size = sharding.round_up(
-      config.batch_size, build.mesh_of(config, devices)
-    )
+  config = resolve_for(config, by_split['train'], plan, devices)
   own = {s: digests.get(s, digests['train']) for s in by_split}
   divided = {
     split: {name: own[split][name] for name in source.names}
     for split, source in by_split.items()
   }
   return Run(config, by_split, divided)
-
-
-def _decide(
-  config: ConfigDict,
-  opened: dict[str, Source],
-  workdir: pathlib.Path,
-  origin: Origin | None,
-) -> tuple[dict[str, Any] | None, Digests, dict[str, tuple[str, ...]]]:
-  """Returns the plan of volumes, the digests, and the names by split."""
-  sources.tell_oddities(opened.values())
-  plan = None
-  if config.data.source == 'volumes':
-    plan = volume_plan.obtain(config, opened, workdir, origin)
-  digests = digests_of(opened, root=config.data.cache_dir, keep=True)
-  # Folds that were lost are made again, but not written before it is certain
-  # that the training held out the same.
-  begins = not (workdir / held_out.FILE).exists()
-  by_split = folds.divide(
-    opened,
-    digests,
-    config,
-    workdir,
-    record=held_out.read(workdir),
-    writes=begins,
-  )
-  names = {split: tuple(source.names) for split, source in by_split.items()}
-  return plan, digests, names
 
 
 def seen_before(
@@ -144,6 +160,29 @@ def absolute(data: ConfigDict) -> str:
   if data.source not in ('folder', 'volumes') or not data.path:
     return data.path
   return str(expand_home(data.path, or_set='config.data.path').absolute())
+
+
+def resolve_for(
+  config: ConfigDict,
+  source: Source,
+  plan: dict[str, Any] | None,
+  devices: Sequence[Any] | None = None,
+) -> ConfigDict:
+  """Returns what `resolve` does, with a batch that suits the devices.
+
+  Args:
+    config: as the user has it.
+    source: the cases that train.
+    plan: of volumes, else None.
+    devices: that the run is for; None for all there are.
+  """
+  given = config.batch_size
+  config = resolve(config, source, plan)
+  if not given:  # planned for one device
+    config.batch_size = sharding.round_up(
+      config.batch_size, build.mesh_of(config, devices)
+    )
+  return config
 
 
 def resolve(

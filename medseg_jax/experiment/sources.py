@@ -26,7 +26,8 @@ _NEEDED = {
 def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
   """Returns all cases with masks: 'train', and what there is of val and test.
 
-  Folds are not made here, see `folds`.
+  Where `data.own_splits` is False 'train' alone. Folds are not made here, see
+  `folds`.
 
   Args:
     config: its section `data`, and the patch size for phantoms.
@@ -36,6 +37,14 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
   Raises:
     InputError: no such source, no path, or see the source.
   """
+  opened = _open_all(config, strict)
+  # Later than the first models.
+  if not config.data.get('own_splits', True) and 'train' in opened:
+    return {'train': opened['train']}
+  return opened
+
+
+def _open_all(config: ConfigDict, strict: bool) -> dict[str, Source]:
   data = config.data
   if data.source in _NEEDED and not data.path:
     raise InputError(

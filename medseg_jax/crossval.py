@@ -1,0 +1,298 @@
+"""Trains all folds and scores what each held out: `--mode=crossval`.
+
+Each fold of each configuration is a workdir of its own below that of the
+cross-validation, ROOT/CONFIGURATION/fold_K, and a fold that is done is not
+trained again. `splits.json` and `plan.json` of ROOT are those of all folds.
+"""
+
+import contextlib
+import functools
+import gc
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from medseg_jax import evaluate, train
+from medseg_jax.experiment import (
+  all_folds,
+  candidates,
+  fold_runs,
+  fold_times,
+  held_out_masks,
+  sources,
+  trained_model,
+)
+from medseg_jax.experiment.all_folds import Decided
+from medseg_jax.experiment.candidates import Candidate
+from medseg_jax.experiment.failures import Failures
+from medseg_jax.experiment.fold_runs import FoldRun
+from medseg_jax.experiment.held_out_masks import HeldOutMask
+from medseg_jax.metrics import case_scores
+from medseg_jax.report import summary as report
+from medseg_jax.runtime import multihost, sharding, workdir_lock
+from medseg_jax.runtime.errors import InputError, counted
+from medseg_jax.runtime.files import write_atomically
+from medseg_jax.runtime.progress import Progress
+
+FOLDER = 'crossval'  # of the results
+
+
+def run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
+  """Trains, predicts, scores, chooses; returns what `summary.json` holds.
+
+  Where a fold fails the others are trained all the same, and it is named at the
+  end. A killed cross-validation goes on where it was, to the same masks.
+
+  Args:
+    config: as the user has it.
+    root: the folder of it all.
+
+  Raises:
+    InputError: the config or the data make no sense, or another process is at
+      work in `root`; after all else, that a fold failed, or that a case could
+      not be scored.
+    Stopped: SIGTERM or Ctrl-C, after saving.
+  """
+  with contextlib.ExitStack() as held:
+
+    def hold() -> None:
+      held.enter_context(workdir_lock.hold(root))
+
+    multihost.from_primary(hold)
+    return _run(config, root)
+
+
+def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
+  decided = all_folds.decide(config, root)
+  runs = fold_runs.list_runs(decided, root)
+
+  def lay_out() -> None:
+    for each in runs:
+      fold_runs.lay_out(each, decided)
+
+  multihost.from_primary(lay_out)  # before hours are spent
+  masks = complete_folds(runs, decided, root / FOLDER / fold_times.FILE)
+  found, summaries = [], {}
+  for name in decided.configurations:
+    resolved = next(x.resolved for x in runs if x.configuration == name)
+    summary = summaries[name] = pool(
+      masks[name], resolved, root / FOLDER / name, name=name
+    )
+    found.append(Candidate(name, (name,), summary['mean']['dice']))
+  # Pairs of configurations join `found` here, after the singles.
+  chosen = candidates.choose(found)
+  result = describe(found, chosen, summaries, decided)
+  text = json.dumps(result, indent=2, allow_nan=False) + '\n'
+  path = root / FOLDER / 'summary.json'
+  multihost.from_primary(lambda: write_atomically(path, text.encode()))
+  print(f'\n{table(result)}\nreport    {path}', flush=True)
+  # Post-processing learns here, from masks[name] of each of the chosen one's
+  # configurations, and then root/model is written: of these the folds' models.
+  return result
+
+
+def complete_folds(
+  runs: Sequence[FoldRun], decided: Decided, times: pathlib.Path
+) -> dict[str, list[HeldOutMask]]:
+  """Trains what is not done yet; returns the held-out masks, all made.
+
+  Args:
+    runs: all trainings.
+    decided: what they share.
+    times: the file of what each took.
+
+  Returns:
+    By configuration the mask of each case, in the order of the data.
+
+  Raises:
+    InputError: one or several failed, or masks of them did; after all others.
+  """
+  masks: dict[str, list[HeldOutMask]] = {}
+  reasons: list[str] = []
+  mesh = sharding.local_mesh()
+  for i, each in enumerate(runs):
+    source = decided.source.subset(decided.folds[each.fold]['val'])
+    masks.setdefault(each.configuration, []).extend(
+      held_out_masks.masks_of(each.workdir, source, each.fold)
+    )
+    try:
+      if not multihost.from_primary(functools.partial(fold_runs.is_done, each)):
+        train_fold(each, runs, i, times)
+      config = trained_model.read_config(each.workdir, None, '')
+      own = masks[each.configuration][-len(source) :]
+      failures = held_out_masks.predict(
+        config, each.workdir, own, mesh, title=each.title
+      )
+      failures.tell(len(own), 'case', 'segmented')
+    except InputError as error:
+      # Of several processes only one may have met with it, and what the system
+      # refuses once it refuses again.
+      if isinstance(error, OSError) or multihost.count() > 1:
+        raise
+      where = '' if str(each.workdir) in str(error) else f'{each.workdir}: '
+      reasons.append(f'{where}{error}')
+      print(f'failed    {reasons[-1]}', flush=True)
+    gc.collect()  # of the fold's data and weights, before the next one's
+  if reasons:
+    raise InputError(
+      f'{len(reasons)} of {counted(len(runs), "fold")} failed, so nothing is '
+      f'pooled; the others are kept; the first: {reasons[0]}'
+    )
+  order = {name: i for i, name in enumerate(decided.source.names)}
+  return {
+    name: sorted(found, key=lambda mask: order[mask.name])
+    for name, found in masks.items()
+  }
+
+
+def train_fold(
+  each: FoldRun, runs: Sequence[FoldRun], index: int, times: pathlib.Path
+) -> None:
+  """Trains one fold, after a line on what is done and what is left.
+
+  Args:
+    each: it.
+    runs: all trainings.
+    index: which of them it is.
+    times: the file of what each took.
+  """
+  taken = multihost.from_primary(lambda: fold_times.read(times))
+  left = fold_times.estimate(taken, each.title, [x.title for x in runs[index:]])
+  about = f', about {left} left' if left else ''
+  print(
+    f'\nfold      {each.title}: {index + 1} of {len(runs)}{about}', flush=True
+  )
+  with fold_times.measured(times, each.title):
+    try:
+      train.run(
+        each.config,
+        each.workdir,
+        title=f'{each.title} ({index + 1} of {len(runs)}{about})',
+      )
+    except InputError:
+      # A case that could not be scored is told when it is pooled.
+      if multihost.count() > 1 or not fold_runs.is_done(each):
+        raise
+  multihost.from_primary(lambda: fold_times.finish(times, each.title))
+
+
+def pool(
+  masks: Sequence[HeldOutMask],
+  config: ConfigDict,
+  folder: pathlib.Path,
+  *,
+  name: str,
+) -> dict[str, Any]:
+  """Scores the masks of all folds as one set; writes and prints the report.
+
+  The mean is that over cases, for each class over those in which it is defined,
+  and then over the foreground classes: never one of folds.
+
+  Args:
+    masks: of each case one.
+    config: resolved.
+    folder: of the results.
+    name: of the configuration.
+
+  Returns:
+    The summary.
+
+  Raises:
+    InputError: a case could not be scored; after all others.
+  """
+  own = multihost.share(
+    range(len(masks)),
+    lambda: [sources.num_bytes([mask.path]) for mask in masks],
+  )
+  records: dict[int, dict] = {}
+  failures = Failures()
+  with Progress(len(own), unit='case', desc=f'score {name}') as progress:
+    for i in own:
+      try:
+        case = masks[i].read_case()
+        records[i] = evaluate.score_mask(masks[i].read_mask(), case, config)
+        del case  # before the next one: it may be gigabytes
+      except Exception as error:
+        failures.add(error, case=masks[i].name)
+      else:
+        progress.advance()
+    progress.failed(len(failures.found))
+  for others in multihost.gather(records):
+    records |= others
+  failures.found = [
+    failure for found in multihost.gather(failures.found) for failure in found
+  ]
+  scored = [records[i] for i in sorted(records)]
+  classes = case_scores.scored_names(config.data.classes, config.data.regions)
+  summary = report.summarize(
+    scored,
+    classes,
+    split='crossval',
+    step=config.num_steps,
+    failed={failure.name: failure.reason for failure in failures.found},
+  )
+  summary['configuration'] = name
+  summary['folds'] = {mask.name: mask.fold for mask in masks}
+  multihost.from_primary(lambda: report.write_report(folder, summary, scored))
+  print(f'\n{name}: {counted(len(scored), "case")}, each by its own fold')
+  print(report.table(summary))
+  print(f'report    {folder}/summary.json, {folder}/cases.csv', flush=True)
+  failures.tell(len(masks), 'case', 'scored')
+  return summary
+
+
+def describe(
+  found: Sequence[Candidate],
+  chosen: Candidate,
+  summaries: dict[str, dict[str, Any]],
+  decided: Decided,
+) -> dict[str, Any]:
+  """Returns the content of `crossval/summary.json`.
+
+  Args:
+    found: all candidates.
+    chosen: of these.
+    summaries: of each candidate, by name.
+    decided: what all folds share.
+  """
+  return {
+    'chosen': chosen.name,
+    'rule': candidates.RULE,
+    'num_folds': len(decided.folds),
+    'num_cases': len(decided.source),
+    'candidates': [
+      {
+        'name': each.name,
+        'configurations': list(each.configurations),
+        'dice': each.dice,
+        'dice_ci95': summaries[each.name]['mean']['dice_ci95'],
+      }
+      for each in found
+    ],
+  }
+
+
+def table(result: dict[str, Any]) -> str:
+  """Returns the candidates as aligned columns for a terminal."""
+  rows = [('candidate', 'dice', '95 % interval', '')]
+  for each in result['candidates']:
+    dice, interval = each['dice'], each['dice_ci95']
+    rows.append(
+      (
+        each['name'],
+        '-' if dice is None else f'{dice:.4f}',
+        '-' if interval is None else '{:.3f}-{:.3f}'.format(*interval),
+        'chosen' if each['name'] == result['chosen'] else '',
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return '\n'.join(
+    '  '.join(
+      cell.rjust(width) if i in (1, 2) else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  )

@@ -1,0 +1,210 @@
+"""The masks of the cases that one training has held out, kept on the disk.
+
+Each lies on its case's own grid in the folder `held_out` of the workdir, and
+`predictions.jsonl` beside them tells which weights made it, so that a killed
+prediction goes on, and what somebody has changed is not taken for the model's.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from medseg_jax.data.case import Case, Source
+from medseg_jax.data.formats import images, nifti
+from medseg_jax.data.sources.volumes import VolumeSource
+from medseg_jax.experiment import prediction_jobs, sources, trained_model
+from medseg_jax.experiment.failures import Failures
+from medseg_jax.experiment.prediction_jobs import Job
+from medseg_jax.experiment.prediction_record import (
+  Maker,
+  Record,
+  hash_files,
+  maker_of,
+)
+from medseg_jax.inference.cases import predict_each
+from medseg_jax.runtime import multihost
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import check_writable
+from medseg_jax.runtime.progress import Progress
+
+FOLDER = 'held_out'
+
+
+class HeldOutMask(NamedTuple):
+  """A mask of one case, by a model that has not seen it.
+
+  Attributes:
+    name: of the case.
+    fold: that held it out.
+    path: of the mask, with label values, on the case's own grid.
+    source: holds the case.
+    index: of the case in there.
+  """
+
+  name: str
+  fold: int
+  path: pathlib.Path
+  source: Source
+  index: int
+
+  def read_case(self) -> Case:
+    """Returns the case with its label, class indices `[*S]`."""
+    return self.source[self.index]
+
+  def read_mask(self) -> np.ndarray:
+    """Returns the mask, class indices `[*S]`.
+
+    Raises:
+      InputError: it cannot be read, or has a value of no class.
+    """
+    if self.path.name.endswith('.png'):
+      values, _ = images.decode_mask(self.path)
+    else:
+      values = nifti.read_label(self.path).array
+    known = np.asarray(self.source.label_values)
+    order = np.argsort(known)
+    place = np.searchsorted(known[order], values).clip(max=len(known) - 1)
+    classes = order[place].astype(np.int16)
+    if (wrong := values[known[classes] != values]).size:
+      raise InputError(
+        f'{self.path}: holds {wrong.flat[0]}, the value of no class; remove '
+        'it, and it is made anew'
+      )
+    return classes
+
+
+def masks_of(
+  workdir: pathlib.Path, source: Source, fold: int
+) -> list[HeldOutMask]:
+  """Returns the masks that there are, or are to be, of each case of `source`.
+
+  Args:
+    workdir: of the training.
+    source: the cases that it has held out.
+    fold: its number.
+  """
+  suffix = '.nii.gz' if isinstance(source, VolumeSource) else '.png'
+  return [
+    HeldOutMask(name, fold, workdir / FOLDER / f'{name}{suffix}', source, i)
+    for i, name in enumerate(source.names)
+  ]
+
+
+def _images_of(source: Source, index: int) -> tuple[pathlib.Path, ...]:
+  """Returns the files of a case's image; none of what TFDS or we make."""
+  if (files := getattr(source, 'files', None)) is None:
+    return ()
+  case = files[index]
+  return tuple(case.images) if hasattr(case, 'images') else (case.image,)
+
+
+def predict(
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  masks: Sequence[HeldOutMask],
+  mesh: Mesh,
+  *,
+  title: str,
+) -> Failures:
+  """Makes the masks that are not there yet; returns what cannot be segmented.
+
+  Args:
+    config: of the model that the training has ended with, resolved.
+    workdir: of the training.
+    masks: all of it.
+    mesh: of this process.
+    title: of the training, for the progress.
+
+  Raises:
+    InputError: the model is damaged, or something else is in a mask's place.
+  """
+  folder = workdir / FOLDER
+  jobs = {
+    mask.name: Job(
+      mask.name, _images_of(mask.source, mask.index), mask.path, None
+    )
+    for mask in masks
+  }
+  weights = trained_model.load_variables(config, workdir, mesh=mesh)
+  maker = maker_of(config, weights[0])
+
+  def look() -> list[str]:
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = Record(folder)
+    left = [j for j in jobs.values() if _is_to_make(j, record, maker)]
+    prediction_jobs.remove_unfinished(left)
+    return [job.name for job in left]
+
+  left = set(multihost.from_primary(look))
+  failures = Failures()
+  if not left:
+    return failures
+  own = multihost.share(
+    [mask for mask in masks if mask.name in left],
+    lambda: [
+      sources.num_bytes(jobs[mask.name].images)
+      for mask in masks
+      if mask.name in left
+    ],
+  )
+  record = Record(folder)
+  predictor = trained_model.compile_predictor(config, weights, mesh)
+
+  def fail(mask: HeldOutMask, error: Exception) -> None:
+    failures.add(error, case=mask.name)
+
+  predicted = predict_each(
+    predictor.predict_fn,
+    own,
+    read=HeldOutMask.read_case,
+    failed=fail,
+    **trained_model.prediction_settings(config, mesh),
+  )
+  with Progress(
+    len(masks), len(masks) - len(own), 'case', f'predict {title}'
+  ) as progress:
+    for mask, prediction in predicted:
+      job = jobs[mask.name]
+      prediction_jobs.write(
+        job,
+        prediction.label,
+        None,
+        label_values=config.data.label_values,
+        image_hash=hash_files(job.images),
+        record=record,
+        maker=maker,
+      )
+      progress.advance()
+      del mask, prediction  # before the next one: it may be gigabytes
+    progress.failed(len(failures.found))
+  failures.found = [
+    failure for found in multihost.gather(failures.found) for failure in found
+  ]
+  return failures
+
+
+def _is_to_make(job: Job, record: Record, maker: Maker) -> bool:
+  """Returns whether a mask is missing, or of other weights or settings.
+
+  Raises:
+    InputError: what is in its place did not come from here.
+  """
+  if not job.target.exists():
+    return True
+  if not job.target.is_file():
+    raise InputError(f'{job.target}: no file; move it away')
+  reason = record.differs(job.target, job.images, maker)
+  if not reason:
+    return False
+  line = record.lines.get(job.target.name)
+  if line is None or line['sha256'] != hash_files([job.target]):
+    raise InputError(
+      f'{job.target}: is not overwritten: {reason}; move it away, and it is '
+      'made anew'
+    )
+  return True
