@@ -140,8 +140,8 @@ def get_config() -> ConfigDict:
 
   # For --mode=crossval, which trains every fold of config.data.num_folds.
   config.crossval = ConfigDict()
-  # Of volumes, '2d,3d_fullres' say; () for that of config.plan alone.
-  config.crossval.configurations = ()
+  # Of volumes, '2d,3d_fullres' say; '' for that of config.plan alone.
+  config.crossval.configurations = ''
 
   # For volumes: what is left open above and below (0, (), None) is planned from
   # the data by the rules of nnU-Net; see medseg_jax/planner.

@@ -16,14 +16,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medseg_jax import evaluate, train
+from medseg_jax.data.case import Source
 from medseg_jax.experiment import (
   all_folds,
   candidates,
+  ensemble,
   fold_runs,
   fold_times,
   held_out_masks,
   sources,
-  trained_model,
 )
 from medseg_jax.experiment.all_folds import Decided
 from medseg_jax.experiment.candidates import Candidate
@@ -76,22 +77,79 @@ def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
   multihost.from_primary(lay_out)  # before hours are spent
   masks = complete_folds(runs, decided, root / FOLDER / fold_times.FILE)
   found, summaries = [], {}
-  for name in decided.configurations:
-    resolved = next(x.resolved for x in runs if x.configuration == name)
+  for names in candidates.combinations(decided.configurations):
+    name = candidates.name_of(names)
+    if len(names) > 1:
+      masks[name] = predict_together(names, runs, decided, root / FOLDER / name)
+    # What classes there are, and how they are scored, all have in common.
     summary = summaries[name] = pool(
-      masks[name], resolved, root / FOLDER / name, name=name
+      masks[name], runs[0].resolved, root / FOLDER / name, name=name
     )
-    found.append(Candidate(name, (name,), summary['mean']['dice']))
-  # Pairs of configurations join `found` here, after the singles.
+    found.append(Candidate(name, names, summary['mean']['dice']))
   chosen = candidates.choose(found)
+  learnt = held_out_masks.learn_postprocessing(
+    masks[chosen.name], runs[0].resolved
+  )
   result = describe(found, chosen, summaries, decided)
+  result['postprocessing'] = learnt
   text = json.dumps(result, indent=2, allow_nan=False) + '\n'
   path = root / FOLDER / 'summary.json'
   multihost.from_primary(lambda: write_atomically(path, text.encode()))
-  print(f'\n{table(result)}\nreport    {path}', flush=True)
-  # Post-processing learns here, from masks[name] of each of the chosen one's
-  # configurations, and then root/model is written: of these the folds' models.
+  models = {
+    name: [each.model for each in runs if each.configuration == name]
+    for name in chosen.configurations
+  }
+  multihost.from_primary(
+    lambda: ensemble.write(
+      root / 'model',
+      models,
+      scores=summaries[chosen.name],
+      postprocessing=learnt['steps'],
+    )
+  )
+  print(f'\n{table(result)}')
+  print('\n'.join(held_out_masks.describe_postprocessing(learnt)))
+  print(f'report    {path}\nmodel     {root}/model', flush=True)
   return result
+
+
+def predict_together(
+  names: Sequence[str],
+  runs: Sequence[FoldRun],
+  decided: Decided,
+  folder: pathlib.Path,
+) -> list[HeldOutMask]:
+  """Returns the held-out masks of configurations that predict together.
+
+  Each fold's models of all of them average their probabilities.
+
+  Args:
+    names: of the configurations.
+    runs: all trainings, done.
+    decided: what they share.
+    folder: for the masks, in a folder for each fold.
+  """
+  masks = []
+  for fold, cases in enumerate(decided.folds):
+    source = decided.source.subset(cases['val'])
+    own = held_out_masks.masks_of(folder / f'fold_{fold}', source, fold)
+    models = {
+      each.configuration: [each.model]
+      for each in runs
+      if each.fold == fold and each.configuration in names
+    }
+    failures = held_out_masks.predict(
+      models, own, sharding.local_mesh(), title=f'{folder.name}/fold_{fold}'
+    )
+    failures.tell(len(own), 'case', 'segmented')
+    masks += own
+  return in_order(masks, decided.source)
+
+
+def in_order(masks: Sequence[HeldOutMask], source: Source) -> list[HeldOutMask]:
+  """Returns the masks in the order of the cases in `source`."""
+  order = {name: i for i, name in enumerate(source.names)}
+  return sorted(masks, key=lambda mask: order[mask.name])
 
 
 def complete_folds(
@@ -121,10 +179,9 @@ def complete_folds(
     try:
       if not multihost.from_primary(functools.partial(fold_runs.is_done, each)):
         train_fold(each, runs, i, times)
-      config = trained_model.read_config(each.workdir, None, '')
       own = masks[each.configuration][-len(source) :]
       failures = held_out_masks.predict(
-        config, each.workdir, own, mesh, title=each.title
+        {each.configuration: [each.model]}, own, mesh, title=each.title
       )
       failures.tell(len(own), 'case', 'segmented')
     except InputError as error:
@@ -141,10 +198,8 @@ def complete_folds(
       f'{len(reasons)} of {counted(len(runs), "fold")} failed, so nothing is '
       f'pooled; the others are kept; the first: {reasons[0]}'
     )
-  order = {name: i for i, name in enumerate(decided.source.names)}
   return {
-    name: sorted(found, key=lambda mask: order[mask.name])
-    for name, found in masks.items()
+    name: in_order(found, decided.source) for name, found in masks.items()
   }
 
 

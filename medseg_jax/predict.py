@@ -96,7 +96,7 @@ def run(
   weights = trained_model.load_weights(
     config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
-  maker, made_of = maker_of(weights.parts), (weights.step, weights.which)
+  maker, made_of = maker_of(weights), (weights.step, weights.which)
   lap('weights')
 
   def look() -> tuple[Job, ...]:

@@ -54,5 +54,5 @@ def member(source, folder, *, fold=0, bias=None, seed=None, change=None):
 
 
 def write(folder, models):
-  ensemble.write(folder, models, scores={'mean': 1}, postprocessing=[['x', 1]])
+  ensemble.write(folder, models, scores={'mean': 1}, postprocessing=[])
   return folder

@@ -20,11 +20,11 @@ from medseg_jax import export, predict
 from medseg_jax.data.case import Case
 from medseg_jax.experiment import (
   ensemble,
-  joint_predictor,
   members,
   trained_model,
 )
 from medseg_jax.inference.cases import predict_cases as predict_cases_of_library
+from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
 
 # See test_in_step.py: logits choose class 1 on average, probabilities class 2.
@@ -86,9 +86,16 @@ def test_folds_average_logits_and_configurations_probabilities(
   assert model.description['scores'] == {'mean': 1}
   # The same two of one configuration: folds again, whatever their number.
   paths['c'] = member(one, tmp_path / 'd', bias=B, fold=0)
-  joint = joint_predictor.join({'2d': [paths['a'], paths['c']]})
-  logits = joint.predictor.predict_fn(np.zeros((8, 16, 16, 1)))
+  joint = joined({'2d': [paths['a'], paths['c']]})
+  logits = joint.predict_fn(np.zeros((8, 16, 16, 1)))
   np.testing.assert_allclose(logits[0, 4, 4], np.mean([A, B], 0), rtol=1e-5)
+
+
+def joined(models):
+  mesh = sharding.local_mesh()
+  return trained_model.compile_predictor(
+    members.load_together(models, mesh), mesh
+  )
 
 
 def predicted(folder, source, output, change=None, **options):
@@ -148,12 +155,12 @@ def test_a_zip_is_the_folder_and_masks_are_kept(
   monkeypatch.setattr(members, 'fit', lambda variables, mesh: False)
   assert predicted(target, scans, tmp_path / 'again') == first
   # Without a folder of its own, and in a zip inside a folder.
-  joint = joint_predictor.join(parts)
+  joint = joined(parts)
   scan = np.zeros((20, 30), np.float32) + np.arange(30)
   [alone] = predict_cases_of_library(
-    joint.predictor.predict_fn,
+    joint.predict_fn,
     [Case('scan', scan[..., None], None, (1.0, 1.0))],
-    **joint.predictor.settings,
+    **joint.settings,
   )
   nested = tmp_path / 'nested.zip'
   with zipfile.ZipFile(target) as old, zipfile.ZipFile(nested, 'w') as new:
@@ -242,7 +249,7 @@ def test_what_does_not_go_together_is_refused(untrained, tmp_path):
       write(before, together)
     assert_one_line(caught, str(odd), str(one))
     with pytest.raises(InputError, match=f': {key} is '):
-      joint_predictor.join(together)
+      joined(together)
     if i > 4:  # of another configuration it may be
       ensemble.gather({'2d': [one], 'other': [odd]})
   unknown = member(

@@ -122,11 +122,8 @@ def _configurations(
   config: ConfigDict, plan: Mapping[str, Any] | None
 ) -> tuple[str, ...]:
   """Returns the names of what is to be cross-validated."""
-  asked = [
-    name.strip()
-    for item in config.crossval.configurations
-    for name in str(item).split(',')
-  ]
+  words = config.crossval.configurations.split(',')
+  asked = [name for word in words if (name := word.strip())]
   if plan is None:
     if asked:
       raise InputError(

@@ -1,5 +1,6 @@
 """Which model of several a cross-validation chooses."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,19 @@ class Candidate(NamedTuple):
   name: str
   configurations: tuple[str, ...]
   dice: float | None
+
+
+def combinations(names: Sequence[str]) -> list[tuple[str, ...]]:
+  """Returns what is compared: each configuration, then each pair of them."""
+  return [
+    *((name,) for name in names),
+    *itertools.combinations(names, 2),
+  ]
+
+
+def name_of(names: Sequence[str]) -> str:
+  """Returns what configurations that predict together are called."""
+  return '+'.join(names)
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:

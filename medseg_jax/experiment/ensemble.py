@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 import medseg_jax
 from medseg_jax.experiment import mirroring, model_folder
 from medseg_jax.experiment.model_folder import DESCRIPTION
+from medseg_jax.postprocessing import classes_of
 from medseg_jax.runtime.errors import InputError, counted, quote, quote_json
 
 FORMAT, FORMAT_VERSION = 'medseg_jax ensemble', 1
@@ -86,7 +87,7 @@ def write(
     members: of each configuration, by name, model folders or zips of them,
       which are copied.
     scores: of the held-out cases, pooled; None where there are none.
-    postprocessing: steps, as JSON holds them.
+    postprocessing: the steps that all its masks get, see `postprocessing`.
 
   Raises:
     InputError: a member is damaged, does not say which cases trained it, or
@@ -147,6 +148,8 @@ def read(path: pathlib.Path) -> Stored:
         for listed in configuration['members']
       )
   _check(found, path)
+  with model_folder.damages(path, f'{DESCRIPTION} is damaged'):
+    _check_steps(description['postprocessing'], found)
   return Stored(description, found)
 
 
@@ -228,6 +231,17 @@ def _check(
         _compare(member, first, _facts, 'an ensemble')
         own = f'the configuration {name}'
         _compare(member, members[0], _facts_of_configuration, own)
+
+
+def _check_steps(
+  steps: Sequence[Any], configurations: Mapping[str, Sequence[Member]]
+) -> None:
+  """Raises ValueError where one is none, or of a class that there is not."""
+  first = next(iter(configurations.values()))[0]
+  number = len(first.description['classes'])
+  for step in steps:
+    if max(classes_of(step)) >= number:
+      raise ValueError(f'{quote_json(step)} is of more than {number} classes')
 
 
 def _compare(member: Member, first: Member, facts_of: Any, what: str) -> None:

@@ -53,6 +53,10 @@ class FoldRun(NamedTuple):
   resolved: ConfigDict
 
   @property
+  def model(self) -> pathlib.Path:
+    return self.workdir / 'model'
+
+  @property
   def title(self) -> str:
     return f'{self.configuration}/{self.workdir.name}'
 

@@ -1,5 +1,6 @@
 """The weights of a trained model, one or several, before they are compiled."""
 
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +10,9 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from medseg_jax.experiment import build, model_folder
+from medseg_jax.experiment import build, ensemble, model_folder
 from medseg_jax.experiment.ensemble import Member
+from medseg_jax.postprocessing import Step
 from medseg_jax.runtime.checkpoint import BEST, LATEST
 from medseg_jax.runtime.checkpoint_files import check_shapes, shapes_of
 from medseg_jax.runtime.errors import InputError
@@ -38,11 +40,14 @@ class Weights(NamedTuple):
     parts: its configurations, one unless it is an ensemble.
     step: number of updates that made the weights, the most of any member.
     which: 'best' or 'latest'; 'best' where one member's are.
+    postprocessing: the steps that are applied to its masks, see
+      `postprocessing.apply`; those of an ensemble, where it has such.
   """
 
   parts: tuple[Part, ...]
   step: int
   which: str
+  postprocessing: tuple[Step, ...] = ()
 
 
 def load(
@@ -78,6 +83,26 @@ def load(
       which = BEST if BEST in (which, stored.checkpoint) else LATEST
     parts.append(Part(name, own, tuple(variables)))
   return Weights(tuple(parts), step, which)
+
+
+def load_together(
+  models: Mapping[str, Sequence[pathlib.Path]], mesh: Mesh
+) -> Weights:
+  """Returns the weights of models that need not lie in one folder.
+
+  They predict as an ensemble of them would, one alone as it does by itself.
+
+  Args:
+    models: of each configuration, by name, model folders or zips of them.
+    mesh: that will predict.
+
+  Raises:
+    InputError: one is damaged, or does not go with the others.
+  """
+  found = ensemble.gather(models)
+  first = next(iter(found.values()))[0]
+  config = model_folder.config_of(first.description)
+  return load(found, config, config, mesh)
 
 
 def _change_alike(

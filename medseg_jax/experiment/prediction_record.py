@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax.data.sources.to_predict import MASK_LIST
 from medseg_jax.experiment import build, mirroring
-from medseg_jax.experiment.members import Part
+from medseg_jax.experiment.members import Weights
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime.errors import InputError
 
@@ -46,14 +46,10 @@ class Maker(NamedTuple):
   settings: dict[str, Any]
 
 
-def maker_of(parts: Sequence[Part]) -> Maker:
-  """Returns what the configurations of a model make masks with, all of them.
-
-  Args:
-    parts: one, unless the model is an ensemble.
-  """
+def maker_of(model: Weights) -> Maker:
+  """Returns what a model makes masks with, all its configurations."""
   settings, hashes = {}, []
-  for i, part in enumerate(parts):
+  for i, part in enumerate(model.parts):
     prefix = f'{part.name}.' if i else ''
     own = _settings_of(part.config)
     settings |= {f'{prefix}{key}': value for key, value in own.items()}
@@ -61,6 +57,8 @@ def maker_of(parts: Sequence[Part]) -> Maker:
   [(_, weights), *others] = hashes
   if others:
     weights = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+  if model.postprocessing:
+    settings['postprocessing'] = model.postprocessing
   # As the file will have them: lists in place of tuples.
   return Maker(weights, json.loads(json.dumps(settings)))
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from medseg_jax import postprocessing
 from medseg_jax.data.case import Source
 from medseg_jax.experiment import (
   build,
@@ -180,6 +181,10 @@ def compile_predictor(weights: Weights, mesh: Mesh) -> Predictor:
     also.append(cases.Network(_compile_part(part, mesh), **shared))
   if also:
     settings['also'] = tuple(also)
+  if weights.postprocessing:
+    settings['finish'] = functools.partial(
+      postprocessing.apply, steps=weights.postprocessing
+    )
   return Predictor(predict_fn, weights.step, weights.which, settings)
 
 
@@ -227,7 +232,9 @@ def load_weights(
   if stored.is_ensemble:
     counts = (f'{n} x {len(m)}' for n, m in stored.configurations.items())
     print(f'ensemble  {folder}: {", ".join(counts)}', flush=True)
-  return members.load(stored.configurations, config, before, mesh)
+  weights = members.load(stored.configurations, config, before, mesh)
+  steps = stored.description.get('postprocessing', ())
+  return weights._replace(postprocessing=tuple(steps))
 
 
 def load_variables(

@@ -82,6 +82,8 @@ class Settings(TypedDict):
     also: further networks of the same classes or regions; none. What is
       decoded are the means of their probabilities on the case's own grid:
       softmax, or with `activate` sigmoid.
+    finish: class indices `[*S]` of a whole case to those that it gets; as they
+      are. Probabilities stay those of the network.
   """
 
   preprocessing: Preprocessing
@@ -94,6 +96,7 @@ class Settings(TypedDict):
   activate: NotRequired[Callable[[np.ndarray], np.ndarray] | None]
   has_background: NotRequired[bool]
   also: NotRequired[Sequence[Network]]
+  finish: NotRequired[Callable[[np.ndarray], np.ndarray]]
 
 
 def predict_cases(
@@ -200,6 +203,7 @@ def _predict(
   activate: Callable[[np.ndarray], np.ndarray] | None = None,
   has_background: bool = False,
   also: Sequence[Network] = (),
+  finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[Item, Prediction]]:
   first = Network(predict_fn, preprocessing, patch_size, overlap, batch_size)
   networks = (first, *also)
@@ -230,6 +234,8 @@ def _predict(
         activate=activate,
         has_background=has_background or activate is None,
       )
+      if finish is not None:
+        prediction = prediction._replace(label=finish(prediction.label))
       yield case.item, prediction
       del case, slabs, prediction  # before the next image is waited for
 

@@ -18,7 +18,7 @@ does nnU-Net version 2: its `remove_connected_components.py` calls acvl_utils'
 large as the largest. Sizes are numbers of voxels, on the grid of the label map.
 """
 
-from medseg_jax.postprocessing.components import Step, apply
+from medseg_jax.postprocessing.components import Step, apply, classes_of
 from medseg_jax.postprocessing.learning import (
   Learnt,
   NestedGain,
@@ -34,6 +34,7 @@ __all__ = [
   'Pieces',
   'Step',
   'apply',
+  'classes_of',
   'count_pieces',
   'describe',
   'learn',
