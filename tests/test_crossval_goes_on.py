@@ -1,0 +1,114 @@
+"""A cross-validation that is stopped, damaged, or in part made elsewhere."""
+
+import json
+
+import pytest
+from data_cases import assert_one_line
+from test_crossval import config_for
+
+from medseg_jax import crossval, evaluate, train
+from medseg_jax.experiment import prediction_jobs
+from medseg_jax.runtime.errors import InputError, Stopped
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """Returns the folder of one that nobody stopped."""
+  root = tmp_path_factory.mktemp('whole')
+  crossval.run(config_for(), root)
+  return root
+
+
+def made(root):
+  """Returns what is the same however often it was stopped."""
+  paths = [
+    *root.glob('2d/fold_*/held_out/*.png'),
+    *root.glob('crossval/*/cases.csv'),
+    *root.glob('model/**/model.safetensors'),
+    root / 'crossval' / 'summary.json',
+  ]
+  return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+
+def stop_at(patch, module, name, call):
+  """Stops the run at the begin of one call of a function."""
+  original, calls = getattr(module, name), []
+
+  def stopping(*args, **named):
+    calls.append(1)
+    if len(calls) == call:
+      raise Stopped('stopped', 15)
+    return original(*args, **named)
+
+  patch.setattr(module, name, stopping)
+
+
+def test_stopped_in_training_prediction_and_scoring_it_ends_alike(
+  whole, tmp_path
+):
+  for module, name, call in (
+    (train, 'train', 2),
+    (prediction_jobs, 'write', 1),
+    (prediction_jobs, 'write', 2),
+    (evaluate, 'score_mask', 3),
+  ):
+    with pytest.MonkeyPatch.context() as patch:
+      stop_at(patch, module, name, call)
+      with pytest.raises(Stopped):
+        crossval.run(config_for(), tmp_path)
+  crossval.run(config_for(), tmp_path)
+  found, wanted = made(tmp_path), made(whole)
+  assert len(wanted) == 5 + 1 + 2 + 1
+  assert found == wanted
+
+
+def test_a_fold_that_was_trained_elsewhere_is_taken_up(
+  whole, tmp_path, monkeypatch
+):
+  config = config_for()
+  config.data.fold = 1
+  config.data.own_splits = False
+  train.run(config, tmp_path / '2d' / 'fold_1')
+  trained, original = [], train.run
+
+  def counted(config, workdir, **named):
+    trained.append(workdir.name)
+    return original(config, workdir, **named)
+
+  monkeypatch.setattr(train, 'run', counted)
+  crossval.run(config_for(), tmp_path)
+  assert trained == ['fold_0']
+  assert made(tmp_path) == made(whole)
+
+
+def test_a_fold_of_another_division_is_refused(tmp_path):
+  config = config_for()
+  config.data.fold = 0
+  config.data.own_splits = False
+  config.data.fold_order = 'block'
+  train.run(config, tmp_path / '2d' / 'fold_0')
+  with pytest.raises(InputError, match='another division of the cases') as it:
+    crossval.run(config_for(), tmp_path)
+  assert_one_line(it, str(tmp_path / '2d' / 'fold_0'), 'splits.json')
+
+
+def test_a_damaged_model_of_one_fold_is_named_and_the_others_stay(tmp_path):
+  crossval.run(config_for(), tmp_path)
+  before = made(tmp_path)
+  weights = tmp_path / '2d' / 'fold_1' / 'model' / 'model.safetensors'
+  weights.write_bytes(weights.read_bytes()[:-7])
+  with pytest.raises(InputError, match='1 of 2 folds failed') as caught:
+    crossval.run(config_for(), tmp_path)
+  assert_one_line(caught, str(weights.parent))
+  assert made(tmp_path) == before
+
+
+def test_the_model_lists_the_folds_and_what_they_scored(whole):
+  description = json.loads((whole / 'model' / 'model.json').read_text())
+  [configuration] = description['configurations']
+  assert configuration['name'] == '2d'
+  places = [member['folder'] for member in configuration['members']]
+  assert places == ['2d/fold_0', '2d/fold_1']
+  result = json.loads((whole / 'crossval' / 'summary.json').read_text())
+  assert description['postprocessing'] == result['postprocessing']['steps']
+  assert description['scores']['num_cases'] == 5
