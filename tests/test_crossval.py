@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from data_cases import assert_one_line
+from PIL import Image
 from small import load, shrink
 
 from medseg_jax import crossval
@@ -72,3 +74,21 @@ def test_ties_go_to_the_first_and_to_singles():
   assert candidates.choose([pair, none, b, a]) is b
   assert candidates.choose([a, pair._replace(dice=0.6)]).name == 'a+b'
   assert candidates.choose([none]) is none
+
+
+def test_a_fold_without_foreground_to_train_on_is_named(tmp_path):
+  for folder in ('images', 'masks'):
+    (tmp_path / 'data' / folder).mkdir(parents=True)
+  for i in range(4):
+    rng = np.random.default_rng(i)
+    image = rng.integers(0, 256, (32, 32)).astype(np.uint8)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:20, 8:20] = 255 * (i == 0)  # in one case alone
+    Image.fromarray(image).save(tmp_path / 'data' / 'images' / f'{i}.png')
+    Image.fromarray(mask).save(tmp_path / 'data' / 'masks' / f'{i}.png')
+  config = config_for()
+  config.data.source, config.data.path = 'folder', str(tmp_path / 'data')
+  with pytest.raises(InputError, match='no foreground in any of the') as caught:
+    crossval.run(config, tmp_path / 'run')
+  assert_one_line(caught, 'splits.json, fold ')
+  assert not list((tmp_path / 'run').glob('2d/*/checkpoints'))
