@@ -60,6 +60,7 @@ def run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
   with contextlib.ExitStack() as held:
 
     def hold() -> None:
+      ensemble.check_place(root, crossval=True)
       held.enter_context(workdir_lock.hold(root))
 
     multihost.from_primary(hold)

@@ -19,6 +19,7 @@ from medseg_jax.data.sampling import choose_patches
 from medseg_jax.experiment import (
   build,
   config_files,
+  ensemble,
   fine_tuning,
   held_out,
   opening,
@@ -69,6 +70,7 @@ def run(
   with contextlib.ExitStack() as held:
 
     def hold() -> None:
+      ensemble.check_place(workdir, crossval=False)
       held.enter_context(workdir_lock.hold(workdir))
 
     multihost.from_primary(hold)
@@ -123,6 +125,8 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: str) -> dict:
         fine_tuning.write(origin, workdir)
       if record is not None:
         held_out.write(record, workdir)
+      elif not resuming:  # that of a training that was lost
+        (workdir / held_out.FILE).unlink(missing_ok=True)
 
     multihost.from_primary(write)
     # Each process predicts cases of its own, on its own devices.

@@ -164,3 +164,14 @@ def test_no_temperature_changes_a_mask():
 def test_what_makes_no_sense_is_refused(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_what_is_ignored_is_no_class():
+  for call in (calibration.fit_temperature, calibration.expected_error):
+    with pytest.raises(ValueError, match='must lie in 0..1'):
+      call(np.full((3, 2), 0.5), [0, 1, -1])
+
+
+def test_the_rounding_of_an_average_is_no_error():
+  found = calibration.reliability(np.float32([1.0000001]), [True])
+  assert found.probability[-1] == 1

@@ -59,6 +59,10 @@ def test_what_cannot_be_cross_validated_is_one_line(tmp_path):
   config.data.fold = 'all'
   with pytest.raises(InputError, match='nothing is held out'):
     crossval.run(config, tmp_path)
+  config = config_for()
+  config.init_from = 'model'
+  with pytest.raises(InputError, match='begins every fold anew'):
+    crossval.run(config, tmp_path)
   for number, folds in ((6, 10), (1, 5)):
     config = config_for()
     config.data.phantom.num_train = number

@@ -103,6 +103,16 @@ def test_a_damaged_model_of_one_fold_is_named_and_the_others_stay(tmp_path):
   assert made(tmp_path) == before
 
 
+def test_a_training_and_a_cross_validation_do_not_share_a_folder(
+  whole, tmp_path
+):
+  with pytest.raises(InputError, match='holds an ensemble'):
+    train.run(config_for(), whole)
+  (tmp_path / 'checkpoints').mkdir()
+  with pytest.raises(InputError, match='holds a training'):
+    crossval.run(config_for(), tmp_path)
+
+
 def test_the_model_lists_the_folds_and_what_they_scored(whole):
   description = json.loads((whole / 'model' / 'model.json').read_text())
   [configuration] = description['configurations']

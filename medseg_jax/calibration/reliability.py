@@ -48,6 +48,8 @@ def reliability(
     ValueError: shapes that differ, or probabilities outside 0 .. 1.
   """
   probs, hits = np.asarray(probs, np.float64), np.asarray(hits, bool)
+  # Averages in float32 are off by a little.
+  probs = np.where(np.abs(probs - 0.5) < 0.5 + 1e-6, probs.clip(0, 1), probs)
   if probs.shape != hits.shape or probs.ndim != 1:
     raise ValueError(
       f'probs and hits must be [N], got {probs.shape} and {hits.shape}'
@@ -138,5 +140,14 @@ def _check(
     raise ValueError(
       'probs must be [N, K] and labels [N], or [N, K] for regions, got '
       f'{probs.shape} and {labels.shape}'
+    )
+  if (
+    labels.ndim == 1
+    and labels.size
+    and (labels.min() < 0 or labels.max() >= probs.shape[1])
+  ):
+    raise ValueError(
+      f'labels must lie in 0..{probs.shape[1] - 1}, got {labels.min()}..'
+      f'{labels.max()}; leave out what is ignored'
     )
   return probs, labels

@@ -97,6 +97,13 @@ def fit_temperature(
       'logits must be [N, K] and labels [N], or [N, K] for regions, with N > '
       f'0, got {logits.shape} and {labels.shape}'
     )
+  if (
+    labels.ndim == 1 and not 0 <= labels.min() <= labels.max() < logits.shape[1]
+  ):
+    raise ValueError(
+      f'labels must lie in 0..{logits.shape[1] - 1}, got {labels.min()}..'
+      f'{labels.max()}; leave out what is ignored'
+    )
   if labels.ndim == 2:
     return tuple(
       _minimum(np.stack([np.zeros(len(logits)), column], -1), here.astype(int))

@@ -90,6 +90,11 @@ def _check(config: ConfigDict) -> None:
       f'config.data.fold is {quote(fold)}, but --mode=crossval trains every '
       'fold; leave it out, or train that one with --mode=train'
     )
+  if config.init_from:
+    raise InputError(
+      f'config.init_from is {quote(config.init_from)}; --mode=crossval begins '
+      'every fold anew, so leave it out'
+    )
   if config.data.source == 'phantom' and len(config.patch_size) > 2:
     raise InputError(
       "config.data.source is 'phantom' with patches of three axes; for "

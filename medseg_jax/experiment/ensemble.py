@@ -7,6 +7,7 @@ What the ensemble is besides stands in its members, each a model by itself. A
 single model is read as one configuration of one member.
 """
 
+import contextlib
 import datetime
 import json
 import pathlib
@@ -23,6 +24,7 @@ from medseg_jax.postprocessing import classes_of
 from medseg_jax.runtime.errors import InputError, counted, quote, quote_json
 
 FORMAT, FORMAT_VERSION = 'medseg_jax ensemble', 1
+_OWN = (None, FORMAT)
 
 # What members agree in, all of them and those of one configuration.
 _ALL = ('classes', 'label_values', 'regions', 'region_order', 'output')
@@ -151,6 +153,31 @@ def read(path: pathlib.Path) -> Stored:
   with model_folder.damages(path, f'{DESCRIPTION} is damaged'):
     _check_steps(description['postprocessing'], found)
   return Stored(description, found)
+
+
+def check_place(workdir: pathlib.Path, *, crossval: bool) -> None:
+  """Raises InputError where a training and a cross-validation would meet.
+
+  Each writes `model/`, and would put its own in the other's place.
+
+  Args:
+    workdir: of one of the two.
+    crossval: which.
+  """
+  kind = None
+  with contextlib.suppress(InputError):  # of a damaged one others tell
+    if (workdir / 'model' / DESCRIPTION).exists():
+      kind = model_folder.read_json(workdir / 'model')['format']
+  if crossval and ((workdir / 'checkpoints').exists() or kind not in _OWN):
+    raise InputError(
+      f'{workdir}: holds a training, whose model would be lost; allowed for '
+      '--mode=crossval is a --workdir of its own'
+    )
+  if not crossval and kind == FORMAT:
+    raise InputError(
+      f'{workdir}: holds an ensemble, which a training would replace; allowed '
+      'for --mode=train is another --workdir, such as that of one fold in it'
+    )
 
 
 def gather(

@@ -31,7 +31,8 @@ PLAN = 'plan.json'
 # Of the recipe, what a fold that was trained elsewhere is compared by.
 _RECIPE = (
   *('seed', 'batch_size', 'patch_size', 'dtype', 'ema_decay', 'loss'),
-  *('overlap', 'optimizer', 'schedule', 'augment', 'data.foreground_share'),
+  *('overlap', 'optimizer', 'schedule', 'augment', 'inference'),
+  *('init_from', 'fine_tune', 'data.foreground_share'),
 )
 
 
@@ -70,8 +71,14 @@ def list_runs(decided: Decided, root: pathlib.Path) -> list[FoldRun]:
       config.data.fold = index
       if decided.plan is not None:
         config.plan.configuration = name
+      held = {decided.digests[case] for case in fold['val']}
+      train = [  # as training will have them: no copy of what is held out
+        case
+        for case in fold['train']
+        if is_blank(decided.digests[case]) or decided.digests[case] not in held
+      ]
       resolved = opening.resolve_for(
-        config, decided.source.subset(fold['train']), decided.plan
+        config, decided.source.subset(train), decided.plan
       )
       workdir = root / name / f'fold_{index}'
       runs.append(FoldRun(name, index, workdir, config, resolved))

@@ -196,6 +196,8 @@ def predict(
     folder.mkdir(parents=True, exist_ok=True)
     record = Record(folder)
     left = [j for j in jobs.values() if _is_to_make(j, record, maker)]
+    for job in left:  # of older weights; half replaced it would be nobody's
+      job.target.unlink(missing_ok=True)
     prediction_jobs.remove_unfinished(left)
     return [job.name for job in left]
 

@@ -12,11 +12,12 @@ even where the program is busy compiling.
 
 import contextlib
 import os
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 
 from medseg_jax.runtime.errors import Stopped
 
@@ -145,12 +146,20 @@ def as_completed(futures: Iterable[Future]) -> Iterator[Future]:
   Raises:
     Stopped: see `check`.
   """
-  left = set(futures)
+  left = 0
+  done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+  for future in futures:
+    future.add_done_callback(done.put)
+    left += 1
   while left:
-    done, left = wait(left, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+    found = None
+    with contextlib.suppress(queue.Empty):
+      found = done.get(timeout=_SECONDS_BETWEEN_LOOKS)
     if asked():
       check()
-    yield from done
+    if found is not None:
+      left -= 1
+      yield found
 
 
 def be_quiet() -> None:
@@ -165,8 +174,9 @@ def num_checks() -> int:
 
 def ask() -> None:
   """Asks the program to stop as a SIGTERM would, where signals are noted."""
-  if _Process.request is not None:
-    _Process.request.signal = _Process.request.signal or signal.SIGTERM
+  request = _Process.request  # once: another thread may take it away
+  if request is not None:
+    request.signal = request.signal or signal.SIGTERM
 
 
 def asked() -> bool:

@@ -68,6 +68,20 @@ class Pair(NamedTuple):
   unknown: dict[int, int]
 
 
+def _images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the images of a folder by stem, however that is encoded."""
+  found: dict[str, pathlib.Path] = {}
+  for path in images.list_images(folder):
+    stem = unicodedata.normalize('NFC', path.stem)
+    if stem in found:
+      raise InputError(
+        f'{folder}: two images are called {stem}, in two ways of writing it '
+        'in Unicode; allowed is one of each name'
+      )
+    found[stem] = path
+  return found
+
+
 def match_masks(predictions: pathlib.Path, labels: pathlib.Path) -> Matched:
   """Returns which prediction and label belong together.
 
@@ -90,13 +104,7 @@ def match_masks(predictions: pathlib.Path, labels: pathlib.Path) -> Matched:
         f'{labels}: no masks; found '
         f'{images.name_some(p.name for p in entries)}; allowed are {kinds}'
       )
-    found = [
-      {
-        unicodedata.normalize('NFC', path.stem): path
-        for path in images.list_images(place)
-      }
-      for place in (predictions, labels)
-    ]
+    found = [_images(place) for place in (predictions, labels)]
   made, true = found
   refused = {failure.name for failure in failures}
   alike = collections.defaultdict(list)
