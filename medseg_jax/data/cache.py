@@ -152,7 +152,8 @@ def prepare(
         entries[futures[future]] = future.result()
         on_case()
     finally:
-      # Whoever asked for the end may not wait for a case that takes long.
+      # Whoever asked for the end may not wait for a case that takes long; a
+      # process that is alone waits for it when it exits.
       pool.shutdown(wait=not stop_signal.asked(), cancel_futures=True)
   cases = _Cases(source, preprocessing, places, entries)
   return Cache(

@@ -325,7 +325,8 @@ def _entered(
           yield None
         ahead = pool.submit(prepare)
   finally:
-    # Whoever asked for the end may not wait for a scan that takes long.
+    # Whoever asked for the end may not wait for a scan that takes long; a
+    # process that is alone waits for it when it exits.
     pool.shutdown(wait=not stop_signal.asked(), cancel_futures=True)
 
 
