@@ -45,7 +45,8 @@ def run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
   """Trains, predicts, scores, chooses; returns what `summary.json` holds.
 
   Where the input or the model of a fold is wrong the others are trained all the
-  same, and it is named at the end. A killed cross-validation goes on where it was, to the same masks.
+  same, and it is named at the end. A killed cross-validation goes on where it
+  was, to the same masks.
 
   Args:
     config: as the user has it.
