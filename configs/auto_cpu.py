@@ -15,8 +15,7 @@ def get_config(configuration=''):
   config.num_steps = 5000
   config.dtype = 'float32'
   config.batch_size = 2
-  config.model.features = 16  # half of the plan's, also at the most
-  config.model.max_features = 256 if configuration == '2d' else 160
+  config.model.features = 16  # half of the plan's, and so at every stage
   config.ema_decay = 0.99
   config.optimizer.name = 'adamw'
   config.optimizer.learning_rate = 2e-3

@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
   config.model.name = 'unet'  # another network: see configs/tutorial.py
   config.model.depth = 4  # number of resolutions
   # The next four: one number for all resolutions, or a tuple with one each.
-  config.model.features = _any(16)  # a number: of the first, doubling
+  config.model.features = _any(16)  # a number: of the first
   config.model.max_features = 512
   config.model.convs_per_stage = _any(2)
   config.model.kernel_sizes = _any(3)

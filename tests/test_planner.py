@@ -8,8 +8,10 @@ import pytest
 from data_cases import assert_one_line
 from flax import linen as nn
 from plan_cases import CT, fingerprint, known, make
+from small import load
 
 from medseg_jax import models, planner
+from medseg_jax.experiment import volume_plan
 from medseg_jax.planner import topology
 
 # Patch, batch and stages; the plans that nnU-Net makes for these data sets.
@@ -334,3 +336,22 @@ def test_fingerprints_that_cannot_be_planned():
   with pytest.raises(ValueError) as error:
     make(found._replace(intensities=(constant,)), channels=('CT',))
   assert_one_line(error, 'channel CT', '7')
+
+
+@pytest.mark.parametrize(
+  ('asked', 'at_most', 'name', 'features'),
+  [
+    (0, 512, '3d_fullres', (32, 64, 128, 256, 320, 320)),
+    (16, 512, '3d_fullres', (16, 32, 64, 128, 160, 160)),
+    (16, 512, '2d', (16, 32, 64, 128, 256, 256, 256, 256)),
+    (33, 166, '3d_fullres', (33, 66, 132, 166, 166, 166)),
+  ],
+)
+def test_one_number_scales_the_features_of_every_configuration(
+  asked, at_most, name, features
+):
+  config = load('auto')
+  config.model.features, config.model.max_features = asked, at_most
+  config.plan.configuration = name
+  volume_plan.apply(config, known('spleen'))
+  assert config.model.features == features

@@ -1,6 +1,7 @@
 """The plan of a run on volumes: read from plan.json, or made from the data."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -244,13 +245,27 @@ def apply(config: ConfigDict, plan: dict[str, Any]) -> None:
       model.kernel_sizes = to_tuples(chosen['kernel_sizes'])
       model.convs_per_stage = to_tuples(chosen['convs_per_stage'])
       model.residual_blocks = to_tuples(chosen['residual_blocks']) or 0
-      model.features = model.features or to_tuples(chosen['features'])
+      model.features = _features(model, chosen['features'])
   if augment.rotation_degrees is None:
     augment.rotation_degrees = float(rotation['rotation_degrees'])
   if augment.in_plane is None:
     augment.in_plane = bool(rotation['in_plane'])
   if config.overlap.batch is None:
     config.overlap.batch = bool(chosen['batch_dice'])
+
+
+def _features(model: ConfigDict, planned: Sequence[int]) -> tuple[int, ...]:
+  """Returns the features of each stage: the plan's, or in their ratio.
+
+  So that one number serves configurations whose plans end at other widths.
+  """
+  if isinstance(model.features, tuple):
+    return model.features
+  first = model.features or planned[0]
+  return tuple(
+    min(max(round(number * first / planned[0]), 1), model.max_features)
+    for number in planned
+  )
 
 
 def _configuration(config: ConfigDict, plan: dict[str, Any]) -> dict[str, Any]:
