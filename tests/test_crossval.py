@@ -63,6 +63,10 @@ def test_what_cannot_be_cross_validated_is_one_line(tmp_path):
   config.init_from = 'model'
   with pytest.raises(InputError, match='begins every fold anew'):
     crossval.run(config, tmp_path)
+  config = config_for()
+  config.patch_size = (8, 8, 8)
+  with pytest.raises(InputError, match="'phantom', with volumes; for --mode="):
+    crossval.run(config, tmp_path / 'volumes')
   for number, folds in ((6, 10), (1, 5)):
     config = config_for()
     config.data.phantom.num_train = number

@@ -8,6 +8,7 @@ pytest.importorskip('tensorflow_datasets')
 
 from test_tfds import Pets, pet_index, prepare
 
+from medseg_jax import crossval
 from medseg_jax.data.sources.tfds import open_tfds
 from medseg_jax.experiment import opening, scored_cases
 from medseg_jax.runtime.errors import InputError
@@ -47,3 +48,19 @@ def test_a_test_split_alone_is_scored_but_does_not_train(tmp_path, monkeypatch):
   none = prepare_pets(tmp_path / 'none', monkeypatch, unlabelled=(0, 1))
   with pytest.raises(InputError, match='no examples in a split train or .*unl'):
     open_tfds('pets', data_dir=none)
+
+
+def test_train_alone_is_cross_validated(tmp_path, monkeypatch, capsys):
+  config = shrink(load('unet'), num_steps=2)
+  config.data.source, config.data.path = 'tfds', 'pets'
+  config.data.num_folds = 2
+  config.data.tfds.data_dir = prepare_pets(
+    tmp_path / 'data', monkeypatch, train=(0, 5), test=(50, 4)
+  )
+  result = crossval.run(config, tmp_path / 'run')
+  assert result['num_cases'] == 5
+  masks = (tmp_path / 'run').glob('2d/fold_*/held_out/*.png')
+  assert sorted(path.stem for path in masks) == [f'pet_{i}' for i in range(5)]
+  assert 'not used: the cases that the data itself holds out (4 test)' in (
+    capsys.readouterr().out
+  )

@@ -16,6 +16,7 @@ from medseg_jax.data import splits
 from medseg_jax.data.case import Source
 from medseg_jax.data.groups import Groups, some
 from medseg_jax.data.identity import is_blank
+from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment import folds as one_fold
 from medseg_jax.experiment import opening, sources, volume_plan
 from medseg_jax.runtime import multihost
@@ -63,6 +64,7 @@ def decide(config: ConfigDict, root: pathlib.Path) -> Decided:
     multihost.from_primary(lambda: _tell_own_splits(config))
   opened = opening.open_data(config, root)
   source, digests = opened.sources['train'], opened.digests['train']
+  multihost.from_primary(lambda: _check_files(source, config.data.source))
   path = root / SPLITS
   folds = multihost.from_primary(
     lambda: divide(source.names, digests, opened.config, path)
@@ -95,11 +97,15 @@ def _check(config: ConfigDict) -> None:
       f'config.init_from is {quote(config.init_from)}; --mode=crossval begins '
       'every fold anew, so leave it out'
     )
-  if config.data.source == 'phantom' and len(config.patch_size) > 2:
+
+
+def _check_files(source: Source, name: str) -> None:
+  """Raises InputError where masks could not lie on the grid of a file."""
+  if not isinstance(source, VolumeSource) and source[0].image.ndim > 3:
     raise InputError(
-      "config.data.source is 'phantom' with patches of three axes; for "
-      "--mode=crossval allowed are 'volumes', 'folder', 'tfds', and phantoms "
-      'of two axes, as masks of volumes need the file of their image'
+      f'config.data.source is {quote(name)}, with volumes; for --mode=crossval '
+      "allowed are 'volumes', and images from 'folder', 'tfds' and 'phantom', "
+      'as masks of volumes need the file of their image'
     )
 
 
