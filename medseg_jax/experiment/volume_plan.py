@@ -207,7 +207,8 @@ def _check_same_plan(
 
 
 def _num_outputs(source: VolumeSource) -> int:
-  return len(source.regions) or len(source.classes)
+  # Without labels every channel is restored.
+  return len(source.regions) or len(source.classes) or source.channels
 
 
 def apply(config: ConfigDict, plan: dict[str, Any]) -> None:
