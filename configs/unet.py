@@ -151,6 +151,9 @@ def get_config() -> ConfigDict:
   # For volumes: what is left open above and below (0, (), None) is planned from
   # the data by the rules of nnU-Net; see medseg_jax/planner.
   config.plan = ConfigDict()
+  # A plan.json of another data set, to take over with the intensities in it;
+  # '' to plan from the data.
+  config.plan.path = ''
   config.plan.configuration = ''  # '3d_fullres', '3d_lowres', '2d'; '' for 3-D
   # 'plain', or 'residual_m', 'residual_l', 'residual_xl'.
   config.plan.preset = 'plain'

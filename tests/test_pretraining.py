@@ -231,13 +231,15 @@ def test_nor_does_it_from_python_or_from_its_checkpoints(
     ({'data.label_values': (0, 1)}, ['data.label_values', 'no labels']),
     ({'data.foreground_share': 0.3}, ['data.foreground_share', 'no labels']),
     ({'data.instances': 'classes'}, ['data.instances', 'no labels']),
+    ({'data.fold': 0}, ['data.fold', "'all'"]),
     ({'data.path': '/nowhere'}, ['/nowhere']),
     ({'patch_size': (4, 4, 4)}, ['patch_size', '2 blocks of (2, 4, 4)']),
   ],
 )
 def test_mistakes_are_one_line(data, tmp_path, keys, words):
   config = config_of(data[1])
-  config.update_from_flattened_dict(keys)
+  with config.data.ignore_type():  # of the fold
+    config.update_from_flattened_dict(keys)
   with pytest.raises(InputError) as error:
     train.run(config, tmp_path)
   assert_one_line(error, *words)

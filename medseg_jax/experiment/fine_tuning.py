@@ -128,7 +128,8 @@ def _settings(before: ConfigDict, plan: Any) -> dict[str, dict[str, Any]]:
   else:
     name = volume_plan.configuration_name(before, plan['configurations'])
     settings['data'] = {'spacing': data['spacing']}
-    settings['plan'] = before.plan.to_dict() | {'configuration': name}
+    settings['plan'] = before.plan.to_dict()
+    settings['plan'] |= {'configuration': name, 'path': ''}
   return to_tuples(settings)
 
 

@@ -47,6 +47,13 @@ def check(config: ConfigDict) -> None:
       f'config.data.source is {data.source!r} with config.pretrain.mask_share '
       f"{share:g}; allowed is 'volumes', a folder of NIfTI files"
     )
+  if data.fold != 'all':
+    raise InputError(
+      f'config.data.fold is {data.fold}, but a pretraining '
+      f'(config.pretrain.mask_share {share:g}) scores nothing, so that nothing '
+      "is held out; allowed is 'all'; leave out of the folder what shall not "
+      'be seen'
+    )
   for key, nothing in (
     ('classes', ()),
     ('label_values', ()),
