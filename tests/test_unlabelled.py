@@ -30,7 +30,11 @@ def test_a_flat_folder(tmp_path):
   for seed, name in enumerate('ba'):
     save(tmp_path / f'{name}.nii.gz', image_array(seed))
   (tmp_path / 'readme.txt').write_text('')
+  (tmp_path / 'later').mkdir()
+  (tmp_path / 'old.mha').write_text('')
   source = opened(tmp_path)
+  [line] = source.oddities
+  assert 'later, old.mha; what is read are' in line
   assert source.names == ('a', 'b') and source.channel_names == ('channel_0',)
   assert source.classes == source.label_values == ()
   case = source[0]
@@ -45,6 +49,9 @@ def test_labels_of_a_data_set_are_not_read(tmp_path):
     path.write_bytes(b'no NIfTI')
   save(tmp_path / 'imagesTs' / 'c.nii.gz', image_array(7))
   source = opened(tmp_path)
+  assert source.oddities == ()
+  save(tmp_path / 'd.nii.gz', image_array(8))
+  assert 'not used: d.nii.gz' in opened(tmp_path).oddities[0]
   assert source.names == ('a', 'b', 'c') and source.channel_names == ('MRI',)
   assert not any(source[i].label.any() for i in range(3))
 

@@ -16,10 +16,14 @@ import numpy as np
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
-from medseg_jax.data.formats.images import list_folder, name_some
+from medseg_jax.data.formats.images import (
+  find_strays,
+  list_folder,
+  name_some,
+)
 from medseg_jax.data.formats.nifti_header import SUFFIXES
 from medseg_jax.data.sources.dataset_json import read_channel_names
-from medseg_jax.data.sources.folder_files import MASK_SUFFIXES
+from medseg_jax.data.sources.folder_files import MASK_FOLDERS, MASK_SUFFIXES
 from medseg_jax.data.sources.volume_files import (
   case_name,
   group_channels,
@@ -32,6 +36,7 @@ FOLDERS = (
   *('imagesTr', 'imagesTs', 'images'),
   *('train/images', 'val/images', 'test/images'),
 )
+_LABELS = ('labelsTr', 'labelsTs', *MASK_FOLDERS)  # not to be read
 # `_seg` is that of tumour challenges, whose masks lie beside their images.
 _MASKS = (*MASK_SUFFIXES, '_seg')
 
@@ -106,22 +111,33 @@ def _find(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
     InputError: there are none.
   """
   list_folder(root)  # says what is wrong with it
-  folders = [root / f for f in FOLDERS if os.path.isdir(root / f)]
-  paths = [path for folder in folders for path in _volumes_in(folder)]
+  within = {f: _volumes_in(root / f) for f in FOLDERS if (root / f).is_dir()}
+  paths = [path for found in within.values() for path in found]
   paths = paths or _volumes_in(root)
   masks = [p for p in paths if case_name(p).lower().endswith(_MASKS)]
   images = [path for path in paths if path not in masks]
+  allowed = (
+    f'images {" ".join(SUFFIXES)} directly in it, or in {", ".join(FOLDERS)}'
+  )
   if not images:
     found = name_some(p.name for p in (masks or list_folder(root)))
     raise InputError(
-      f'{root}: no volumes to pretrain on; found {found}; allowed are images '
-      f'{" ".join(SUFFIXES)} directly in it, or in {", ".join(FOLDERS)}'
+      f'{root}: no volumes to pretrain on; found {found}; allowed are {allowed}'
     )
   oddities = []
   if masks:
     oddities.append(
       f'{root}: not used: {counted(len(masks), "file")} called as masks are '
       f'({name_some(p.name for p in masks)})'
+    )
+  used = {
+    root / pathlib.Path(f).parts[0] for f, found in within.items() if found
+  }
+  used |= {root / name for name in _LABELS} | set(paths)
+  if strays := find_strays(root, used):
+    oddities.append(
+      f'{root}: not used: {name_some(p.name for p in strays)}; what is read '
+      f'are {allowed}'
     )
   return images, oddities
 
