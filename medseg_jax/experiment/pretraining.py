@@ -19,8 +19,8 @@ from medseg_jax.training import reconstruction
 from medseg_jax.training.reconstruction import Batch
 
 # A block is what a voxel of the lowest resolution stands for, and thus follows
-# the spacing; but no longer than this along an axis, which is what the field
-# hides in large patches.
+# the spacing; but no longer than this along an axis, as are those that nnssl,
+# the code of Wald et al., hides in patches of 160 voxels.
 LONGEST_BLOCK = 16
 OUTPUT = 'reconstruction'
 
