@@ -33,16 +33,16 @@ def describe(config: ConfigDict, sources: dict[str, Source]) -> str:
   parts = ', '.join(f'{len(s)} {split}' for split, s in sources.items())
   cases = counted(sum(map(len, sources.values())), 'case')
   where = f'{data.source} {data.path}'.rstrip()
-  classes = ', '.join(
+  classes = 'classes   ' + ', '.join(
     f'{name} ({value})'
     for name, value in zip(data.classes, data.label_values, strict=True)
   )
+  if pretraining.is_asked(config):
+    classes = pretraining.describe(config)
   lines = [
     f'data      {where}: {cases} ({parts}), channels: {data.channels}',
-    f'classes   {classes}',
+    classes,
   ]
-  if pretraining.is_asked(config):
-    lines[-1] = pretraining.describe(config)
   if data.regions:
     regions = ', '.join(name for name, _ in data.regions)
     lines.append(f'regions   {regions}')
