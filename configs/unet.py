@@ -29,6 +29,11 @@ def get_config() -> ConfigDict:
   config.fine_tune.learning_rate = 0.0  # 0 for the optimizer's
   config.fine_tune.warmup_fraction = _any(None)  # None for the schedule's
 
+  # Without labels, as configs/pretrain.py does: the share of each patch that is
+  # hidden, and that the network learns to restore; 0 for a training with them.
+  config.pretrain = ConfigDict()
+  config.pretrain.mask_share = 0.0
+
   config.mesh = ConfigDict()
   config.mesh.data = -1  # devices that share a batch; -1 for all there are
   config.mesh.spatial = 1  # devices that share the first axis of an image
@@ -146,6 +151,9 @@ def get_config() -> ConfigDict:
   # For volumes: what is left open above and below (0, (), None) is planned from
   # the data by the rules of nnU-Net; see medseg_jax/planner.
   config.plan = ConfigDict()
+  # A plan.json of another data set, to take over with the intensities in it;
+  # '' to plan from the data.
+  config.plan.path = ''
   config.plan.configuration = ''  # '3d_fullres', '3d_lowres', '2d'; '' for 3-D
   # 'plain', or 'residual_m', 'residual_l', 'residual_xl'.
   config.plan.preset = 'plain'

@@ -33,6 +33,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
       "'volumes', the other sources need no plan"
     )
   config, origin = fine_tuning.adopt(config, workdir)
+  origin = origin or volume_plan.given(config, workdir)
   config.data.path = opening.absolute(config.data)
   opened = sources.open_all(config, strict=False)
   sources.check_train(opened, config.data)

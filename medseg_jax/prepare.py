@@ -13,7 +13,7 @@ from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
-from medseg_jax.experiment import build, mirroring, opening
+from medseg_jax.experiment import build, mirroring, opening, pretraining
 from medseg_jax.experiment.sources import sizes as case_sizes
 from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError, counted
@@ -33,13 +33,15 @@ def describe(config: ConfigDict, sources: dict[str, Source]) -> str:
   parts = ', '.join(f'{len(s)} {split}' for split, s in sources.items())
   cases = counted(sum(map(len, sources.values())), 'case')
   where = f'{data.source} {data.path}'.rstrip()
-  classes = ', '.join(
+  classes = 'classes   ' + ', '.join(
     f'{name} ({value})'
     for name, value in zip(data.classes, data.label_values, strict=True)
   )
+  if pretraining.is_asked(config):
+    classes = pretraining.describe(config)
   lines = [
     f'data      {where}: {cases} ({parts}), channels: {data.channels}',
-    f'classes   {classes}',
+    classes,
   ]
   if data.regions:
     regions = ', '.join(name for name, _ in data.regions)
@@ -84,7 +86,8 @@ def prepare(config: ConfigDict, sources: dict[str, Source]) -> Cache:
     multihost.barrier()
   prepared = _prepare(config, sources, sources)
   _say_precision(prepared)
-  multihost.from_primary(lambda: _check_classes(prepared['train'], config))
+  if not pretraining.is_asked(config):
+    multihost.from_primary(lambda: _check_classes(prepared['train'], config))
   return prepared['train']
 
 
@@ -193,7 +196,7 @@ def _announce(config: ConfigDict, sources: dict[str, Source], left: int) -> int:
       sizes.append((np.prod(shape, dtype=float), np.prod(new, dtype=float)))
   read, prepared = np.asarray(sizes).T
   # The image, a label of up to 2 bytes, and coordinates of 2 bytes.
-  places = np.maximum(10_000, 0.01 * prepared) * (len(data.classes) - 1)
+  places = np.maximum(10_000, 0.01 * prepared) * max(len(data.classes) - 1, 0)
   plain = any(channel[0] == 'none' for channel in data.intensities)
   value = (precision.SINGLE if plain else precision.HALF).itemsize
   disk = prepared * (value * data.channels + 2)

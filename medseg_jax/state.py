@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from medseg_jax.runtime.sharding import replicated
 
 # What one seed serves; each has keys that the others cannot meet.
-_WEIGHTS, _STEPS = 1, 2
+_WEIGHTS, _STEPS, _HIDDEN = 1, 2, 3
 
 
 class TrainState(struct.PyTreeNode):
@@ -56,6 +56,13 @@ def step_key(seed: int, step: jax.Array) -> jax.Array:
   """Returns the key of a step of a run, scalar int32."""
   return jax.random.fold_in(
     jax.random.fold_in(jax.random.key(seed), _STEPS), step
+  )
+
+
+def hiding_key(seed: int, step: jax.Array) -> jax.Array:
+  """Returns the key of what a step of a run hides, scalar int32."""
+  return jax.random.fold_in(
+    jax.random.fold_in(jax.random.key(seed), _HIDDEN), step
   )
 
 

@@ -16,7 +16,7 @@ from medseg_jax.data import masking
 from medseg_jax.models import Model
 from medseg_jax.optim import global_norm
 from medseg_jax.runtime.errors import InputError, counted
-from medseg_jax.state import TrainState, step_key
+from medseg_jax.state import TrainState, hiding_key, step_key
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -66,6 +66,8 @@ class TrainStep:
       so are loss and gradient, up to rounding; but batch norm and a Dice over
       the batch see a part at a time (the running averages are updated after
       each), and dropout draws other numbers.
+    hide_fn: `(key, batch) -> batch`, after the augmentation, for a network that
+      restores images: takes from the image what the label is to ask for.
 
   Raises:
     ValueError: when traced, if batch_splits does not divide B.
@@ -80,6 +82,7 @@ class TrainStep:
   ema_decay: float = 0.0
   masked_channels: tuple[int, ...] = ()
   batch_splits: int = 1
+  hide_fn: Callable[[jax.Array, Batch], Batch] | None = None
 
   __name__ = 'train_step'  # JAX calls the compiled program by it
 
@@ -109,7 +112,10 @@ class TrainStep:
     if self.masked_channels:
       masked = np.isin(range(image.shape[-1]), self.masked_channels)
       image = jnp.where(masked & ~mask[..., None], 0, image)
-    return _spread({**batch, 'image': image, 'label': label})
+    batch = {**batch, 'image': image, 'label': label}
+    if self.hide_fn is not None:
+      batch = self.hide_fn(hiding_key(self.seed, step), batch)
+    return _spread(batch)
 
   def gradient(self, state: TrainState, batch: Batch) -> Gradient:
     """Returns loss and gradient of an augmented batch."""

@@ -1,6 +1,8 @@
 """The plan of volumes goes with the weights that were trained by it."""
 
 import json
+import pathlib
+import shutil
 
 import nibabel
 import numpy as np
@@ -126,6 +128,54 @@ def test_a_plan_that_contradicts_the_model_is_refused(
   with pytest.raises(InputError) as error:
     train.run(config, workdir)
   assert_one_line(error, workdir / 'plan.json', 'init_from', 'move the plan')
+
+
+def planned_by(path, root):
+  config = shrink(load('auto_cpu'), path=root)
+  config.plan.path = str(path)
+  return config
+
+
+def test_a_plan_can_be_named_by_itself(source, target, tmp_path, capsys):
+  path, workdir = shutil.copy(source / 'plan.json', tmp_path), tmp_path / 'run'
+  old = json.loads((source / 'plan.json').read_text())
+  new = plan.run(planned_by(path, target), workdir)
+  assert new == json.loads((workdir / 'plan.json').read_text())
+  assert new['configurations'] == old['configurations']
+  assert (new['dataset'], new['channel_names']) == ('Others', ['MRI', 'CT'])
+  assert new['normalization'][1] == old['normalization'][0]
+  assert 'moved from data set Balls' in new['notes']['plan.path']
+  printed = capsys.readouterr().out
+  assert_all_in(printed, f'the plan is that of {path}', 'not in that plan: MRI')
+  # Without labels as with them: what is restored are the two channels.
+  config = planned_by(path, target)
+  config.pretrain.mask_share, config.data.fold = 0.75, 'all'
+  config.data.foreground_share = 0.0
+  found = plan.run(config, tmp_path / 'pretraining')
+  assert found['num_classes'] == 2
+  assert found['normalization'][1] == old['normalization'][0]
+  # A run that has its plan goes on without the file, and not with another one.
+  pathlib.Path(path).unlink()
+  assert plan.run(planned_by(path, target), workdir) == new
+  old['configurations']['3d_fullres']['spacing'] = [3.0, 3.0, 3.0]
+  other = tmp_path / 'other.json'
+  other.write_text(json.dumps(old))
+  with pytest.raises(InputError) as error:
+    plan.run(planned_by(other, target), workdir)
+  assert_one_line(error, workdir / 'plan.json', other, 'config.plan.path')
+
+
+def test_a_plan_that_is_none_or_another_is_one_line(source, target, tmp_path):
+  residual = planned_by(source / 'plan.json', target)
+  residual.plan.preset = 'residual_m'
+  for config, words in (
+    (planned_by(tmp_path / 'no.json', target), [tmp_path / 'no.json']),
+    (planned_by(source / 'splits.json', target), [source / 'splits.json']),
+    (residual, [source / 'plan.json', 'config.plan.preset', 'residual_m']),
+  ):
+    with pytest.raises(InputError) as error:
+      plan.run(config, tmp_path / 'run')
+    assert_one_line(error, *words)
 
 
 def test_volumes_and_images_are_two_kinds(source, tmp_path):

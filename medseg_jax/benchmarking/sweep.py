@@ -243,7 +243,8 @@ def random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.Array]:
   shape = (patches['batch_size'], *patches['read_size'])
   layout = sharding.patches(mesh)
   image = rng.standard_normal((*shape, config.data.channels), np.float32)
-  label = rng.integers(0, len(config.data.classes), shape, np.int16)
+  num_classes = len(config.data.classes) or 1  # none where there are no labels
+  label = rng.integers(0, num_classes, shape, np.int16)
   return {
     'image': sharding.to_devices(layout, image.astype(np.float16)),
     'label': sharding.to_devices(layout, label),

@@ -65,14 +65,16 @@ def samples_per_case(num_cases: int) -> int:
 def fingerprint_case(
   case: Case, *, num_samples: int, seed: int
 ) -> CaseFingerprint:
-  """Returns what one labelled case adds to the fingerprint (Isensee 2021).
+  """Returns what one case adds to the fingerprint (Isensee 2021).
 
   The case is cropped to the bounding box of what is not zero. (The recipe
   fills the holes of that mask first, which never changes its box.) Foreground
-  voxels (label > 0) are drawn with replacement, the same in every channel.
+  voxels (label > 0) are drawn with replacement, the same in every channel. A
+  case without a label has no foreground that anybody knows: its voxels that are
+  not 0 in every channel take their place.
 
   Args:
-    case: image `[*S, C]`, label `[*S]`.
+    case: image `[*S, C]`, label `[*S]` or None.
     num_samples: voxels to draw, see `samples_per_case`.
     seed: of the draw; the same seed gives the same sample.
 
@@ -80,7 +82,8 @@ def fingerprint_case(
     InputError: a foreground value of the sample is NaN or infinite.
   """
   box = nonzero_box(case.image)
-  image, label = case.image[box], case.label[box]
+  image = case.image[box]
+  label = None if case.label is None else case.label[box]
   values = _sample(image, label, num_samples, np.random.default_rng(seed))
   if not np.isfinite(values).all():
     raise InputError(
@@ -91,7 +94,7 @@ def fingerprint_case(
     name=case.name,
     shape=image.shape[:-1],
     spacing=tuple(float(s) for s in case.spacing),
-    relative_size=label.size / case.label.size,
+    relative_size=image.size / case.image.size,
     intensities=values,
   )
 
@@ -121,7 +124,8 @@ def merge(fingerprints: Sequence[CaseFingerprint]) -> Fingerprint:
     raise InputError(
       f'no voxel of the foreground in '
       f'{counted(len(fingerprints), "training case")}; at least one label must '
-      'hold a class other than the background'
+      'hold a class other than the background (where there are no labels, one '
+      'image a voxel that is not 0)'
     )
   channels = range(first.intensities.shape[1])
   return Fingerprint(
@@ -138,15 +142,19 @@ def merge(fingerprints: Sequence[CaseFingerprint]) -> Fingerprint:
 
 def _sample(
   image: np.ndarray,
-  label: np.ndarray,
+  label: np.ndarray | None,
   num_samples: int,
   rng: np.random.Generator,
 ) -> np.ndarray:
   """Returns `[num_samples, C]` float32 of the foreground, or `[0, C]`."""
   channels = image.shape[-1]
+
   # Ranks among the foreground voxels, then plane by plane: the coordinates of
   # all foreground voxels of a CT would take gigabytes.
-  counts = [np.count_nonzero(plane > 0) for plane in label]
+  def foreground(i: int) -> np.ndarray:
+    return (image[i] != 0).any(-1) if label is None else label[i] > 0
+
+  counts = [np.count_nonzero(foreground(i)) for i in range(len(image))]
   ends = np.cumsum(counts)
   if not ends[-1]:
     return np.zeros((0, channels), np.float32)
@@ -156,8 +164,8 @@ def _sample(
   for i, (count, end) in enumerate(zip(counts, ends, strict=True)):
     stop = np.searchsorted(ranks, end)
     if stop > start:
-      voxels = np.flatnonzero(label[i] > 0)[ranks[start:stop] - (end - count)]
-      where = np.unravel_index(voxels, label.shape[1:])
+      voxels = np.flatnonzero(foreground(i))[ranks[start:stop] - (end - count)]
+      where = np.unravel_index(voxels, image.shape[1:-1])
       values[start:stop] = image[i][where]
     start = stop
   return values

@@ -18,7 +18,7 @@ from medseg_jax.data.groups import Groups, some
 from medseg_jax.data.identity import is_blank
 from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment import folds as one_fold
-from medseg_jax.experiment import opening, sources, volume_plan
+from medseg_jax.experiment import opening, pretraining, sources, volume_plan
 from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError, counted, quote
 
@@ -81,6 +81,11 @@ def decide(config: ConfigDict, root: pathlib.Path) -> Decided:
 
 
 def _check(config: ConfigDict) -> None:
+  if pretraining.is_asked(config):
+    raise InputError(
+      f'config.pretrain.mask_share is {config.pretrain.mask_share:g}, but a '
+      'pretraining has no labels to be scored with; allowed is --mode=train'
+    )
   fold = config.data.fold
   if fold == 'all':
     raise InputError(

@@ -17,7 +17,7 @@ from medseg_jax import augment
 from medseg_jax.data.case import Source
 from medseg_jax.data.normalize import MASKED
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
-from medseg_jax.experiment import mirroring
+from medseg_jax.experiment import mirroring, pretraining
 from medseg_jax.losses import create_loss, uses_sigmoid
 from medseg_jax.models import Model, convolution, create_model
 from medseg_jax.models.blocks import check_divisible
@@ -26,7 +26,7 @@ from medseg_jax.optim import create_optimizer, create_schedule
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.step import TrainStep, check_batch_splits
-from medseg_jax.training import device_cache
+from medseg_jax.training import device_cache, reconstruction
 
 
 @contextlib.contextmanager
@@ -76,6 +76,8 @@ def model_of(
       num_classes = len(config.data.regions)
     elif uses_sigmoid(config.loss):
       num_classes -= 1
+  if pretraining.is_asked(config):
+    num_classes = config.data.channels
   fields = config.model.to_dict()
   with blame('model'):
     model = create_model(
@@ -290,6 +292,10 @@ def train_step_of(
       regions=tuple(classes for _, classes in config.data.regions),
       **config.overlap,
     )
+  hide_fn = None
+  if pretraining.is_asked(config):
+    hide_fn = pretraining.hide_fn_of(config, model)
+    loss_fn = reconstruction.squared_error
   with blame('augment'):
     augment_fn = augment.create_augment(**augment_fields(config))
   return TrainStep(
@@ -306,6 +312,7 @@ def train_step_of(
       if channel[0] == MASKED
     ),
     batch_splits=config.batch_splits,
+    hide_fn=hide_fn,
   )
 
 

@@ -91,7 +91,8 @@ def complete(found: dict[str, Any], where: str | pathlib.Path) -> ConfigDict:
       f'warning   {where}: keys that this program ({medseg_jax.__version__}) '
       f'does not know are not looked at: {shorten(", ".join(unknown), 200)}'
     )
-  _check_resolved(config['data'], where)
+  labelled = not config['pretrain']['mask_share']
+  _check_resolved(config['data'], labelled, where)
   try:
     return ConfigDict(to_tuples(config))
   except (KeyError, TypeError, ValueError) as error:
@@ -146,16 +147,21 @@ def _check_kind(name: str, value: Any, default: Any, where) -> None:
     raise InputError(f'{where}: {name} is {quote(value)}; allowed is {allowed}')
 
 
-def _check_resolved(data: dict[str, Any], where) -> None:
-  """Raises InputError where the data section is not that of a training."""
+def _check_resolved(data: dict[str, Any], labelled: bool, where) -> None:
+  """Raises InputError where the data section is not that of a training.
+
+  One without labels, a pretraining, has no classes.
+  """
   classes, values = data['classes'], data['label_values']
   channels = data.get('channels')
   for key, value, fits, allowed in (
     (
       'classes',
       classes,
-      len(classes) > 1 and all(isinstance(name, str) for name in classes),
-      'a list of two names or more',
+      (len(classes) > 1 and all(isinstance(name, str) for name in classes))
+      if labelled
+      else not classes,
+      'a list of two names or more' if labelled else 'an empty list',
     ),
     (
       'label_values',

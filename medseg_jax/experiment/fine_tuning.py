@@ -20,7 +20,12 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from medseg_jax import planner
-from medseg_jax.experiment import held_out, model_folder, volume_plan
+from medseg_jax.experiment import (
+  held_out,
+  model_folder,
+  pretraining,
+  volume_plan,
+)
 from medseg_jax.experiment.case_digests import Digests
 from medseg_jax.experiment.config_files import to_tuples
 from medseg_jax.experiment.held_out import Record
@@ -123,7 +128,8 @@ def _settings(before: ConfigDict, plan: Any) -> dict[str, dict[str, Any]]:
   else:
     name = volume_plan.configuration_name(before, plan['configurations'])
     settings['data'] = {'spacing': data['spacing']}
-    settings['plan'] = before.plan.to_dict() | {'configuration': name}
+    settings['plan'] = before.plan.to_dict()
+    settings['plan'] |= {'configuration': name, 'path': ''}
   return to_tuples(settings)
 
 
@@ -251,6 +257,9 @@ def _in_place_of(old: jax.Array, new: np.ndarray) -> jax.Array:
 
 def _meaning(config: ConfigDict, channel_names: Sequence[str]) -> Meaning:
   """Returns what outputs and channels of a resolved config's network are."""
+  if pretraining.is_asked(config):
+    outputs = pretraining.output_names(channel_names)
+    return Meaning(outputs, background=False, channels=tuple(channel_names))
   regions = tuple(name for name, _ in config.data.regions)
   return Meaning(
     classes=regions or tuple(config.data.classes[1:]),

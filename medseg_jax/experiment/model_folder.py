@@ -26,6 +26,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 import medseg_jax
+from medseg_jax.experiment import pretraining
 from medseg_jax.experiment.config_files import complete
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime.errors import InputError, counted, doing, quote, shorten
@@ -103,7 +104,11 @@ def describe(
       'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     },
     'network': network | {'dtype': rest.pop('dtype')},
-    'output': 'sigmoid' if uses_sigmoid(config.loss) else 'softmax',
+    'output': pretraining.OUTPUT
+    if pretraining.is_asked(config)
+    else 'sigmoid'
+    if uses_sigmoid(config.loss)
+    else 'softmax',
     **meaning,
     'channels': data.pop('channels'),
     'channel_names': list(channel_names),

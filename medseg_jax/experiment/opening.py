@@ -83,7 +83,8 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> Opened:
     sources.tell_oddities(opened.values())
     plan = None
     if volumes:
-      plan = volume_plan.obtain(config, opened, workdir, origin)
+      moved = origin or volume_plan.given(config, workdir)
+      plan = volume_plan.obtain(config, opened, workdir, moved)
     return plan, digests_of(opened, root=config.data.cache_dir, keep=True)
 
   plan, digests = multihost.from_primary(look)

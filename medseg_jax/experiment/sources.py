@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 
 from medseg_jax.data.cache import num_workers
 from medseg_jax.data.case import Source
+from medseg_jax.data.sources.unlabelled import open_unlabelled
 from medseg_jax.data.sources.volumes import VolumeSource, open_volumes
+from medseg_jax.experiment import pretraining
 from medseg_jax.runtime import telling
 from medseg_jax.runtime.errors import InputError, InputErrors
 from medseg_jax.runtime.files import expand_home
@@ -46,6 +48,8 @@ def open_all(config: ConfigDict, *, strict: bool = True) -> dict[str, Source]:
 
 def _open_all(config: ConfigDict, strict: bool) -> dict[str, Source]:
   data = config.data
+  if pretraining.is_asked(config):
+    pretraining.check(config)
   if data.source in _NEEDED and not data.path:
     raise InputError(
       f'config.data.path is empty; with config.data.source={data.source} it '
@@ -79,6 +83,10 @@ def _open_all(config: ConfigDict, strict: bool) -> dict[str, Source]:
     )
   if data.source == 'volumes':
     try:
+      if pretraining.is_asked(config):
+        return open_unlabelled(
+          data.path, grid_tolerance=data.grid_tolerance, strict=strict
+        )
       return open_volumes(
         data.path,
         instances=data.instances,

@@ -23,6 +23,7 @@ from medseg_jax.experiment import (
   members,
   mirroring,
   model_folder,
+  pretraining,
 )
 from medseg_jax.experiment.held_out import Record
 from medseg_jax.experiment.members import Part, Weights
@@ -127,12 +128,16 @@ def read_config(
 
   But for its mesh, which is that of no other machine: all devices share a
   batch. Of an ensemble it is that of the first member.
+
+  Raises:
+    InputError: there is no such model, or it segments nothing.
   """
   folder = find_folder(workdir, model, checkpoint)
   if folder is None:
     config = config_files.read_config(workdir)
   else:
     config = ensemble.config_of(folder)
+  pretraining.refuse_as_segmentation(config, folder or workdir)
   config.mesh.update(data=-1, spatial=1)
   return config
 

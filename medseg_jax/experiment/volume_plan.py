@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from medseg_jax import planner
+from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment.config_files import to_tuples
 from medseg_jax.experiment.sources import listed, tell
 from medseg_jax.experiment.survey import survey
 from medseg_jax.experiment.transfer import match
 from medseg_jax.runtime.errors import InputError, quote_json
-from medseg_jax.runtime.files import read_json, write_atomically
+from medseg_jax.runtime.files import expand_home, read_json, write_atomically
 
 # What of a configuration trained weights depend on.
 _OF_WEIGHTS = (
@@ -27,17 +28,39 @@ _OF_WEIGHTS = (
 
 
 class Origin(NamedTuple):
-  """The plan of a model that a training begins with.
+  """The plan of another data set, to be moved to this one.
 
   Attributes:
-    where: the model.
-    plan: with the patch and spacing that it was trained with.
-    configuration: the one of its network.
+    where: the model that a training begins with, or the file.
+    plan: of a model with the patch and spacing that it was trained with.
+    configuration: the one of the network.
+    key: of the config, which names it.
   """
 
   where: str
   plan: dict[str, Any]
   configuration: str
+  key: str = 'config.init_from'
+
+
+def given(config: ConfigDict, workdir: pathlib.Path) -> Origin | None:
+  """Returns the plan that `config.plan.path` names, None where it names none.
+
+  A workdir that has its plan does without the file, where that is gone.
+
+  Raises:
+    InputError: it is no plan, or not the one that the config asks for.
+  """
+  key = 'config.plan.path'
+  if not config.plan.path:
+    return None
+  path = expand_home(config.plan.path, or_set=key)
+  if not path.exists() and (workdir / 'plan.json').exists():
+    return None
+  plan = _read(path)
+  _check_asked(plan, path, config)
+  name = configuration_name(config, plan['configurations'])
+  return Origin(str(path), plan, name, key)
 
 
 def obtain(
@@ -52,7 +75,7 @@ def obtain(
 
   Raises:
     InputError: the data has errors, or the plan does not fit data and config,
-      or contradicts the model that the training begins with.
+      or contradicts the one to be taken over.
   """
   path = workdir / 'plan.json'
   if path.exists():
@@ -98,17 +121,22 @@ def make(
   if origin is None:
     return plan
   print(f'note      the plan is that of {origin.where}, moved to this data')
+  if new := set(source.channel_names) - set(origin.plan['channel_names']):
+    print(
+      f'note      not in that plan: {name_some(sorted(new))}; this data says '
+      'how they are normalised'
+    )
   return _move(origin, plan)
 
 
 def _move(origin: Origin, planned: dict[str, Any]) -> dict[str, Any]:
-  """Returns the model's plan for another data set.
+  """Returns a plan of elsewhere for this data set.
 
   As nnU-Net moves plans between data sets, with the intensity statistics of
-  their own. A channel that the model has not seen has those of the new data.
+  their own. A channel that it does not know has those of the new data.
 
   Args:
-    origin: of the model.
+    origin: of the model, or of the file.
     planned: what the new data would have by itself.
   """
   moved = origin.plan | {
@@ -127,7 +155,8 @@ def _move(origin: Origin, planned: dict[str, Any]) -> dict[str, Any]:
     )
   }
   moved['notes'] = {
-    'init_from': f'moved from data set {old["dataset"]} with {origin.where}',
+    origin.key.removeprefix('config.'): f'moved from data set {old["dataset"]} '
+    f'with {origin.where}',
     **(old.get('notes') or {}),
   }
   return moved
@@ -145,11 +174,7 @@ def read(
     InputError: it is no JSON, makes no sense, or is one for other data or
       settings.
   """
-  plan = read_json(path, 'as --mode=plan writes it')
-  try:
-    planner.check_plan(plan)
-  except ValueError as error:
-    raise InputError(f'{path}: {error}') from error
+  plan = _read(path)
   facts = {
     'dataset': source.root.name,
     'channel_names': list(source.channel_names),
@@ -162,6 +187,25 @@ def read(
         f'{quote_json(value)}; use another --workdir, or move the plan away to '
         'plan anew'
       )
+  _check_asked(plan, path, config)
+  if origin is not None:
+    _check_same_plan(path, plan, origin)
+  return plan
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  plan = read_json(path, 'as --mode=plan writes it')
+  try:
+    planner.check_plan(plan)
+  except ValueError as error:
+    raise InputError(f'{path}: {error}') from error
+  return plan
+
+
+def _check_asked(
+  plan: dict[str, Any], path: pathlib.Path, config: ConfigDict
+) -> None:
+  """Raises InputError where a plan was made with other settings."""
   asked = {'preset': config.plan.preset}
   if config.plan.memory_gb:
     asked['memory_gb'] = config.plan.memory_gb
@@ -172,15 +216,14 @@ def read(
         f'{plan[key]!r}; use another --workdir, or move the plan away to '
         'plan anew'
       )
-  if origin is not None:
-    _check_same_plan(path, plan, origin)
-  return plan
 
 
 def _check_same_plan(
   path: pathlib.Path, plan: dict[str, Any], origin: Origin
 ) -> None:
-  """Raises InputError where a plan gives trained weights what they never saw.
+  """Raises InputError where a plan is not the one to be taken over.
+
+  It would give trained weights what they never saw.
 
   Patch and batch may be others.
   """
@@ -202,13 +245,14 @@ def _check_same_plan(
     if found != wanted:
       raise InputError(
         f'{path}: {key} is {quote_json(found)}, but {origin.where} '
-        f'(config.init_from) was trained with {quote_json(wanted)}; move the '
-        "plan away to take over the model's, or use another --workdir"
+        f'({origin.key}) has {quote_json(wanted)}; move the plan away to take '
+        'that one over, or use another --workdir'
       )
 
 
 def _num_outputs(source: VolumeSource) -> int:
-  return len(source.regions) or len(source.classes)
+  # Without labels every channel is restored.
+  return len(source.regions) or len(source.classes) or source.channels
 
 
 def apply(config: ConfigDict, plan: dict[str, Any]) -> None:

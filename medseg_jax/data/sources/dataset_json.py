@@ -111,6 +111,21 @@ def read_dataset_json(path: str | os.PathLike) -> DatasetJson:
   )
 
 
+def read_channel_names(path: str | os.PathLike) -> tuple[str, ...]:
+  """Returns the names of the channels alone; empty where it names none.
+
+  Raises:
+    InputError: it cannot be read, is no JSON object, or names them otherwise.
+  """
+  path = pathlib.Path(path)
+  content = read_json(path, 'an object with "channel_names"')
+  if not isinstance(content, dict):
+    raise InputError(
+      f'{path}: holds no JSON object; allowed is an object with "channel_names"'
+    )
+  return _channel_names(content, path)
+
+
 def _values_by_name(
   entries: dict[str, Any], path: pathlib.Path
 ) -> dict[str, tuple[int, ...]]:
