@@ -7,7 +7,7 @@ import pytest
 from model_cases import conv_ref, image_of, random_variables
 
 from medseg_jax.hardware import costs, hlo
-from medseg_jax.models import create_model, folding, kernel_gradient
+from medseg_jax.models import create_model, folding
 from medseg_jax.runtime import sharding
 
 
@@ -141,10 +141,6 @@ def test_products_with_a_matrix_likewise(mesh):
   wanted, _ = gradients_on(mesh, jnp.matmul, x, matrix)
   check_alike(found, wanted)
   assert num_bytes == matrix.nbytes
-
-
-def test_a_mesh_has_the_axes_that_are_looked_for():
-  assert kernel_gradient._AXES == sharding.AXES
 
 
 def test_a_network_has_the_gradients_that_it_has_on_one_device():

@@ -2,9 +2,10 @@
 
 Where a batch is spread over devices, each finds a part of a kernel's gradient,
 and the compiler has them add the parts up right behind the product with the
-images, whatever becomes of the sum. In `folding.py` the products are with
-kernels of blocks, which have up to 256 times the numbers of the parameter that
-they are made of. Here each device takes its part back to the parameter first.
+images, whatever becomes of the sum. In `folding.py` that is of kernels of
+blocks, which for cells of n voxels have n^2 times the numbers of the parameter
+that they are made of. Here each device takes its part back to the parameter
+first.
 """
 
 import functools
@@ -15,9 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AbstractMesh, PartitionSpec
 
-# Of the mesh, as `runtime/sharding.py` has them: what is spread along them are
-# examples, and the first axis of each image.
-_DATA, _SPATIAL = _AXES = ('data', 'spatial')
+from medseg_jax.runtime.sharding import AXES
+
+# Examples are spread along the one, the first axis of each along the other.
+_DATA, _SPATIAL = AXES
 
 Padding = tuple[int, int]
 # (x, kernel, padding of the first image axis) -> y, linear in x and in kernel.
@@ -73,9 +75,9 @@ def _backward(
     if parts > 1:
       x, own_padding = _with_borders(x, borders, parts), (0, 0)
     own = _of_kernel(fn, own_padding, x, kernel, cotangent)
-    return lax.psum(own, _AXES)
+    return lax.psum(own, AXES)
 
-  images, everywhere = PartitionSpec(*_AXES), PartitionSpec()
+  images, everywhere = PartitionSpec(*AXES), PartitionSpec()
   return of_x, jax.shard_map(
     add_up,
     in_specs=(images, everywhere, images),
@@ -108,7 +110,7 @@ def _divides(
     stride: that divides the rows of each part.
     border: rows that neighbours lend each other, from one to the next.
   """
-  if mesh.axis_names != _AXES or mesh.size == 1:
+  if mesh.axis_names != AXES or mesh.size == 1:
     return False
   data, spatial = mesh.shape[_DATA], mesh.shape[_SPATIAL]
   if x.shape[0] % data:
