@@ -64,20 +64,22 @@ def check_alike(found, wanted):
 
 
 @pytest.mark.parametrize(
-  ('mesh', 'shape', 'taps', 'strides'),
+  ('mesh', 'shape', 'taps', 'strides', 'features'),
   [
-    ((4, 1), (4, 6, 16, 8), (3, 3), (1, 1)),
-    ((2, 2), (2, 4, 3, 16, 8), (3, 3, 3), (1, 1, 1)),
-    ((2, 4), (2, 8, 16, 8), (3, 3), (2, 2)),
-    ((1, 4), (1, 8, 16, 8), (5, 3), (1, 1)),
-    ((1, 4), (1, 8, 16, 8), (4, 3), (1, 1)),  # more rows after than before
-    ((1, 2), (1, 8, 16, 8), (2, 3), (4, 1)),  # no row of a neighbour
-    ((1, 4), (2, 12, 16, 8), (3, 3), (3, 1)),
-    ((1, 4), (2, 4, 16, 8), (1, 3), (1, 1)),
+    ((4, 1), (4, 6, 16, 8), (3, 3), (1, 1), 8),
+    ((2, 2), (2, 4, 3, 16, 8), (3, 3, 3), (1, 1, 1), 8),
+    ((2, 4), (2, 8, 16, 8), (3, 3), (2, 2), 16),
+    ((2, 4), (2, 8, 16, 8), (3, 3), (2, 2), 8),  # as it is, not folded
+    ((1, 4), (1, 8, 16, 8), (5, 3), (1, 1), 8),
+    ((1, 4), (1, 8, 16, 8), (4, 3), (1, 1), 8),  # more rows after than before
+    ((1, 2), (1, 8, 16, 8), (2, 3), (4, 1), 8),  # no row of a neighbour
+    ((1, 4), (2, 12, 16, 8), (3, 3), (3, 1), 8),
+    ((1, 4), (2, 4, 16, 8), (1, 3), (1, 1), 8),
   ],
 )
-def test_the_gradient_is_that_of_the_convolution(mesh, shape, taps, strides):
-  features = 8 * strides[-1]
+def test_the_gradient_is_that_of_the_convolution(
+  mesh, shape, taps, strides, features
+):
   x, kernel = image_of(*shape), image_of(*taps, 8, features, seed=1)
   paddings = [((k - 1) // 2, k // 2) for k in taps]
 

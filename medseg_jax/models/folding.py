@@ -98,8 +98,17 @@ def convolve(
   paddings = [((k - 1) // 2, k // 2) for k in kernel.shape[:-2]]
   if n_in == 1 or n_in * max(part.shape[-1] for part in parts) > LANES:
     # Enough channels, or cells larger than the ones that are there.
-    return _convolve(
-      jnp.concatenate(parts, -1), kernel.astype(dtype), strides, paddings
+    def of_voxels(
+      x: jax.Array, kernel: jax.Array, padding: tuple[int, int]
+    ) -> jax.Array:
+      return _convolve(x, kernel, strides, [padding, *paddings[1:]])
+
+    return kernel_gradient.product(
+      of_voxels,
+      strides[0],
+      paddings[0],
+      jnp.concatenate(parts, -1),
+      kernel.astype(dtype),
     )
   blocks, edges = _blocks(kernel.shape[-3], stride, n_out)
   # In the order of what is side by side: all voxels of a part, then the next.
