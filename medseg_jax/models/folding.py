@@ -22,6 +22,8 @@ import numpy as np
 from jax import lax
 from jax.nn import initializers
 
+from medseg_jax.models import kernel_gradient
+
 LANES = 128  # of TPUs: values of the last axis that are one tile wide
 
 
@@ -96,21 +98,37 @@ def convolve(
   paddings = [((k - 1) // 2, k // 2) for k in kernel.shape[:-2]]
   if n_in == 1 or n_in * max(part.shape[-1] for part in parts) > LANES:
     # Enough channels, or cells larger than the ones that are there.
-    return _convolve(
-      jnp.concatenate(parts, -1), kernel.astype(dtype), strides, paddings
+    def of_voxels(
+      x: jax.Array, kernel: jax.Array, padding: tuple[int, int]
+    ) -> jax.Array:
+      return _convolve(x, kernel, strides, [padding, *paddings[1:]])
+
+    return kernel_gradient.product(
+      of_voxels,
+      strides[0],
+      paddings[0],
+      jnp.concatenate(parts, -1),
+      kernel.astype(dtype),
     )
   blocks, edges = _blocks(kernel.shape[-3], stride, n_out)
   # In the order of what is side by side: all voxels of a part, then the next.
   splits = np.cumsum([part.shape[-1] for part in parts])[:-1]
-  kernels = [
-    _block_kernel(part, blocks) for part in jnp.split(kernel, splits, axis=-2)
-  ]
-  y = _convolve(
-    jnp.concatenate([fold(part, n_in) for part in parts], -1),
-    jnp.concatenate(kernels, -2).astype(dtype),
-    (*strides[:-1], 1),
-    [*paddings[:-1], edges],
-  )
+
+  def of_cells(
+    x: jax.Array, kernel: jax.Array, padding: tuple[int, int]
+  ) -> jax.Array:
+    kernels = [
+      _block_kernel(part, blocks) for part in jnp.split(kernel, splits, axis=-2)
+    ]
+    return _convolve(
+      x,
+      jnp.concatenate(kernels, -2).astype(dtype),
+      (*strides[:-1], 1),
+      [padding, *paddings[1:-1], edges][-len(paddings) :],
+    )
+
+  x = jnp.concatenate([fold(part, n_in) for part in parts], -1)
+  y = kernel_gradient.product(of_cells, strides[0], paddings[0], x, kernel)
   return unfold(y, n_out)
 
 
@@ -178,7 +196,14 @@ def dot(
   n = voxels(x.shape[-2], x.shape[-1])
   if n == 1:
     return product(x, matrix)
-  return unfold(product(fold(x, n), _block_diagonal(matrix, n)), n)
+
+  def of_cells(
+    x: jax.Array, matrix: jax.Array, _: tuple[int, int]
+  ) -> jax.Array:
+    return product(x, _block_diagonal(matrix, n))
+
+  y = kernel_gradient.product(of_cells, 1, (0, 0), fold(x, n), matrix)
+  return unfold(y, n)
 
 
 def _block_diagonal(matrix: jax.Array, n: int) -> jax.Array:
@@ -215,11 +240,16 @@ def transposed_conv(
   *factors, channels, features = kernel.shape
   n_in = voxels(x.shape[-2], channels)
   n_out = n_in * factors[-1]
-  # The taps of the last axis become channels, [*factors[:-1], C, tap * F].
-  taps = jnp.moveaxis(kernel, -2, -3)
-  matrix = _block_diagonal(taps.reshape(*taps.shape[:-2], -1), n_in)
-  y = fold(x, n_in) @ matrix
-  y += jnp.tile(bias, matrix.shape[-1] // features)
+
+  def of_cells(
+    x: jax.Array, kernel: jax.Array, _: tuple[int, int]
+  ) -> jax.Array:
+    # The taps of the last axis become channels, [*factors[:-1], C, tap * F].
+    taps = jnp.moveaxis(kernel, -2, -3)
+    return x @ _block_diagonal(taps.reshape(*taps.shape[:-2], -1), n_in)
+
+  y = kernel_gradient.product(of_cells, 1, (0, 0), fold(x, n_in), kernel)
+  y += jnp.tile(bias, y.shape[-1] // features)
   # Of every voxel `[*factors]` cells, which go between those along each axis.
   rank = len(factors) - 1
   batch, *size, width, _ = y.shape

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -106,6 +107,8 @@ def not_kept(mesh: Any) -> Iterator[None]:
 def compile_for(mesh: Any, lowered: Any) -> Any:
   """Returns a program compiled, for TPUs with `TPU_OPTIONS`.
 
+  Those that their compiler does not know are left out.
+
   Args:
     mesh: `jax.sharding.Mesh` that it is for.
     lowered: `jax.stages.Lowered`.
@@ -117,12 +120,16 @@ def compile_for(mesh: Any, lowered: Any) -> Any:
 
   if mesh.devices.flat[0].platform != 'tpu':
     return lowered.compile()
-  try:
-    return lowered.compile(compiler_options=TPU_OPTIONS)
-  except jax.errors.JaxRuntimeError as error:
-    if 'No such compile option' not in str(error):
-      raise
-    return lowered.compile()  # of another version, that does not know them
+  options = dict(TPU_OPTIONS)
+  while options:
+    try:
+      return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+      # Of another version: it names one that it does not know.
+      named = re.search(r"No such compile option: '(\w+)'", str(error))
+      if not named or options.pop(named[1], None) is None:
+        raise
+  return lowered.compile()
 
 
 @functools.cache
