@@ -142,6 +142,9 @@ def get_config() -> ConfigDict:
   config.crossval = ConfigDict()
   # Of volumes, '2d,3d_fullres' say; '' for that of config.plan alone.
   config.crossval.configurations = ''
+  # Of all folds together, '90m', '8h', '2d' say: where num_steps take longer,
+  # each trains for fewer, as many as are measured to fit. '' for no limit.
+  config.crossval.time_budget = ''
 
   # For volumes: what is left open above and below (0, (), None) is planned from
   # the data by the rules of nnU-Net; see medseg_jax/planner.

@@ -38,7 +38,7 @@ from medseg_jax.runtime.agreement import Agreement
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.runtime.metric_writer import MetricWriter
-from medseg_jax.runtime.progress import Progress
+from medseg_jax.runtime.progress import Progress, Title
 from medseg_jax.runtime.stop_signal import stop_on_signal
 from medseg_jax.state import TrainState, abstract_state
 from medseg_jax.step import TrainStep
@@ -49,7 +49,7 @@ _SUMMED = ('steps', 'loss', 'grad_norm')
 
 
 def run(
-  config: ConfigDict, workdir: pathlib.Path, *, title: str = 'train'
+  config: ConfigDict, workdir: pathlib.Path, *, title: Title = 'train'
 ) -> dict:
   """Trains up to `num_steps`, evaluates, and returns the summary.
 
@@ -77,7 +77,7 @@ def run(
     return _run(config, workdir, title)
 
 
-def _run(config: ConfigDict, workdir: pathlib.Path, title: str) -> dict:
+def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
   config, sources, digests = opening.open_run(config, workdir)
   mesh = build.mesh_of(config)
   model = build.model_of(config, mesh)
@@ -221,7 +221,7 @@ def train(
   writer: MetricWriter,
   validation: Validation | None,
   since_log: Mapping[str, float],
-  title: str = 'train',
+  title: Title = 'train',
 ) -> TrainState:
   """The loop: log the last steps, evaluate, save, next batch, step.
 

@@ -39,8 +39,8 @@ FLOORS = (
   ('experiment',),
   ('benchmarking',),
   ('plan', 'prepare', 'evaluate', 'export', 'predict', 'score'),
-  ('validation',),
-  ('train',),
+  ('pace', 'validation'),
+  ('fold_budget', 'train'),
   ('benchmark', 'compile', 'crossval'),
   ('main', ''),  # '': the package itself, whose load_model imports late
 )
