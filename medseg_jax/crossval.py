@@ -21,6 +21,7 @@ from medseg_jax.data.case import Source
 from medseg_jax.experiment import (
   all_folds,
   candidates,
+  early_stop,
   ensemble,
   fold_runs,
   fold_times,
@@ -86,11 +87,13 @@ def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
     name = candidates.name_of(names)
     if len(names) > 1:
       masks[name] = predict_together(names, runs, decided, root / FOLDER / name)
-    resolved = next(
-      each.resolved for each in runs if each.configuration == names[0]
-    )
+    own = [each for each in runs if each.configuration in names]
     summary = summaries[name] = pool(
-      masks[name], resolved, root / FOLDER / name, name=name
+      masks[name],
+      own[0].resolved,
+      root / FOLDER / name,
+      name=name,
+      stopped=early_stop.of_folds({each.title: each.workdir for each in own}),
     )
     found.append(Candidate(name, names, summary['mean']['dice']))
   chosen = candidates.choose(found)
@@ -249,6 +252,7 @@ def pool(
   folder: pathlib.Path,
   *,
   name: str,
+  stopped: dict[str, Any],
 ) -> dict[str, Any]:
   """Scores the masks of all folds as one set; writes and prints the report.
 
@@ -260,6 +264,7 @@ def pool(
     config: resolved.
     folder: of the results.
     name: of the configuration.
+    stopped: which trainings the held-out cases ended, see `early_stop`.
 
   Returns:
     The summary.
@@ -300,9 +305,17 @@ def pool(
   )
   summary['configuration'] = name
   summary['folds'] = {mask.name: mask.fold for mask in masks}
+  if stopped:
+    summary['stopped_early'] = stopped
   multihost.from_primary(lambda: report.write_report(folder, summary, scored))
   print(f'\n{name}: {counted(len(scored), "case")}, each by its own fold')
   print(report.table(summary))
+  if stopped:
+    print(
+      f'note      the held-out cases ended the training of '
+      f'{counted(len(stopped), "fold")} early: these numbers are too good for '
+      'new images'
+    )
   print(f'report    {folder}/summary.json, {folder}/cases.csv', flush=True)
   failures.tell(len(masks), 'case', 'scored')
   return summary

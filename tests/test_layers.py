@@ -41,7 +41,7 @@ FLOORS = (
   ('plan', 'prepare', 'evaluate', 'export', 'predict', 'score'),
   ('pace', 'validation'),
   ('fold_budget', 'train'),
-  ('benchmark', 'compile', 'crossval'),
+  ('benchmark', 'compile', 'crossval', 'learning_curve'),
   ('main', ''),  # '': the package itself, whose load_model imports late
 )
 FLOOR = {part: i for i, parts in enumerate(FLOORS) for part in parts}

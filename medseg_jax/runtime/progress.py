@@ -76,6 +76,12 @@ class Progress:
     self._show(n)
     stop_signal.check()
 
+  def ends_at(self, total: int) -> None:
+    """Sets how many units there are in all, where that has changed."""
+    self._total = total
+    if self._bar is not None:
+      self._bar.total = total
+
   def failed(self, total: int) -> None:
     """Counts units that failed: they are over, too, and told apart.
 
