@@ -31,7 +31,7 @@ from medseg_jax.runtime.progress import format_seconds
 
 FILE = 'budget.json'
 # Share of the budget, and the most seconds, that steps are timed for.
-_TIMED, _MOST_TIMED = 0.005, 30.0
+_TIMED, _MOST_TIMED = 0.01, 60.0
 
 
 def shorten(
