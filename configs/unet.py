@@ -88,6 +88,12 @@ def get_config() -> ConfigDict:
   config.schedule.name = 'cosine'  # 'constant', 'cosine', 'poly'
   config.schedule.warmup_fraction = 0.05  # share of the steps
   config.schedule.power = 0.9  # of 'poly'
+  # Where the average of validation Dice has not risen for so many evaluations,
+  # the end is brought forward; 0 to train for num_steps in any case. Cases that
+  # end a training are no independent test of it.
+  config.stop = ConfigDict()
+  config.stop.patience = 0
+  config.stop.anneal = 0.2  # of the steps made: the rest of the schedule
 
   config.data = ConfigDict()
   config.data.source = 'phantom'  # 'phantom', 'folder', 'volumes', 'tfds'
@@ -147,6 +153,13 @@ def get_config() -> ConfigDict:
   config.crossval = ConfigDict()
   # Of volumes, '2d,3d_fullres' say; '' for that of config.plan alone.
   config.crossval.configurations = ''
+  # Of all folds together, '90m', '8h', '2d' say: where num_steps take longer,
+  # each trains for fewer, as many as are measured to fit. '' for no limit.
+  config.crossval.time_budget = ''
+
+  # For --mode=learning_curve: shares of the training cases of config.data.fold.
+  config.learning_curve = ConfigDict()
+  config.learning_curve.shares = (0.125, 0.25, 0.5, 1.0)
 
   # For volumes: what is left open above and below (0, (), None) is planned from
   # the data by the rules of nnU-Net; see medseg_jax/planner.

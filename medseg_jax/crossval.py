@@ -10,16 +10,18 @@ import functools
 import gc
 import json
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from medseg_jax import evaluate, train
+from medseg_jax import evaluate, fold_budget, train
 from medseg_jax.data.case import Source
 from medseg_jax.experiment import (
   all_folds,
   candidates,
+  early_stop,
   ensemble,
   fold_runs,
   fold_times,
@@ -69,23 +71,29 @@ def run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
 
 
 def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
+  begin, times = time.monotonic(), root / FOLDER / fold_times.FILE
   decided = all_folds.decide(config, root)
   runs = fold_runs.list_runs(decided, root)
 
   def lay_out() -> None:
     for each in runs:
       fold_runs.lay_out(each, decided)
+    fold_times.add(times, 'opening', time.monotonic() - begin)
 
   multihost.from_primary(lay_out)  # before hours are spent
-  masks = complete_folds(runs, decided, root / FOLDER / fold_times.FILE)
+  masks = complete_folds(runs, decided, times)
   found, summaries = [], {}
   for names in candidates.combinations(decided.configurations):
     name = candidates.name_of(names)
     if len(names) > 1:
       masks[name] = predict_together(names, runs, decided, root / FOLDER / name)
-    # What classes there are, and how they are scored, all have in common.
+    own = [each for each in runs if each.configuration in names]
     summary = summaries[name] = pool(
-      masks[name], runs[0].resolved, root / FOLDER / name, name=name
+      masks[name],
+      own[0].resolved,
+      root / FOLDER / name,
+      name=name,
+      stopped=early_stop.of_folds({each.title: each.workdir for each in own}),
     )
     found.append(Candidate(name, names, summary['mean']['dice']))
   chosen = candidates.choose(found)
@@ -155,12 +163,12 @@ def in_order(masks: Sequence[HeldOutMask], source: Source) -> list[HeldOutMask]:
 
 
 def complete_folds(
-  runs: Sequence[FoldRun], decided: Decided, times: pathlib.Path
+  runs: list[FoldRun], decided: Decided, times: pathlib.Path
 ) -> dict[str, list[HeldOutMask]]:
   """Trains what is not done yet; returns the held-out masks, all made.
 
   Args:
-    runs: all trainings.
+    runs: all trainings; a time budget shortens them in place.
     decided: what they share.
     times: the file of what each took.
 
@@ -173,18 +181,21 @@ def complete_folds(
   masks: dict[str, list[HeldOutMask]] = {}
   reasons: list[str] = []
   mesh = sharding.local_mesh()
-  for i, each in enumerate(runs):
+  for i in range(len(runs)):
+    each = runs[i] = fold_budget.shorten(i, runs, decided, times)
     source = decided.source.subset(decided.folds[each.fold]['val'])
     masks.setdefault(each.configuration, []).extend(
       held_out_masks.masks_of(each.workdir, source, each.fold)
     )
     try:
-      if not multihost.from_primary(functools.partial(fold_runs.is_done, each)):
-        train_fold(each, runs, i, times)
-      own = masks[each.configuration][-len(source) :]
-      failures = held_out_masks.predict(
-        {each.configuration: [each.model]}, own, mesh, title=each.title
-      )
+      with fold_times.measured(times, each.title):
+        done = functools.partial(fold_runs.is_done, each)
+        if not multihost.from_primary(done):
+          train_fold(each, runs, i, times)
+        own = masks[each.configuration][-len(source) :]
+        failures = held_out_masks.predict(
+          {each.configuration: [each.model]}, own, mesh, title=each.title
+        )
       failures.tell(len(own), 'case', 'segmented')
     except InputError as error:
       # Of several processes only one may have met with it, and what the system
@@ -216,23 +227,22 @@ def train_fold(
     index: which of them it is.
     times: the file of what each took.
   """
-  taken = multihost.from_primary(lambda: fold_times.read(times))
-  left = fold_times.estimate(taken, each.title, [x.title for x in runs[index:]])
-  about = f', about {left} left' if left else ''
+  left = fold_budget.remaining(index, runs, times)
+
+  def title() -> str:
+    return f'{each.title} ({index + 1} of {len(runs)}{left.words()})'
+
   print(
-    f'\nfold      {each.title}: {index + 1} of {len(runs)}{about}', flush=True
+    f'\nfold      {each.title}: {index + 1} of {len(runs)}, '
+    f'{counted(each.resolved.num_steps, "step")}{left.words()}',
+    flush=True,
   )
-  with fold_times.measured(times, each.title):
-    try:
-      train.run(
-        each.config,
-        each.workdir,
-        title=f'{each.title} ({index + 1} of {len(runs)}{about})',
-      )
-    except InputError:
-      # A case that could not be scored is told when it is pooled.
-      if multihost.count() > 1 or not fold_runs.is_done(each):
-        raise
+  try:
+    train.run(each.config, each.workdir, title=title)
+  except InputError:
+    # A case that could not be scored is told when it is pooled.
+    if multihost.count() > 1 or not fold_runs.is_done(each):
+      raise
   multihost.from_primary(lambda: fold_times.finish(times, each.title))
 
 
@@ -242,6 +252,7 @@ def pool(
   folder: pathlib.Path,
   *,
   name: str,
+  stopped: dict[str, Any],
 ) -> dict[str, Any]:
   """Scores the masks of all folds as one set; writes and prints the report.
 
@@ -253,6 +264,7 @@ def pool(
     config: resolved.
     folder: of the results.
     name: of the configuration.
+    stopped: which trainings the held-out cases ended, see `early_stop`.
 
   Returns:
     The summary.
@@ -293,9 +305,17 @@ def pool(
   )
   summary['configuration'] = name
   summary['folds'] = {mask.name: mask.fold for mask in masks}
+  if stopped:
+    summary['stopped_early'] = stopped
   multihost.from_primary(lambda: report.write_report(folder, summary, scored))
   print(f'\n{name}: {counted(len(scored), "case")}, each by its own fold')
   print(report.table(summary))
+  if stopped:
+    print(
+      f'note      the held-out cases ended the training of '
+      f'{counted(len(stopped), "fold")} early: these numbers are too good for '
+      'new images'
+    )
   print(f'report    {folder}/summary.json, {folder}/cases.csv', flush=True)
   failures.tell(len(masks), 'case', 'scored')
   return summary

@@ -15,6 +15,7 @@ from medseg_jax.data.case import Case, Source
 from medseg_jax.experiment import (
   build,
   copied_cases,
+  early_stop,
   scored_cases,
   sources,
   trained_model,
@@ -90,6 +91,9 @@ def run(
       'note      the best weights were chosen on such cases: the numbers '
       'are too good for new images'
     )
+  stopped = None
+  if cases.validated:
+    stopped = early_stop.of_workdir(workdir, model)
   summary, failures = report_split(
     trained.predict_fn,
     cases.source,
@@ -102,6 +106,7 @@ def run(
     step=trained.step,
     checkpoint=trained.which,
     settings=trained.settings,
+    stopped=stopped,
   )
   failures.tell(len(cases.source), 'case', 'scored')
   return summary
@@ -121,6 +126,7 @@ def report_split(
   folder: str = '',
   scored: Scored | None = None,
   settings: dict[str, Any] | None = None,
+  stopped: Mapping[str, Any] | None = None,
 ) -> tuple[dict, Failures]:
   """Evaluates, writes summary, cases and panels, prints the table.
 
@@ -139,6 +145,7 @@ def report_split(
     folder: names the results; '' for the split's name.
     scored: of these cases, thoroughly, where that was done already.
     settings: see `score_cases`; None for those that the config tells.
+    stopped: of a training that the val split ended, see `early_stop.describe`.
   """
   folder = folder or split
   if settings is None:
@@ -159,6 +166,8 @@ def report_split(
     print(f'warning   no case could be scored; {place} is left as it is')
     return summary, scored.failures
   summary['checkpoint'] = checkpoint
+  if stopped:
+    summary['stopped_early'] = dict(stopped)
   summary['data'] = scored_cases.evaluated(config)
   summary['copies'] = copied_cases.scored_twice(source.names, digests, folder)
   multihost.from_primary(lambda: report.write_report(place, summary, records))
@@ -181,6 +190,8 @@ def report_split(
   cases = counted(len(records), 'case')
   print(f'\n{folder}: {cases}, {checkpoint} weights, step {step}')
   print(report.table(summary))
+  if stopped:
+    print(early_stop.note(stopped, split))
   if failed := scored.failures.found:
     print(
       f'warning   {len(failed)} of {counted(len(source), "case")} could not be '

@@ -30,7 +30,8 @@ from medseg_jax.runtime.errors import InputError, Stopped, explain, shorten
 _STARTED = time.perf_counter()
 # What each mode needs: a config to begin with, or a trained model.
 FROM_CONFIG = (
-  *('train', 'crossval', 'plan', 'prepare', 'benchmark', 'compile'),
+  *('train', 'crossval', 'learning_curve'),
+  *('plan', 'prepare', 'benchmark', 'compile'),
 )
 FROM_MODEL = ('evaluate', 'predict', 'export')
 FROM_MASKS = ('score',)  # neither; keys are set without a config all the same

@@ -93,6 +93,26 @@ def _clip_by_global_norm(most: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def _scale_by_learning_rate(
+  learning_rate: optax.ScalarOrSchedule,
+) -> optax.GradientTransformation:
+  """Returns `optax.scale_by_learning_rate`, at a given `position`."""
+  if not callable(learning_rate):
+    return optax.scale_by_learning_rate(learning_rate)
+
+  def init(params):
+    del params
+    return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+  def update(updates, state, params=None, *, position=None, **extra):
+    del params, extra
+    rate = learning_rate(state.count if position is None else position)
+    updates = jax.tree.map(lambda x: jnp.asarray(-rate, x.dtype) * x, updates)
+    return updates, optax.ScaleByScheduleState(state.count + 1)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
 def create_optimizer(
   *,
   name: str,
@@ -103,6 +123,9 @@ def create_optimizer(
   grad_clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
   """Returns the gradient transformation.
+
+  Its `update` takes `position`, the place in the schedule, where that is not
+  the number of updates before.
 
   Args:
     name: 'sgd', 'adam' (Kingma 2015) or 'adamw' (Loshchilov 2019).
@@ -129,13 +152,16 @@ def create_optimizer(
   parts = []
   if grad_clip_norm:
     parts.append(_clip_by_global_norm(grad_clip_norm))
-  if name == 'adamw':
-    parts.append(optax.adamw(learning_rate, weight_decay=weight_decay))
-    return optax.chain(*parts)
-  if weight_decay:
+  if weight_decay and name != 'adamw':
     parts.append(optax.add_decayed_weights(weight_decay))
-  if name == 'adam':
-    parts.append(optax.adam(learning_rate))
+  # Nested as Optax's own are: checkpoints hold their states.
+  rate = _scale_by_learning_rate(learning_rate)
+  if name == 'adamw':
+    decay = optax.add_decayed_weights(weight_decay)
+    parts.append(optax.chain(optax.scale_by_adam(), decay, rate))
+  elif name == 'adam':
+    parts.append(optax.chain(optax.scale_by_adam(), rate))
   else:
-    parts.append(optax.sgd(learning_rate, momentum or None, nesterov))
+    first = optax.trace(momentum, nesterov) if momentum else optax.identity()
+    parts.append(optax.chain(first, rate))
   return optax.chain(*parts)

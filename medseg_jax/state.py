@@ -29,6 +29,9 @@ class TrainState(struct.PyTreeNode):
       step would not suit an average of weights.
     halted: set once a loss or gradient was not finite; from then on the step
       leaves everything as it was before that batch.
+    anneal: how the rest of the schedule is compressed, int32 `[3]`: the step
+      that it began at, the one that it ends at, and where the whole schedule
+      ends; zeros where it is not.
   """
 
   step: jax.Array
@@ -38,6 +41,18 @@ class TrainState(struct.PyTreeNode):
   ema_params: Any
   ema_batch_stats: Any
   halted: jax.Array
+  anneal: jax.Array
+
+  @property
+  def position(self) -> jax.Array:
+    """Returns the place in the schedule, float32 scalar: mostly the step.
+
+    From `anneal` on it moves evenly, and faster, to the schedule's end.
+    """
+    begin, end, last = self.anneal.astype(jnp.float32)
+    step = self.step.astype(jnp.float32)
+    pace = (last - begin) / jnp.maximum(end - begin, 1)
+    return jnp.where(end > 0, begin + (step - begin) * pace, step)
 
   @property
   def eval_variables(self) -> dict[str, Any]:
@@ -151,6 +166,7 @@ def _init_fn(*, model, tx, image_shape, ema):
       ema_params=jax.tree.map(jnp.copy, params) if ema else None,
       ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if ema else None,
       halted=jnp.zeros((), bool),
+      anneal=jnp.zeros(3, jnp.int32),
     )
 
   return init

@@ -54,7 +54,8 @@ class TrainStep:
     tx: the optimizer.
     loss_fn: `(logits, labels) -> [B]`; labels of -1 are to be ignored.
     augment_fn: `(key, batch) -> batch`.
-    schedule: learning rate by step, for the metrics only; `tx` has its own.
+    schedule: learning rate by the state's position, for the metrics only; `tx`
+      has its own.
     seed: with the step, the source of all randomness in the step.
     ema_decay: of the moving average of the weights and of batch norm's
       statistics.
@@ -153,8 +154,9 @@ class TrainStep:
     unharmed.
     """
     grad_norm = global_norm(gradient.grads)
-    updates, opt_state = self.tx.update(
-      gradient.grads, state.opt_state, state.params
+    tx = optax.with_extra_args_support(self.tx)
+    updates, opt_state = tx.update(
+      gradient.grads, state.opt_state, state.params, position=state.position
     )
     params = optax.apply_updates(state.params, updates)
     average = state.ema_params, state.ema_batch_stats
@@ -173,6 +175,7 @@ class TrainStep:
       ema_params=ema_params,
       ema_batch_stats=ema_batch_stats,
       halted=state.halted,
+      anneal=state.anneal,
     )
     finite = jnp.isfinite(gradient.loss) & jnp.isfinite(grad_norm)
     halted = state.halted | ~finite
@@ -182,7 +185,7 @@ class TrainStep:
     metrics = {
       'loss': gradient.loss,
       'grad_norm': grad_norm,
-      'learning_rate': jnp.asarray(self.schedule(state.step), jnp.float32),
+      'learning_rate': jnp.asarray(self.schedule(state.position), jnp.float32),
     }
     return kept.replace(halted=halted), metrics
 

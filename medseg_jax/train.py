@@ -6,7 +6,6 @@ import pathlib
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
 
 import jax
 import numpy as np
@@ -15,12 +14,13 @@ from ml_collections import ConfigDict
 
 from medseg_jax import evaluate
 from medseg_jax.data.cache import Cache
-from medseg_jax.data.sampling import choose_patches
 from medseg_jax.experiment import (
   build,
   config_files,
+  early_stop,
   ensemble,
   fine_tuning,
+  halted,
   held_out,
   opening,
   trained_model,
@@ -36,9 +36,9 @@ from medseg_jax.prepare import describe, prepare
 from medseg_jax.runtime import multihost, sharding, workdir_lock
 from medseg_jax.runtime.agreement import Agreement
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
-from medseg_jax.runtime.errors import InputError, Stopped
+from medseg_jax.runtime.errors import Stopped
 from medseg_jax.runtime.metric_writer import MetricWriter
-from medseg_jax.runtime.progress import Progress
+from medseg_jax.runtime.progress import Progress, Title
 from medseg_jax.runtime.stop_signal import stop_on_signal
 from medseg_jax.state import TrainState, abstract_state
 from medseg_jax.step import TrainStep
@@ -49,7 +49,7 @@ _SUMMED = ('steps', 'loss', 'grad_norm')
 
 
 def run(
-  config: ConfigDict, workdir: pathlib.Path, *, title: str = 'train'
+  config: ConfigDict, workdir: pathlib.Path, *, title: Title = 'train'
 ) -> dict:
   """Trains up to `num_steps`, evaluates, and returns the summary.
 
@@ -77,12 +77,13 @@ def run(
     return _run(config, workdir, title)
 
 
-def _run(config: ConfigDict, workdir: pathlib.Path, title: str) -> dict:
+def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
   config, sources, digests = opening.open_run(config, workdir)
   mesh = build.mesh_of(config)
   model = build.model_of(config, mesh)
   build.check_shapes(config, sources['train'], mesh)
   build.check_statistics(config, model)
+  early_stop.check(config, sources)
   tx, schedule = build.optimizer_of(config)
   train_step: TrainStep = build.train_step_of(config, model, tx, schedule)
   arguments = build.state_arguments(config, model, tx, mesh)
@@ -111,6 +112,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: str) -> dict:
       since_log = {}
     else:
       state, since_log = restore_state(checkpoints, abstract_state(**arguments))
+      state = early_stop.going_on(state, config)
       if checkpoints.step(BEST) is not None:
         # Damage had better be told now than when it is to be evaluated.
         trained_model.restore_variables(checkpoints, BEST, config)
@@ -150,10 +152,11 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: str) -> dict:
           writer=writer,
           checkpoints=checkpoints,
           reported='test' not in sources,
+          end=early_stop.end_of(state, config),
         )
         if validation.is_lost(int(state.step)):
-          validation.evaluate(state, int(state.step), say=print)
-      if int(state.step) < config.num_steps:
+          state = validation.evaluate(state, int(state.step), say=print)
+      if int(state.step) < early_stop.end_of(state, config):
         state = train(
           state,
           compile_steps(train_step, state, cache, config, mesh),
@@ -169,6 +172,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: str) -> dict:
       checkpoints.wait()
     variables = sharding.local_copy(state.eval_variables, own_mesh)
     step, which = int(state.step), LATEST
+    stopped = early_stop.describe(state, config)
     if 'test' in sources and checkpoints.step(BEST) is not None:
       # The validation split chose it. A checkpoint chosen on the very cases
       # that it is then evaluated on would look better than it is.
@@ -192,6 +196,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: str) -> dict:
       step=step,
       checkpoint=which,
       scored=validation and validation.scored,
+      stopped=stopped,
     )
   multihost.from_primary(
     lambda: trained_model.write(
@@ -203,6 +208,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: str) -> dict:
       step=step,
       checkpoint=which,
       scores=summary or None,
+      stopped=stopped,
     )
   )
   if split:
@@ -221,12 +227,13 @@ def train(
   writer: MetricWriter,
   validation: Validation | None,
   since_log: Mapping[str, float],
-  title: str = 'train',
+  title: Title = 'train',
 ) -> TrainState:
   """The loop: log the last steps, evaluate, save, next batch, step.
 
   Args:
-    state: of step k; the loop goes on to `config.num_steps`.
+    state: of step k; the loop goes on to `config.num_steps`, or to where
+      `validation` brings the end forward to.
     compiled: the steps from k on, and their batches.
     cache: of the training split.
     config: for the intervals, the seed and the pipeline.
@@ -238,7 +245,7 @@ def train(
       begins with, so that it is the one of a run that nobody stopped.
     title: of the progress.
   """
-  first_step, num_steps = int(state.step), config.num_steps
+  first_step, end = int(state.step), early_stop.end_of(state, config)
   step, limit = first_step, 1  # the most steps of the next call
   agreement = Agreement(mesh)
   multihost.barrier()  # devices give up on those that still compile
@@ -251,16 +258,16 @@ def train(
     stop_on_signal() as stop,
     jax.set_mesh(mesh),
     jax.transfer_guard('disallow'),
-    Progress(num_steps, first_step, desc=title) as progress,
+    Progress(end, first_step, desc=title) as progress,
   ):
     while True:
       # Read once, and agreed: what follows must be of one mind.
       stopping, slowest = agreement.largest(
         (stop.signal or 0, -limit), at_first=(0, -1)
       )
-      last = step == num_steps or bool(stopping)
+      last = step == end or bool(stopping)
       log, save = (
-        step > first_step and (step == num_steps or _due(step, every))
+        step > first_step and (step == end or _due(step, every))
         for every in (config.log_every, config.checkpoint_every)
       )
       evaluation = (
@@ -273,13 +280,13 @@ def train(
         rows = [row for call in unread for row in _rows(*call)]
         busy += time.perf_counter() - begin
         unread = []
-        halted_at = _halted_at(state)
+        halted_at = halted.halted_at(state)
         finite = step if halted_at is None else halted_at
         rows = rows[: len(rows) - (step - finite)]
         timed += len(rows)
         sums = _add(sums, rows)
         if halted_at is not None:
-          _tell_halted(state, halted_at, sums, config, cache, checkpoints, mesh)
+          halted.tell(state, halted_at, sums, config, cache, checkpoints, mesh)
       if log:
         values = {
           'loss': sums['loss'] / sums['steps'],
@@ -295,12 +302,14 @@ def train(
       # Who sent a signal may not wait for long, and the next run makes up for
       # an evaluation that is due.
       if evaluation and not stopping:
-        validation.evaluate(state, step, say=progress.write)
+        state = validation.evaluate(state, step, say=progress.write)
+        end = validation.end
+        progress.ends_at(end)
       if last or save:
         checkpoints.save(LATEST, step, state, sums)
       if last:
         break
-      count = min(-slowest, _steps_to_next_stop(step, config))
+      count = min(-slowest, _steps_to_next_stop(step, end, config))
       begin = time.perf_counter()
       data = next(compiled.data)
       waited += time.perf_counter() - begin
@@ -332,11 +341,11 @@ def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
 
 
-def _steps_to_next_stop(step: int, config: ConfigDict) -> int:
+def _steps_to_next_stop(step: int, end: int, config: ConfigDict) -> int:
   """Returns how far it is to the next log, evaluation, saving or the end."""
   intervals = (config.log_every, config.eval_every, config.checkpoint_every)
   ends = [step - step % every + every for every in intervals if every > 0]
-  return min([config.num_steps, *ends]) - step
+  return min([end, *ends]) - step
 
 
 def _rows(count: int, metrics: dict) -> list[dict[str, np.ndarray]]:
@@ -359,41 +368,3 @@ def _add(
     for name in ('loss', 'grad_norm'):
       total[name] += float(row[name])
   return total
-
-
-def _halted_at(state: TrainState) -> int | None:
-  """Returns the step that the state stands still at, None where it goes on."""
-  if not jax.device_get(state.halted):
-    return None
-  return int(jax.device_get(state.step))
-
-
-def _tell_halted(
-  state: TrainState,
-  bad_step: int,
-  sums: dict[str, float],
-  config: ConfigDict,
-  cache: Cache,
-  checkpoints: Checkpoints,
-  mesh: Mesh,
-) -> NoReturn:
-  """Saves, and raises InputError: a loss or gradient was not finite."""
-  chosen = choose_patches(
-    seed=config.seed,
-    step=bad_step,
-    batch_size=config.batch_size,
-    shapes=cache.shapes,
-    patch_size=tuple(config.patch_size),
-    voxels=cache.voxels,
-    foreground_share=config.data.foreground_share,
-  )
-  names = sorted({cache.names[i] for i in chosen.cases})
-  # Saved, it is free to go on.
-  go_on = sharding.to_devices(sharding.replicated(mesh), np.zeros((), bool))
-  checkpoints.save(LATEST, bad_step, state.replace(halted=go_on), sums)
-  checkpoints.wait()
-  raise InputError(
-    f'the loss is not finite at step {bad_step}, in a batch of the cases '
-    f'{", ".join(names)}; the state before it is saved; look at these cases, '
-    'or lower config.optimizer.learning_rate'
-  )

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax import evaluate
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import trained_model
+from medseg_jax.experiment import early_stop, trained_model
 from medseg_jax.report import summary as report
 from medseg_jax.runtime import multihost, sharding
 from medseg_jax.runtime.checkpoint import BEST, Checkpoints
@@ -37,6 +37,8 @@ class Validation:
     checkpoints: for the best state.
     reported: whether this split is also what the run reports at its end; then
       its last evaluation takes all that the report needs.
+    end: the step that the training ends at, which an evaluation may bring
+      forward.
     scored: what `last_step` scored, for the report; None before.
   """
 
@@ -48,12 +50,13 @@ class Validation:
   writer: MetricWriter
   checkpoints: Checkpoints
   reported: bool
+  end: int
   scored: evaluate.Scored | None = None
 
   def due(self, step: int) -> bool:
     """Returns whether the state of `step` is to be evaluated."""
     every = self.config.eval_every
-    at_the_end = step == self.config.num_steps
+    at_the_end = step == self.end
     return step > 0 and (at_the_end or (every > 0 and step % every == 0))
 
   def is_lost(self, step: int) -> bool:
@@ -71,15 +74,18 @@ class Validation:
 
   def evaluate(
     self, state: TrainState, step: int, say: Callable[[str], None]
-  ) -> None:
+  ) -> TrainState:
     """Evaluates the state of `step`, and saves it where it is the best yet.
+
+    Returns the state to go on with, its schedule compressed where the training
+    is to end early, see `early_stop`.
 
     Args:
       state: of `step`.
       step: number of updates made.
       say: prints a line.
     """
-    final = self.reported and step == self.config.num_steps
+    final = self.reported and step == self.end
     variables = sharding.local_copy(state.eval_variables, self.mesh)
     predict = functools.partial(self.predict_fn, variables)
     settings = trained_model.prediction_settings(self.config, self.mesh)
@@ -106,7 +112,7 @@ class Validation:
       for picture in pictures:
         self.writer.image(step, 'val', 'first_case', picture)
     dice = evaluate.mean_dice(summary)
-    say(f'step {step}/{self.config.num_steps}  val Dice {dice:.4f}')
+    say(f'step {step}/{self.end}  val Dice {dice:.4f}')
     if failed := scored.failures.found:
       # Of other cases the same weights have another Dice: no choice by that.
       say(
@@ -116,6 +122,21 @@ class Validation:
       )
     elif dice > self._best():
       self.checkpoints.save(BEST, step, state, {'dice': dice})
+    return self._with_end(state, step, say)
+
+  def _with_end(
+    self, state: TrainState, step: int, say: Callable[[str], None]
+  ) -> TrainState:
+    if self.end < self.config.num_steps or step >= self.end:
+      return state  # it has been decided, or is over
+    if not (end := early_stop.due(self.workdir, step, self.config)):
+      return state
+    say(
+      f'step {step}: val Dice stands still, so the training ends at step {end} '
+      f'in place of {self.end}, the learning rate annealed'
+    )
+    self.end = end
+    return early_stop.with_end(state, step, end, self.config)
 
   def _line(self, step: int) -> dict[str, float | None] | None:
     return multihost.from_primary(lambda: read_line(self.workdir, step, 'val'))

@@ -18,7 +18,13 @@ from medseg_jax.data.groups import Groups, some
 from medseg_jax.data.identity import is_blank
 from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment import folds as one_fold
-from medseg_jax.experiment import opening, pretraining, sources, volume_plan
+from medseg_jax.experiment import (
+  opening,
+  pretraining,
+  sources,
+  time_budget,
+  volume_plan,
+)
 from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError, counted, quote
 
@@ -97,6 +103,8 @@ def _check(config: ConfigDict) -> None:
       f'config.data.fold is {quote(fold)}, but --mode=crossval trains every '
       'fold; leave it out, or train that one with --mode=train'
     )
+  if config.crossval.time_budget:
+    time_budget.parse(config.crossval.time_budget)
   if config.init_from:
     raise InputError(
       f'config.init_from is {quote(config.init_from)}; --mode=crossval begins '

@@ -160,7 +160,7 @@ def check_ranges(config: ConfigDict) -> None:
   rate, share = config.optimizer.learning_rate, config.data.foreground_share
   # A model may be taken over, and scored, as it is.
   steps, tuned = config.num_steps, bool(config.init_from)
-  own = config.fine_tune.learning_rate
+  own, anneal = config.fine_tune.learning_rate, config.stop.anneal
   warmup = config.fine_tune.warmup_fraction
   warms = warmup is None or (
     isinstance(warmup, int | float) and 0 <= warmup < 1
@@ -170,6 +170,7 @@ def check_ranges(config: ConfigDict) -> None:
     ('optimizer.learning_rate', rate, rate > 0, 'numbers above 0'),
     ('fine_tune.learning_rate', own, own >= 0, '0 or more'),
     ('fine_tune.warmup_fraction', warmup, warms, 'None and 0 to below 1'),
+    ('stop.anneal', anneal, 0 < anneal <= 1, 'numbers above 0, up to 1'),
     ('data.foreground_share', share, 0 <= share <= 1, '0 to 1'),
     ('ema_decay', config.ema_decay, 0 <= config.ema_decay < 1, '0 to below 1'),
   ]:

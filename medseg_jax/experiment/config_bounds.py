@@ -18,6 +18,7 @@ BOUNDS = {
   'num_epochs': (0, _MOST),
   'batch_size': (0, _MOST),
   'batch_splits': (1, _MOST),
+  'stop.patience': (0, _MOST),
   'mesh.data': (-1, _MOST),
   'mesh.spatial': (1, _MOST),
   'data.num_folds': (1, _MOST),

@@ -32,7 +32,7 @@ PLAN = 'plan.json'
 _RECIPE = (
   *('seed', 'batch_size', 'patch_size', 'dtype', 'ema_decay', 'loss'),
   *('overlap', 'optimizer', 'schedule', 'augment', 'inference'),
-  *('init_from', 'fine_tune', 'data.foreground_share'),
+  *('init_from', 'fine_tune', 'stop', 'data.foreground_share'),
 )
 
 
@@ -202,7 +202,9 @@ def is_done(run: FoldRun) -> bool:
   description = model_folder.read_description(folder)
   step = description['training']['step']
   if step < run.resolved.num_steps:
-    return False
+    stopped = description['training'].get('stopped_early')
+    if not (stopped and run.resolved.stop.patience):
+      return False
   if step > run.resolved.num_steps:
     raise InputError(
       f'{run.workdir}: has trained for {counted(step, "step")}, and '

@@ -30,14 +30,19 @@ def restore_state(
     for field in dataclasses.fields(abstract)
     if jax.tree.leaves(part := getattr(abstract, field.name))
   }
-  younger = {'ema_batch_stats'}  # than some checkpoints
+  younger = {'ema_batch_stats', 'anneal'}  # than some checkpoints
 
   def wanted(saved: frozenset[str]) -> dict[str, Any]:
     return {k: v for k, v in parts.items() if k in saved or k not in younger}
 
   restored = checkpoints.restore(LATEST, wanted)
   state = abstract.replace(**restored.parts)
-  if parts.keys() - restored.parts.keys():
+  missing = parts.keys() - restored.parts.keys()
+  if 'anneal' in missing:  # nothing had brought its end forward
+    zeros = np.zeros(abstract.anneal.shape, abstract.anneal.dtype)
+    place = abstract.anneal.sharding
+    state = state.replace(anneal=sharding.to_devices(place, zeros))
+  if 'ema_batch_stats' in missing:
     # The average begins here. A copy: both are donated to the next step.
     state = state.replace(
       ema_batch_stats=jax.tree.map(jnp.copy, state.batch_stats)

@@ -65,6 +65,7 @@ def write(
   step: int,
   checkpoint: str,
   scores: dict[str, Any] | None,
+  stopped: dict[str, Any] | None = None,
 ) -> None:
   """Writes the model that a training ended with to `workdir/model`.
 
@@ -77,6 +78,7 @@ def write(
     step: number of updates that made the weights.
     checkpoint: 'best' or 'latest'.
     scores: the summary of the held-out split, or None.
+    stopped: of an early end, see `early_stop.describe`.
   """
   plan = None
   if config.data.source == 'volumes':
@@ -91,6 +93,8 @@ def write(
     checkpoint=checkpoint,
     scores=scores,
   )
+  if stopped:
+    description['training']['stopped_early'] = stopped
   model_folder.write(workdir / 'model', description, variables)
   print(f'model     {workdir}/model', flush=True)
 

@@ -156,6 +156,21 @@ def read_line(
   return None
 
 
+def read_lines(
+  workdir: str | os.PathLike, split: str
+) -> list[tuple[int, dict[str, float | None]]]:
+  """Returns (step, values) of each whole line of a split, in their order."""
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+  found = []
+  for line in lines:
+    if (step := _step_of(line)) is not None:
+      values = json.loads(line)
+      if values.pop('split', None) == split:
+        found.append((step, values))
+  return found
+
+
 def _open_event_file(workdir: pathlib.Path) -> io.FileIO:
   """Returns a new event file, named so that TensorBoard reads it after others.
 

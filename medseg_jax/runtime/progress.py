@@ -2,12 +2,15 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 import tqdm
 
 from medseg_jax.runtime import stop_signal
 
 _SECONDS_BETWEEN_LINES = 10.0
+# What work is called; a function says it anew for each line.
+Title = str | Callable[[], str]
 
 
 class Progress:
@@ -25,11 +28,15 @@ class Progress:
   """
 
   def __init__(
-    self, total: int, initial: int = 0, unit: str = 'step', desc: str = ''
+    self,
+    total: int,
+    initial: int = 0,
+    unit: str = 'step',
+    desc: Title = '',
   ):
     self._total = total
     self._unit = unit
-    self._prefix = f'{desc}: ' if desc else ''
+    self._desc = desc
     self._count = initial
     self._failed = 0
     self._begin = self._last_line = time.monotonic()
@@ -41,7 +48,7 @@ class Progress:
       self._bar = tqdm.tqdm(
         total=total,
         initial=initial,
-        desc=self._prefix,
+        desc=self._prefix(),
         file=sys.stderr,
         dynamic_ncols=True,
         smoothing=0.05,
@@ -69,6 +76,12 @@ class Progress:
     self._show(n)
     stop_signal.check()
 
+  def ends_at(self, total: int) -> None:
+    """Sets how many units there are in all, where that has changed."""
+    self._total = total
+    if self._bar is not None:
+      self._bar.total = total
+
   def failed(self, total: int) -> None:
     """Counts units that failed: they are over, too, and told apart.
 
@@ -84,6 +97,8 @@ class Progress:
 
   def _show(self, n: int) -> None:
     if self._bar is not None:
+      if callable(self._desc):
+        self._bar.set_description_str(self._prefix(), refresh=False)
       self._bar.update(n)
       return
     now = time.monotonic()
@@ -118,9 +133,13 @@ class Progress:
       took = format_seconds(time.monotonic() - self._begin)
       self._print_line(self._position(), f'took {took}')
 
+  def _prefix(self) -> str:
+    desc = self._desc() if callable(self._desc) else self._desc
+    return f'{desc}: ' if desc else ''
+
   def _position(self) -> str:
     failed = f', {self._failed} failed' if self._failed else ''
-    return f'{self._prefix}{self._unit} {self._count}/{self._total}{failed}'
+    return f'{self._prefix()}{self._unit} {self._count}/{self._total}{failed}'
 
   def _left(self, now: float) -> list[str]:
     """Returns the words on the time left; none before the pace is known."""
