@@ -60,9 +60,11 @@ def run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
     )
   check_shares(config.learning_curve.shares)
   with contextlib.ExitStack() as held:
-    multihost.from_primary(
-      lambda: held.enter_context(workdir_lock.hold(root)) and None
-    )
+
+    def hold() -> None:
+      held.enter_context(workdir_lock.hold(root))
+
+    multihost.from_primary(hold)
     return _run(config, root)
 
 
@@ -80,7 +82,9 @@ def check_shares(shares: Sequence[float]) -> None:
 
 def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
   config = ConfigDict(config.to_dict())
-  config.data.own_splits = False
+  if config.data.own_splits:
+    config.data.own_splits = False
+    multihost.from_primary(lambda: all_folds.tell_own_splits(config))
   opened = opening.open_data(config, root)
   fold = multihost.from_primary(lambda: _divide(opened, root))
   source, digests = opened.sources['train'], opened.digests['train']

@@ -94,7 +94,7 @@ def test_one_command_trains_scores_and_fits(tmp_path, monkeypatch, capsys):
     assert point['dice'] == pytest.approx(summary['mean']['dice'])
   file = tmp_path / 'learning_curve' / 'summary.json'
   assert json.loads(file.read_text()) == result
-  assert result['num_held_out'] == 3 and 'three numbers' in result['note']
+  assert result['num_held_out'] == 3 and 'three numbers' in result['notes'][-1]
   picture = Image.open(tmp_path / 'learning_curve' / 'curve.png')
   assert picture.mode == 'RGB'
   assert 'twice the cases would gain' in capsys.readouterr().out
@@ -128,7 +128,7 @@ def test_what_doubling_gives_is_that_of_the_law(tmp_path):
   assert result['doubled']['gain'] == pytest.approx(gain, abs=1e-6)
   low, high = result['doubled']['gain_ci95']
   assert low <= gain <= high and high - low < 1e-3  # the cases shift all alike
-  assert result['fit']['c'] == pytest.approx(0.5) and 'note' not in result
+  assert result['fit']['c'] == pytest.approx(0.5) and not result['notes']
   low, high = result['points'][0]['dice_ci95']
   deviation = cases.std() / 3
   assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.15)
@@ -137,12 +137,20 @@ def test_what_doubling_gives_is_that_of_the_law(tmp_path):
 def test_what_cannot_be_told_is_said(tmp_path):
   cases = np.linspace(0.5, 0.6, 5)[:, None]
   result = described(tmp_path, (1, 2), [cases, cases + 0.1])
-  assert result['fit'] is None and 'three sizes' in result['note']
+  assert result['fit'] is None and 'three sizes' in result['notes'][0]
   assert 'three sizes' in learning_results.table(result)
   falling = [cases, cases - 0.1, cases - 0.2, cases - 0.3]
   result = described(tmp_path, (1, 2, 4, 8), falling)
-  assert 'does not rise' in result['note']
+  assert 'does not rise' in result['notes'][0]
   assert result['doubled']['gain'] == 0
+  result = described(tmp_path, (1, 2, 4), [cases, cases + 0.1, cases + 0.15])
+  assert result['doubled']['gain_ci95'] is None
+  # Points about a level say little of what is beyond, also where all held-out
+  # cases agree.
+  uneven = [cases, cases + 0.005, cases + 0.007, cases + 0.001]
+  result = described(tmp_path, (3, 6, 12, 24), uneven)
+  low, high = result['doubled']['gain_ci95']
+  assert 'no power law' in result['notes'][0] and high > 0.005 and low >= 0
   undefined = np.full((3, 5, 1), np.nan)
   result = described(tmp_path, (1, 2, 4), undefined)
   assert result['points'][0]['dice'] is None and result['fit'] is None

@@ -67,3 +67,33 @@ def test_drawings_are_of_the_same_cases_at_all_sizes():
   np.testing.assert_allclose(drawn[:, 1] - drawn[:, 0], 0.1)
   deviation = cases.std() / 3  # of the mean of nine
   assert drawn[:, 0].std() == pytest.approx(deviation, rel=0.1)
+
+
+def test_scatter_about_a_law_widens_its_interval():
+  cases = np.linspace(-0.1, 0.1, 9)[:, None]
+  sizes = np.array([5, 10, 20, 40, 80, 160])
+  smooth = 0.1 + 0.5 * sizes**-0.5
+  rough = smooth + 0.01 * np.array([1, -1, 1, -1, 1, -1])
+
+  def spread(errors):
+    drawn = power_law.resampled_errors(
+      np.array([1 - error + cases for error in errors])
+    )
+    laws = power_law.resampled_laws(sizes, errors, drawn)
+    return np.std(laws(160) - laws(320))
+
+  assert spread(rough) > 5 * spread(smooth)
+  drawn = np.array([smooth[:3]] * 4)
+  assert power_law.resampled_laws(sizes[:3], smooth[:3], drawn) is None
+
+
+def test_the_scatter_is_that_of_linear_regression():
+  """With a and b alone, in the middle of their range, c hardly matters."""
+  rng = np.random.default_rng(0)
+  sizes = np.geomspace(4, 4**6, 12)
+  errors = 0.3 + 0.4 * sizes**-0.5 + rng.normal(0, 0.002, 12)
+  laws = power_law.resampled_laws(sizes, errors, np.tile(errors, (3000, 1)))
+  missed = power_law.fit(sizes, errors)(sizes) - errors
+  sigma = np.sqrt((missed**2).sum() / 9)
+  # The level far out is the mean of about half of the points.
+  assert sigma / np.sqrt(12) < laws.a.std() < sigma

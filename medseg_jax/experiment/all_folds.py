@@ -67,7 +67,7 @@ def decide(config: ConfigDict, root: pathlib.Path) -> Decided:
   config = ConfigDict(config.to_dict())
   if config.data.own_splits:
     config.data.own_splits = False
-    multihost.from_primary(lambda: _tell_own_splits(config))
+    multihost.from_primary(lambda: tell_own_splits(config))
   opened = opening.open_data(config, root)
   source, digests = opened.sources['train'], opened.digests['train']
   multihost.from_primary(lambda: _check_files(source, config.data.source))
@@ -122,7 +122,7 @@ def _check_files(source: Source, name: str) -> None:
     )
 
 
-def _tell_own_splits(config: ConfigDict) -> None:
+def tell_own_splits(config: ConfigDict) -> None:
   """Prints which cases that the data itself holds out are not used."""
   whole = ConfigDict(config.to_dict())
   whole.data.own_splits = True
@@ -136,7 +136,7 @@ def _tell_own_splits(config: ConfigDict) -> None:
     parts = ', '.join(f'{number} {split}' for split, number in unused.items())
     print(
       f'note      not used: the cases that the data itself holds out '
-      f'({parts}); train alone is cross-validated '
+      f'({parts}); train alone is divided '
       '(config.data.own_splits=false)',
       flush=True,
     )

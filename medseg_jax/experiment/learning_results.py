@@ -55,8 +55,8 @@ def describe(
 ) -> dict[str, Any]:
   """Returns the content of `summary.json`.
 
-  Intervals tell how much the choice of the held-out cases matters. Neither the
-  choice of the training cases nor the run is in them.
+  Intervals of points tell how much the choice of the held-out cases matters.
+  Those of the fit also have the scatter of the points about it.
 
   Args:
     numbers: of training cases.
@@ -84,13 +84,14 @@ def describe(
     'points': points,
     'fit': None,
     'doubled': None,
+    'notes': [],
   }
   if len(numbers) < 3 or not np.isfinite(errors).all():
-    result['note'] = 'three sizes with a defined Dice are needed for a fit'
+    result['notes'] = ['three sizes with a defined Dice are needed for a fit']
     return result
-  law, laws = power_law.fit(numbers, errors), power_law.fit(numbers, drawn)
+  law = power_law.fit(numbers, errors)
+  laws = power_law.resampled_laws(numbers, errors, drawn)
   last = max(numbers)
-  gain, gains = (fit(last) - fit(2 * last) for fit in (law, laws))
   result['fit'] = {
     'formula': '1 - dice = a + b * cases ** -c',
     **{name: float(value) for name, value in law._asdict().items()},
@@ -99,18 +100,35 @@ def describe(
   result['doubled'] = {
     'cases': 2 * last,
     'dice': float(1 - law(2 * last)),
-    'dice_ci95': _interval(1 - laws(2 * last), dice.shape[1]),
-    'gain': float(gain),
-    'gain_ci95': _interval(gains, dice.shape[1]),
+    'dice_ci95': None,
+    'gain': float(law(last) - law(2 * last)),
+    'gain_ci95': None,
   }
-  if not law.b:
-    result['note'] = 'the Dice does not rise with the number of cases'
-  elif len(numbers) == 3:
-    result['note'] = (
-      'a law of three numbers goes through three points whatever they are: '
-      'nothing here tells whether it holds'
-    )
+  if laws is not None:
+    result['doubled'] |= {
+      'dice_ci95': _interval(1 - laws(2 * last), dice.shape[1]),
+      'gain_ci95': _interval(laws(last) - laws(2 * last), dice.shape[1]),
+    }
+  result['notes'] = _notes(law, len(numbers))
   return result
+
+
+def _notes(law: power_law.PowerLaw, num_points: int) -> list[str]:
+  low, high = power_law.EXPONENTS[[0, -1]]
+  if not law.b:
+    return ['the Dice does not rise with the number of cases']
+  found = []
+  if law.c in (low, high):
+    found.append(
+      f'the exponent is at the edge of what is tried ({low:g} to {high:g}): '
+      'no power law shows within these sizes'
+    )
+  if num_points == 3:
+    found.append(
+      'a law of three numbers can go through any three points: nothing here '
+      'tells whether it holds, so it has no interval'
+    )
+  return found
 
 
 def _number(value: float) -> float | None:
@@ -135,10 +153,14 @@ def picture(result: dict[str, Any], dice: np.ndarray) -> np.ndarray:
   fitted = None
   if result['fit']:
     law = power_law.PowerLaw(*(result['fit'][name] for name in 'abc'))
-    laws = power_law.fit(numbers, power_law.resampled_errors(dice))
     at = np.geomspace(min(numbers), 2 * max(numbers), 60)
-    drawn = 1 - np.array([laws(n) for n in at])
-    low, high = np.percentile(drawn, _PERCENTILES, axis=1)
+    low = high = 1 - law(at)
+    laws = power_law.resampled_laws(
+      numbers, power_law.mean_errors(dice), power_law.resampled_errors(dice)
+    )
+    if laws is not None:
+      drawn = 1 - np.array([laws(n) for n in at])
+      low, high = np.percentile(drawn, _PERCENTILES, axis=1)
     fitted = Fitted(at, 1 - law(at), low, high)
   return learning_plot(
     numbers,
@@ -172,11 +194,10 @@ def table(result: dict[str, Any]) -> str:
       f'twice the cases would gain {doubled["gain"]:.4f}{between}'
     )
     lines.append(
-      'intervals are over the held-out cases; one choice of training cases and '
-      'one run each'
+      'intervals are over the held-out cases; those of the fit also have the '
+      'scatter of its points'
     )
-  if 'note' in result:
-    lines.append(f'note      {result["note"]}')
+  lines += [f'note      {note}' for note in result['notes']]
   if any('stopped_early' in point for point in result['points']):
     lines.append(
       'note      the held-out cases ended trainings early: these numbers are '

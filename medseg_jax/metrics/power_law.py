@@ -90,3 +90,31 @@ def resampled_errors(dice: np.ndarray) -> np.ndarray:
   drawn = rng.integers(count, size=(_RESAMPLES, count))
   errors = np.array([mean_errors(dice[:, rows]) for rows in drawn])
   return errors[np.isfinite(errors).all(1)]
+
+
+def resampled_laws(
+  numbers: np.ndarray, errors: np.ndarray, drawn: np.ndarray
+) -> PowerLaw | None:
+  """Returns the laws of drawings, with the scatter of the points about theirs.
+
+  Which cases trained, and by which run, no drawing of held-out cases changes;
+  the points tell of it only as they miss the law. So each drawing is moved by
+  as much: normal, with a variance that is drawn too, since so few points tell
+  it badly (the Student-t of linear regression).
+
+  Args:
+    numbers: see `fit`, `[S]`.
+    errors: at these, `[S]`.
+    drawn: of `resampled_errors`, `[R, S]`.
+
+  Returns:
+    `R` laws; None for three points, which a law of three numbers need not miss.
+  """
+  spare = len(numbers) - len(PowerLaw._fields)
+  if spare < 1:
+    return None
+  missed = fit(numbers, errors)(np.asarray(numbers)) - np.asarray(errors)
+  rng = np.random.default_rng(1)
+  variance = (missed**2).sum() / rng.chisquare(spare, (len(drawn), 1))
+  noise = np.sqrt(variance) * rng.standard_normal(drawn.shape)
+  return fit(numbers, drawn + noise)
