@@ -147,8 +147,7 @@ def run(
         try:
           prediction_jobs.write(
             job,
-            prediction.label,
-            prediction.probs,
+            prediction,
             label_values=config.data.label_values,
             image_hash=hashes.pop(job.name),
             record=record,

@@ -181,5 +181,5 @@ class LoadedModel:
     predicted = predict_cases(
       self._predictor.predict_fn, [case], probabilities=True, **self._settings
     )
-    [(_, label, probs)] = predicted
+    [(_, label, probs, *_)] = predicted
     return Prediction(label, probs, case.spacing, case.affine)

@@ -15,7 +15,9 @@ from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.formats.nifti_header import SUFFIXES
 from medseg_jax.data.sources import to_predict, volume_geometry
 from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
+from medseg_jax.experiment import sampled_voxels
 from medseg_jax.experiment.prediction_record import Maker, Record
+from medseg_jax.inference.own_grid import Prediction
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import flush_names
 
@@ -30,12 +32,14 @@ class Job(NamedTuple):
     images: its files.
     target: the mask to write.
     probs_target: the file of its probabilities, or None.
+    sample_target: that of the logits of some voxels, or None.
   """
 
   name: str
   images: tuple[pathlib.Path, ...]
   target: pathlib.Path
   probs_target: pathlib.Path | None
+  sample_target: pathlib.Path | None = None
 
   @property
   def targets(self) -> tuple[pathlib.Path, ...]:
@@ -133,20 +137,18 @@ def read(job: Job | VolumeFiles, data: ConfigDict) -> Case:
 
 def write(
   job: Job,
-  label: np.ndarray,
-  probs: np.ndarray | None,
+  prediction: Prediction,
   *,
   label_values: Sequence[int],
   image_hash: str,
   record: Record,
   maker: Maker,
 ) -> None:
-  """Writes a mask, whole, and where there are such its probabilities.
+  """Writes a mask, whole, and what the job asks for besides.
 
   Args:
     job: says where.
-    label: class indices, on the image's own grid.
-    probs: `[*S, K]`, or None.
+    prediction: of the image, on its own grid.
     label_values: the value of each class in a mask.
     image_hash: of the image's files.
     record: of the folder, which is told first.
@@ -156,13 +158,16 @@ def write(
     unfinished = _unfinished(target)
     try:
       if target == job.probs_target:
-        nifti.write_volume(unfinished, probs, job.images[0])
+        nifti.write_volume(unfinished, prediction.probs, job.images[0])
+      elif target == job.sample_target:
+        sampled_voxels.write(unfinished, prediction.sample)
       elif target.name.lower().endswith('.png'):
-        images.write_mask(unfinished, label, tuple(label_values))
+        images.write_mask(unfinished, prediction.label, tuple(label_values))
       else:
-        values = np.asarray(label_values, np.int16)[label]
+        values = np.asarray(label_values, np.int16)[prediction.label]
         nifti.write_label(unfinished, values, job.images[0])
-      record.add(unfinished, target.name, job.images, image_hash, maker)
+      own = maker if target == job.target else maker.of_the_rest()
+      record.add(unfinished, target.name, job.images, image_hash, own)
       unfinished.replace(target)
       flush_names(target.parent)
     finally:
@@ -198,7 +203,13 @@ def still_to_do(
     reasons = [
       f'{path}: is there already and is not overwritten: {reason}'
       for path in there
-      if (reason := record.differs(path, job.images, maker))
+      if (
+        reason := record.differs(
+          path,
+          job.images,
+          maker if path == job.target else maker.of_the_rest(),
+        )
+      )
     ]
     in_the_way += reasons
     if len(there) < len(job.targets):

@@ -40,10 +40,19 @@ class Maker(NamedTuple):
   Attributes:
     weights: hash of the network's variables.
     settings: what of the config has a part in a mask.
+    temperature: of the probabilities, which has none; () for 1.
   """
 
   weights: str
   settings: dict[str, Any]
+  temperature: tuple[float, ...] = ()
+
+  def of_the_rest(self) -> 'Maker':
+    """Returns what makes the files beside the mask."""
+    if not self.temperature:
+      return self
+    more = {'temperature': list(self.temperature)}
+    return self._replace(settings=self.settings | more)
 
 
 def maker_of(model: Weights) -> Maker:
@@ -60,7 +69,8 @@ def maker_of(model: Weights) -> Maker:
   if model.postprocessing:
     settings['postprocessing'] = model.postprocessing
   # As the file will have them: lists in place of tuples.
-  return Maker(weights, json.loads(json.dumps(settings)))
+  settings = json.loads(json.dumps(settings))
+  return Maker(weights, settings, model.calibration.temperature)
 
 
 def _settings_of(config: ConfigDict) -> dict[str, Any]:
