@@ -8,6 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from ml_collections import ConfigDict
+
 from medseg_jax.calibration import VolumeBand, volume_interval
 
 
@@ -40,17 +43,47 @@ class Calibration(NamedTuple):
     return volume_interval(volume, self.bands[name])
 
 
+ML, PIXELS = 'ml', 'pixels'
+
+
 def unit_of(source: str) -> str:
   """Returns what volumes are measured in, of a `config.data.source`.
 
   Files of images do not tell how large a pixel is.
   """
-  return 'ml' if source == 'volumes' else 'pixels'
+  return ML if source == 'volumes' else PIXELS
 
 
 def voxel_size(spacing: Sequence[float], unit: str) -> float:
   """Returns the size of a voxel, spacing in mm, in a unit of `unit_of`."""
-  return math.prod(spacing) / 1000 if unit == 'ml' else 1.0
+  return math.prod(spacing) / 1000 if unit == ML else 1.0
+
+
+def class_counts(label: np.ndarray, num_classes: int) -> np.ndarray:
+  """Returns the voxels of each class, int64 `[num_classes]`.
+
+  Args:
+    label: `[*S]` class indices, below 0 where ignored.
+    num_classes: of these.
+  """
+  counts = np.zeros(num_classes + 1, np.int64)
+  for plane in label:  # counting makes 64 bits of each voxel
+    counts += np.bincount(
+      plane.ravel().astype(int) + 1, minlength=num_classes + 1
+    )
+  return counts[1:]
+
+
+def volumes_of(counts: Sequence[int], data: ConfigDict) -> dict[str, int]:
+  """Returns the voxels of each class, or region, but the background.
+
+  Args:
+    counts: of each class.
+    data: section of the model's config.
+  """
+  if data.regions:
+    return {name: sum(counts[i] for i in of) for name, of in data.regions}
+  return dict(zip(data.classes[1:], counts[1:], strict=True))
 
 
 def from_json(

@@ -21,7 +21,6 @@ from medseg_jax.calibration import Scaling
 from medseg_jax.experiment import calibrated, sampled_voxels
 from medseg_jax.experiment.held_out_masks import HeldOutMask
 from medseg_jax.losses import uses_sigmoid
-from medseg_jax.metrics import case_scores
 from medseg_jax.report.panels import save_png
 from medseg_jax.report.reliability_plot import reliability_plot
 from medseg_jax.runtime import multihost, stop_signal
@@ -74,9 +73,11 @@ def learn(
         )
         size = calibrated.voxel_size(case.spacing, unit)
         label = postprocessing.apply(mask.read_mask(), steps=steps)
-        label = np.where(case.label < 0, -1, label)
+        label[case.label < 0] = -1  # nobody knows what is there
         for found, array in ((predicted, label), (measured, case.label)):
-          found.append(count_of_each(array, config) * size)
+          counts = calibrated.class_counts(array, len(config.data.classes))
+          volumes = calibrated.volumes_of(counts.tolist(), config.data)
+          found.append({name: n * size for name, n in volumes.items()})
         del case, label
         progress.advance()
     voxels = _Voxels(
@@ -85,33 +86,10 @@ def learn(
     folds = np.array([mask.fold for mask in masks])
     return {
       **_learn_temperature(voxels, config, picture),
-      'volumes': _learn_bands(
-        np.array(predicted), np.array(measured), folds, config
-      ),
+      'volumes': _learn_bands(predicted, measured, folds, unit),
     }
 
   return multihost.from_primary(on_primary)
-
-
-def count_of_each(label: np.ndarray, config: ConfigDict) -> np.ndarray:
-  """Returns the voxels of each class, or region, but the background.
-
-  Args:
-    label: class indices, below 0 where ignored.
-    config: resolved.
-  """
-  counts = np.bincount(
-    label[label >= 0].ravel(), minlength=len(config.data.classes)
-  )
-  if not config.data.regions:
-    return counts[1:]
-  return np.array([counts[list(of)].sum() for _, of in config.data.regions])
-
-
-def names_of(config: ConfigDict) -> tuple[str, ...]:
-  """Returns the names that belong to `count_of_each`."""
-  data = config.data
-  return case_scores.scored_names(data.classes, data.regions)[1:]
 
 
 def describe(learnt: Mapping[str, Any]) -> list[str]:
@@ -151,7 +129,7 @@ def _learn_temperature(
   logits, labels, folds = voxels
   logits = np.nan_to_num(logits, posinf=_SURE, neginf=-_SURE)
   if config.data.regions:
-    names = names_of(config)
+    names = tuple(name for name, _ in config.data.regions)
     labels = np.stack(
       [np.isin(labels, of) for _, of in config.data.regions], -1
     )
@@ -223,18 +201,19 @@ def _draw(
 
 
 def _learn_bands(
-  predicted: np.ndarray,
-  measured: np.ndarray,
+  predicted: Sequence[Mapping[str, float]],
+  measured: Sequence[Mapping[str, float]],
   folds: np.ndarray,
-  config: ConfigDict,
+  unit: str,
 ) -> dict[str, Any]:
-  """Returns the bands of all classes' volumes, `[cases, classes]`."""
-  unit = calibrated.unit_of(config.data.source)
-  root = 3 if unit == 'ml' else 2
+  """Returns the bands of all classes' volumes, of which each case has one."""
+  root = 3 if unit == calibrated.ML else 2
   bands = {}
-  for name, guess, true in zip(
-    names_of(config), predicted.T, measured.T, strict=True
-  ):
+  for name in measured[0]:
+    guess, true = (
+      np.array([volumes[name] for volumes in cases])
+      for cases in (predicted, measured)
+    )
     band = calibration.fit_band(guess, true, root=root)
     bands[name] = {
       'low': band.low if math.isfinite(band.low) else None,

@@ -4,7 +4,7 @@ import collections
 import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,13 +15,14 @@ from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.formats.nifti_header import SUFFIXES
 from medseg_jax.data.sources import to_predict, volume_geometry
 from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
-from medseg_jax.experiment import sampled_voxels
+from medseg_jax.experiment import calibrated, sampled_voxels
 from medseg_jax.experiment.prediction_record import Maker, Record
 from medseg_jax.inference.own_grid import Prediction
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import flush_names
 
 PICTURES = 'panels'  # folder beside the masks
+VOLUMES = 'volumes.csv'  # file beside the masks, see `volume_table`
 
 
 class Job(NamedTuple):
@@ -87,7 +88,7 @@ def plan(
   leave_out = [folder]
   if input_path.is_dir() and folder.resolve() == input_path.resolve():
     # Masks beside their images: what an earlier call wrote is no input.
-    made = (to_predict.MASK_LIST, PICTURES, *Record(folder).lines)
+    made = (to_predict.MASK_LIST, PICTURES, VOLUMES, *Record(folder).lines)
     leave_out = [input_path / name for name in made]
   found = to_predict.find(
     input_path,
@@ -166,12 +167,25 @@ def write(
       else:
         values = np.asarray(label_values, np.int16)[prediction.label]
         nifti.write_label(unfinished, values, job.images[0])
-      own = maker if target == job.target else maker.of_the_rest()
-      record.add(unfinished, target.name, job.images, image_hash, own)
+      own, more = maker.of_the_rest(), {}
+      if target == job.target:
+        own, more = maker, _size_of(prediction, label_values)
+      record.add(unfinished, target.name, job.images, image_hash, own, **more)
       unfinished.replace(target)
       flush_names(target.parent)
     finally:
       unfinished.unlink(missing_ok=True)
+
+
+def _size_of(
+  prediction: Prediction, label_values: Sequence[int]
+) -> dict[str, Any]:
+  """Returns what the record says of the volumes of a mask's classes."""
+  counts = calibrated.class_counts(prediction.label, len(label_values))
+  spacing = prediction.case.spacing
+  unit = calibrated.ML if len(spacing) == 3 else calibrated.PIXELS
+  size = calibrated.voxel_size(spacing, unit)
+  return {'voxels': counts.tolist(), 'voxel_size': size}
 
 
 def still_to_do(

@@ -161,6 +161,7 @@ class Record:
     sources: Sequence[pathlib.Path],
     image_hash: str,
     maker: Maker,
+    **more: Any,
   ) -> None:
     """Writes a line, to the disk.
 
@@ -170,6 +171,7 @@ class Record:
       sources: the files of its image.
       image_hash: their hash.
       maker: what it was made with.
+      **more: what else the line is to say.
     """
     line = {
       'mask': name,
@@ -178,6 +180,7 @@ class Record:
       'image_sha256': image_hash,
       'weights': maker.weights,
       'settings': maker.settings,
+      **more,
     }
     text = json.dumps(line)
     with open(self.path, 'ab+') as file:
