@@ -141,6 +141,7 @@ def run(
       read=read,
       failed=fail,
       probabilities=config.inference.probabilities,
+      uncertainty=config.inference.uncertainty,
       **trained.settings,
     )
     with Progress(len(own), unit='case', desc='predict') as progress:

@@ -8,10 +8,12 @@ import pytest
 from ensemble_cases import write_untrained_models
 from PIL import Image
 from predict_cases import compile_once, masks, write_images
+from scipy import stats
 
 from medseg_jax import load_model, predict
 from medseg_jax.calibration import VolumeBand, volume_interval
 from medseg_jax.experiment import ensemble, prediction_jobs, trained_model
+from medseg_jax.inference import decoding
 from medseg_jax.runtime.errors import InputError, Stopped
 
 BAND = {'low': -2.0, 'high': 3.5, 'num_cases': 40}
@@ -136,3 +138,40 @@ def test_a_calibration_that_makes_no_sense_is_one_line(models, tmp_path):
     (tmp_path / 'model.json').write_text(json.dumps(description))
     with pytest.raises(InputError, match='model.json is damaged'):
       ensemble.read(tmp_path)
+
+
+def test_entropy_is_that_of_the_calibrated_probabilities(
+  models, tmp_path, monkeypatch
+):
+  compile_once(monkeypatch)
+  images, output = write_images(tmp_path / 'in', 'a'), tmp_path / 'out'
+  run(models[1], images, output)
+  mask = (output / 'a.png').read_bytes()
+  config = trained_model.read_config(None, models[1], '')
+  config.inference.uncertainty = True
+  predict.run(
+    config, None, model=models[1], input_path=images, output_dir=output
+  )
+  assert (output / 'a.png').read_bytes() == mask
+  probs = load_model(models[1]).predict(images / 'a.tif').probs
+  probs = probs.astype(np.float64)
+  most = np.log(probs.shape[-1])
+  expected = stats.entropy(probs, axis=-1) / most
+  written = np.asarray(Image.open(output / 'a_entropy.png')) / 255
+  np.testing.assert_allclose(written, expected, atol=0.005)
+  # Without the temperature it is another.
+  other = stats.entropy(probs**3, axis=-1) / most
+  assert other.mean() < expected.mean() / 1.05
+
+
+def test_entropy_of_what_is_decided_by_itself_is_that_of_the_least_sure():
+  probs = np.array([[0.5, 0.0], [1.0, 0.9], [0.2, 0.3]])
+  expected = [stats.bernoulli.entropy(p).max() / np.log(2) for p in probs]
+  for with_background in (False, True):
+    padded = probs
+    if with_background:
+      padded = np.concatenate([1 - probs.max(1, keepdims=True), probs], 1)
+    found = decoding.entropy(
+      padded, exclusive=False, has_background=with_background
+    )
+    np.testing.assert_allclose(found, expected)

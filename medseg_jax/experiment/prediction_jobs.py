@@ -34,6 +34,7 @@ class Job(NamedTuple):
     target: the mask to write.
     probs_target: the file of its probabilities, or None.
     sample_target: that of the logits of some voxels, or None.
+    entropy_target: that of the entropy, or None.
   """
 
   name: str
@@ -41,6 +42,7 @@ class Job(NamedTuple):
   target: pathlib.Path
   probs_target: pathlib.Path | None
   sample_target: pathlib.Path | None = None
+  entropy_target: pathlib.Path | None = None
 
   @property
   def targets(self) -> tuple[pathlib.Path, ...]:
@@ -98,10 +100,13 @@ def plan(
   jobs = []
   for case in found.cases:
     target = output if file else folder / f'{case.name}{suffixes[0]}'
-    probs = None
+    probs = entropy = None
+    stem = nifti.stem(target) if volumes else target.stem
     if config.inference.probabilities:
-      probs = target.with_name(f'{nifti.stem(target)}_probabilities.nii.gz')
-    jobs.append(Job(case.name, case.images, target, probs))
+      probs = target.with_name(f'{stem}_probabilities.nii.gz')
+    if config.inference.uncertainty:
+      entropy = target.with_name(f'{stem}_entropy{suffixes[0]}')
+    jobs.append(Job(case.name, case.images, target, probs, None, entropy))
   _check_apart(jobs, found.cases)
   return Work(folder, tuple(jobs), found.failures, found.unused)
 
@@ -160,6 +165,8 @@ def write(
     try:
       if target == job.probs_target:
         nifti.write_volume(unfinished, prediction.probs, job.images[0])
+      elif target == job.entropy_target:
+        _write_entropy(unfinished, prediction.entropy, job)
       elif target == job.sample_target:
         sampled_voxels.write(unfinished, prediction.sample)
       elif target.name.lower().endswith('.png'):
@@ -175,6 +182,15 @@ def write(
       flush_names(target.parent)
     finally:
       unfinished.unlink(missing_ok=True)
+
+
+def _write_entropy(path: pathlib.Path, entropy: np.ndarray, job: Job) -> None:
+  """Writes numbers from 0 to 1: as they are in NIfTI, in PNG times 255."""
+  if path.name.endswith('.png'):
+    grey = np.rint(255 * entropy.astype(np.float32).clip(0, 1)).astype(int)
+    images.write_mask(path, grey, tuple(range(256)))
+  else:
+    nifti.write_volume(path, entropy, job.images[0])
 
 
 def _size_of(
@@ -305,6 +321,6 @@ def _check_apart(jobs: Sequence[Job], cases: Sequence[VolumeFiles]) -> None:
   twice = [path for path, count in targets.items() if count > 1]
   if twice:
     raise InputError(
-      f'{twice[0]}: both the mask of one case and the probabilities of another '
-      'would have this name; rename one of them'
+      f'{twice[0]}: both the mask of one case and what is written beside '
+      'another would have this name; rename one of them'
     )

@@ -74,6 +74,7 @@ class Settings(TypedDict):
       one for all or one for each; 1, see `calibration`.
     points: of a case and the box of it that the network sees, the voxels whose
       logits are kept, int `[n, R]` indices inside the box; none are.
+    uncertainty: whether the entropy of the probabilities is kept; it is not.
     also: further networks of the same classes or regions; none. What is
       decoded are the means of their probabilities on the case's own grid:
       softmax, or with `activate` sigmoid.
@@ -92,6 +93,7 @@ class Settings(TypedDict):
   has_background: NotRequired[bool]
   temperature: NotRequired[Sequence[float]]
   points: NotRequired[DrawPoints | None]
+  uncertainty: NotRequired[bool]
   also: NotRequired[Sequence[Network]]
   finish: NotRequired[Callable[[np.ndarray], np.ndarray]]
 
@@ -201,6 +203,7 @@ def _predict(
   has_background: bool = False,
   temperature: Sequence[float] = (),
   points: DrawPoints | None = None,
+  uncertainty: bool = False,
   also: Sequence[Network] = (),
   finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[Item, Prediction]]:
@@ -214,6 +217,7 @@ def _predict(
     has_background=has_background or activate is None,
     temperature=tuple(temperature),
     points=points,
+    uncertainty=uncertainty,
   )
   entered = _entered(
     items, read, failed, [n.preprocessing for n in networks], channels

@@ -7,7 +7,7 @@ import numpy as np
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.resample import resample_linear_slabs
-from medseg_jax.inference import in_step
+from medseg_jax.inference import decoding, in_step
 from medseg_jax.inference.decoding import pooled_logits, softmax
 
 DrawPoints = Callable[[Case, tuple[slice, ...]], np.ndarray]
@@ -34,12 +34,14 @@ class Prediction(NamedTuple):
     label: `[*S]` int16 class indices.
     probs: `[*S, K]` float16 where asked for, else None.
     sample: logits of some voxels where asked for, else None.
+    entropy: `[*S]` float16 where asked for, else None; see `decoding.entropy`.
   """
 
   case: Case
   label: np.ndarray
   probs: np.ndarray | None
   sample: Sample | None = None
+  entropy: np.ndarray | None = None
 
 
 class Output(NamedTuple):
@@ -53,6 +55,7 @@ class Output(NamedTuple):
     has_background: whether class 0 is 1 outside the box.
     temperature: what logits are divided by first, () for 1.
     points: draws the voxels whose logits are kept, or None.
+    uncertainty: whether the entropy of the probabilities is kept.
   """
 
   axes: tuple[int, ...]
@@ -62,6 +65,7 @@ class Output(NamedTuple):
   has_background: bool
   temperature: tuple[float, ...] = ()
   points: DrawPoints | None = None
+  uncertainty: bool = False
 
   def probs_of(self, logits: np.ndarray) -> np.ndarray:
     """Returns the probabilities of logits `[..., K]`."""
@@ -93,6 +97,7 @@ def on_own_grid(
   # Views: what is written to them lands in the case's own axes.
   into = label[box].transpose(axes)
   probs = None
+  entropy = np.zeros(shape, np.float16) if output.uncertainty else None
   sampler = None
   if output.points is not None:
     corner = [side.indices(n)[0] for side, n in zip(box, shape, strict=True)]
@@ -117,6 +122,15 @@ def on_own_grid(
     if sampler is not None:
       sampler.take(slab, begin)
     begin = planes.stop
+    if not output.probabilities and entropy is None:
+      continue
+    values = output.probs_of(slab)
+    if entropy is not None:
+      entropy[box].transpose(axes)[planes] = decoding.entropy(
+        values,
+        exclusive=output.activate is None,
+        has_background=output.has_background,
+      )
     if not output.probabilities:
       continue
     if probs is None:
@@ -124,9 +138,9 @@ def on_own_grid(
       if output.has_background:
         probs[..., 0] = 1
     into_probs = probs[box].transpose(*axes, len(shape))
-    into_probs[planes] = output.probs_of(slab)
+    into_probs[planes] = values
   sample = None if sampler is None else sampler.sample()
-  return Prediction(case, label, probs, sample)
+  return Prediction(case, label, probs, sample, entropy)
 
 
 class _Sampler:
