@@ -159,7 +159,13 @@ def test_entropy_is_that_of_the_calibrated_probabilities(
   expected = stats.entropy(probs, axis=-1) / most
   written = np.asarray(Image.open(output / 'a_entropy.png')) / 255
   np.testing.assert_allclose(written, expected, atol=0.005)
-  # Without the temperature it is another.
+  # Without the temperature it is another, which does not pass for this one.
+  with pytest.raises(InputError, match='a_entropy.png.*another temperature'):
+    predict.run(
+      config, None, model=models[0], input_path=images, output_dir=output
+    )
+  run(models[0], images, output)  # of the same weights the mask is kept
+  assert (output / 'a.png').read_bytes() == mask
   other = stats.entropy(probs**3, axis=-1) / most
   assert other.mean() < expected.mean() / 1.05
 

@@ -196,3 +196,14 @@ def test_a_damaged_file_of_logits_is_named(tmp_path):
   path.write_bytes(b'PK')
   with pytest.raises(InputError, match='remove it, and it is made anew'):
     sampled_voxels.read(path)
+
+
+def test_mean_probabilities_of_0_do_no_harm(tmp_path):
+  logits, labels = drawn(4 * SIDE**2)
+  logits = np.log(calibration.scale(logits, [1.0]))
+  logits[::50, 0], logits[::50, 1:] = 0, -np.inf  # as of a pair that is sure
+  masks = np.zeros((4, SIDE, SIDE), np.int16)
+  found = held_out(tmp_path, logits, labels, masks)
+  learnt = calibrating.learn(found, config_for(), (), tmp_path / 'plot.png')
+  assert learnt['expected_error']['after'] < learnt['expected_error']['before']
+  assert np.isfinite(learnt['temperature']).all()

@@ -55,7 +55,8 @@ def learn(
     masks: of each case one, with its sample.
     config: resolved.
     steps: of post-processing, which the masks of the ensemble get.
-    picture: the file of the reliability plot, written where there is one.
+    picture: the file of the reliability plot; none is written where the voxels
+      of fewer than two folds are annotated.
   """
 
   def on_primary() -> dict[str, Any]:
@@ -68,9 +69,8 @@ def learn(
         sample = sampled_voxels.read(mask.sample_path)
         labels = case.label[tuple(sample.points.T)]
         there = labels >= 0
-        samples.append(
-          (sample.logits[there], labels[there], [mask.fold] * there.sum())
-        )
+        of_fold = np.full(np.count_nonzero(there), mask.fold)
+        samples.append((sample.logits[there], labels[there], of_fold))
         size = calibrated.voxel_size(case.spacing, unit)
         label = postprocessing.apply(mask.read_mask(), steps=steps)
         label[case.label < 0] = -1  # nobody knows what is there
