@@ -202,6 +202,7 @@ def test_mean_probabilities_of_0_do_no_harm(tmp_path):
   logits, labels = drawn(4 * SIDE**2)
   logits = np.log(calibration.scale(logits, [1.0]))
   logits[::50, 0], logits[::50, 1:] = 0, -np.inf  # as of a pair that is sure
+  labels[::50] = 0
   masks = np.zeros((4, SIDE, SIDE), np.int16)
   found = held_out(tmp_path, logits, labels, masks)
   learnt = calibrating.learn(found, config_for(), (), tmp_path / 'plot.png')
