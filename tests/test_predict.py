@@ -92,7 +92,7 @@ def test_a_killed_prediction_goes_on(workdir, scans, tmp_path, monkeypatch):
   assert names == ['b', 'c']
   assert masks(out) == masks(tmp_path / 'whole')
   assert sorted(p.name for p in out.iterdir()) == [
-    'a.png', 'b.png', 'c.png', 'panels', MASK_LIST
+    'a.png', 'b.png', 'c.png', 'panels', MASK_LIST, 'volumes.csv'
   ]  # fmt: skip
   run(workdir, scans, out)
   assert names == ['b', 'c']
