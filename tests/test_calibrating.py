@@ -56,6 +56,11 @@ def test_temperature_and_bands_are_those_of_the_voxels_and_areas(tmp_path):
   picture = tmp_path / 'plot.png'
   learnt = calibrating.learn(found, config_for(), (), picture)
   there = labels >= 0
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(calibrating, 'MOST_VALUES', logits.size // 2)
+    half = calibrating.learn(found, config_for(), (), tmp_path / 'half.png')
+  assert half['num_voxels'] == pytest.approx(there.sum() / 2, rel=0.01)
+  assert half['temperature'] == pytest.approx([2.5], rel=0.1)
   (fitted,) = calibration.fit_temperature(
     logits[there].astype(np.float32), labels[there]
   )

@@ -26,6 +26,7 @@ from medseg_jax.report.reliability_plot import reliability_plot
 from medseg_jax.runtime import multihost, stop_signal
 from medseg_jax.runtime.progress import Progress
 
+MOST_VALUES = 2**26  # logits of all cases: half a gigabyte in 64 bits
 _SURE = 104.0  # a logit in the place of infinity: exp(-104) is 0 in float32
 
 
@@ -67,10 +68,13 @@ def learn(
         stop_signal.check()
         case = mask.read_case()
         sample = sampled_voxels.read(mask.sample_path)
-        labels = case.label[tuple(sample.points.T)]
+        # Of very many cases or classes every other voxel, or fewer.
+        step = -(-len(masks) * sample.logits.size // MOST_VALUES) or 1
+        points, logits = (part[::step] for part in sample)
+        labels = case.label[tuple(points.T)]
         there = labels >= 0
         of_fold = np.full(np.count_nonzero(there), mask.fold)
-        samples.append((sample.logits[there], labels[there], of_fold))
+        samples.append((logits[there], labels[there], of_fold))
         size = calibrated.voxel_size(case.spacing, unit)
         label = postprocessing.apply(mask.read_mask(), steps=steps)
         label[case.label < 0] = -1  # nobody knows what is there
