@@ -94,7 +94,7 @@ def predict(args):
     batch_size=1,
     also=[other] * args.both,
   )
-  for _, label, _ in predicted:
+  for _, label, *_ in predicted:
     assert label.shape == shape
     found = len(np.unique(label[:: shape[0] // 4]))
   print(

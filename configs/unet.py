@@ -213,6 +213,9 @@ def get_config() -> ConfigDict:
   # Average over all mirrorings of the axes that training mirrored.
   config.inference.mirror = False
   config.inference.probabilities = False  # write those, too (volumes)
+  # Write CASE_entropy, too, how unsure the probabilities are: 0 to 1, in NIfTI
+  # as it is, in PNG times 255.
+  config.inference.uncertainty = False
 
   # Of volumes, also mm and ml; see medseg_jax/report/summary.py.
   config.evaluation = ConfigDict()

@@ -20,6 +20,7 @@ from medseg_jax import evaluate, fold_budget, train
 from medseg_jax.data.case import Source
 from medseg_jax.experiment import (
   all_folds,
+  calibrating,
   candidates,
   early_stop,
   ensemble,
@@ -102,6 +103,10 @@ def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
   )
   result = describe(found, chosen, summaries, decided)
   result['postprocessing'] = learnt
+  picture = root / FOLDER / 'reliability.png'
+  result['calibration'] = calibrating.learn(
+    masks[chosen.name], runs[0].resolved, learnt['steps'], picture
+  )
   text = json.dumps(result, indent=2, allow_nan=False) + '\n'
   path = root / FOLDER / 'summary.json'
   multihost.from_primary(lambda: write_atomically(path, text.encode()))
@@ -115,10 +120,14 @@ def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
       models,
       scores=summaries[chosen.name],
       postprocessing=learnt['steps'],
+      calibration=result['calibration'],
     )
   )
   print(f'\n{table(result)}')
   print('\n'.join(held_out_masks.describe_postprocessing(learnt)))
+  print('\n'.join(calibrating.describe(result['calibration'])))
+  if picture.exists():
+    print(f'pictures  {picture}')
   print(f'report    {path}\nmodel     {root}/model', flush=True)
   return result
 

@@ -232,7 +232,7 @@ def panels(
   )
   for index in indices:
     if index in gone:
-      case, pred, _ = next(predicted)
+      case, pred, *_ = next(predicted)
     else:
       case, pred = source[index], scored.masks.get(kept[index])
     classes = scored.records[index]['classes']
@@ -288,7 +288,7 @@ def score_cases(
     predicted = predict_each(
       predict_fn, own, read=source.__getitem__, failed=fail, **settings
     )
-    for index, (case, pred, _) in predicted:
+    for index, (case, pred, *_) in predicted:
       records[index] = score_mask(pred, case, config, thorough=thorough)
       masks.keep(len(records) - 1, pred)
       if counted_cases is not None:

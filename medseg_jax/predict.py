@@ -15,6 +15,7 @@ from medseg_jax.experiment import (
   prediction_jobs,
   sources,
   trained_model,
+  volume_table,
 )
 from medseg_jax.experiment.failures import Failures
 from medseg_jax.experiment.prediction_jobs import PICTURES, Job, Work
@@ -51,7 +52,7 @@ def run(
   a PNG, or for volumes a NIfTI with the image's geometry. Masks that are there
   already and were made of the same images by the same weights and settings are
   kept, as `predictions.jsonl` beside them tells; so a prediction that was
-  killed goes on.
+  killed goes on. `volumes.csv` has the volumes of their classes.
 
   Args:
     config: resolved, as training left it.
@@ -97,6 +98,7 @@ def run(
     config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
   maker, made_of = maker_of(weights), (weights.step, weights.which)
+  calibration = weights.calibration
   lap('weights')
 
   def look() -> tuple[Job, ...]:
@@ -139,6 +141,7 @@ def run(
       read=read,
       failed=fail,
       probabilities=config.inference.probabilities,
+      uncertainty=config.inference.uncertainty,
       **trained.settings,
     )
     with Progress(len(own), unit='case', desc='predict') as progress:
@@ -147,8 +150,7 @@ def run(
         try:
           prediction_jobs.write(
             job,
-            prediction.label,
-            prediction.probs,
+            prediction,
             label_values=config.data.label_values,
             image_hash=hashes.pop(job.name),
             record=record,
@@ -175,6 +177,11 @@ def run(
   ]
   _tell(config, work, done, len(work.jobs) - len(jobs), made_of)
   pictures.tell()
+  line = multihost.from_primary(
+    lambda: volume_table.write(work.folder, work.jobs, config, calibration)
+  )
+  if line:
+    print(line)
   print(
     'time      '
     + ', '.join(f'{k} {format_seconds(v)}' for k, v in took.items()),

@@ -38,10 +38,13 @@ def test_the_score_is_the_mean_over_cases_of_folds_of_3_and_2(tmp_path):
       of_class.setdefault(row['class'], []).append(float(row['dice']))
   expected = np.mean([np.mean(values) for values in of_class.values()])
   assert result['candidates'][0]['dice'] == pytest.approx(expected, abs=1e-9)
-  before = {path: path.read_bytes() for path in masks}
+  samples = list(tmp_path.glob('2d/fold_*/held_out/*_logits.npz'))
+  assert len(samples) == 5
+  before = {path: path.read_bytes() for path in (*masks, *samples)}
   masks[0].unlink()
+  samples[-1].unlink()
   assert crossval.run(config_for(), tmp_path) == result
-  assert {path: path.read_bytes() for path in masks} == before
+  assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_case_in_two_folds_or_in_none_is_named():

@@ -23,9 +23,11 @@ def made(root):
   """Returns what is the same however often it was stopped."""
   paths = [
     *root.glob('2d/fold_*/held_out/*.png'),
+    *root.glob('2d/fold_*/held_out/*.npz'),
     *root.glob('crossval/*/cases.csv'),
     *root.glob('model/**/model.safetensors'),
     root / 'crossval' / 'summary.json',
+    root / 'crossval' / 'reliability.png',
   ]
   return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
@@ -58,7 +60,7 @@ def test_stopped_in_training_prediction_and_scoring_it_ends_alike(
         crossval.run(config_for(), tmp_path)
   crossval.run(config_for(), tmp_path)
   found, wanted = made(tmp_path), made(whole)
-  assert len(wanted) == 5 + 1 + 2 + 1
+  assert len(wanted) == 5 + 5 + 1 + 2 + 2
   assert found == wanted
 
 
@@ -122,3 +124,5 @@ def test_the_model_lists_the_folds_and_what_they_scored(whole):
   result = json.loads((whole / 'crossval' / 'summary.json').read_text())
   assert description['postprocessing'] == result['postprocessing']['steps']
   assert description['scores']['num_cases'] == 5
+  assert description['calibration'] == result['calibration']
+  assert result['calibration']['num_voxels'] == 5 * 16 * 16

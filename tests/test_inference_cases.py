@@ -68,7 +68,7 @@ def test_cases_keep_order_and_grid_whatever_the_batch(batch_size):
   ]
   got = run(affine, cases, batch_size=batch_size)
   assert [case.name for case, *_ in got] == ['0', '1', '2', '3', '4']
-  for case, pred, probs in got:
+  for case, pred, probs, *_ in got:
     image = case.image[..., 0].astype(np.float64)
     z = (image - image.mean()) / image.std()
     np.testing.assert_array_equal(pred, (-z > 2 * z + 1).astype(int))
@@ -78,7 +78,7 @@ def test_cases_keep_order_and_grid_whatever_the_batch(batch_size):
 def test_a_resized_image_is_labelled_on_its_own_grid():
   image = np.zeros((30, 50, 1), np.uint8)
   image[:, 25:] = 255
-  [(_, pred, _)] = run(
+  [(_, pred, *_)] = run(
     lambda x: jnp.concatenate([0.5 - x, x - 0.5], -1),
     [Case('half', image, None, (1.0, 1.0))],
     preprocessing=Preprocessing('scale', resize=(16, 16)),
@@ -112,7 +112,7 @@ def test_a_grey_image_serves_a_colour_model_and_not_the_reverse():
 def test_axes_and_crop_are_undone_on_the_way_back(axes, crop):
   inside = (slice(2, 11), slice(3, 20), slice(5, 14))
   case = smooth_case((13, 22, 18), spacing=(1.0,) * 3, crop=inside)
-  [(_, pred, probs)] = run(
+  [(_, pred, probs, *_)] = run(
     lambda tiles: thirds(tiles) * 30,
     [case],
     preprocessing=Preprocessing(channels=RAW, axes=axes, crop=crop),
@@ -140,7 +140,7 @@ def test_a_resampled_volume_comes_back_to_its_grid():
   )
   prepared = preprocess(case, settings)
   image = compact(prepared.image, prepared.slack)
-  [(_, pred, _)] = run(
+  [(_, pred, *_)] = run(
     thirds, [case], preprocessing=settings, patch_size=(8, 8, 8), batch_size=2
   )
   logits = np.asarray(thirds(image.astype(np.float32)))
@@ -175,7 +175,7 @@ def test_regions_have_their_own_decoder_and_are_0_outside():
   def decode(logits):
     return np.where(logits[..., 1] > 0, 7, np.where(logits[..., 0] > 0, 4, 0))
 
-  [(_, pred, probs)] = run(
+  [(_, pred, probs, *_)] = run(
     regions,
     [Case('nested', image, None, (1.0,) * 3)],
     preprocessing=Preprocessing(channels=RAW, crop=True),
@@ -200,7 +200,7 @@ def test_a_two_dimensional_network_segments_a_volume_slice_by_slice():
     shapes.add(tiles.shape)
     return thirds(tiles)
 
-  [(_, pred, _)] = run(predict, [case], preprocessing=settings, batch_size=3)
+  [(_, pred, *_)] = run(predict, [case], preprocessing=settings, batch_size=3)
   assert shapes == {(3, 16, 16, 1)}
   truth = nearest_peak(case)
   assert pred.shape == truth.shape and (pred == truth).mean() > 0.95
@@ -226,7 +226,7 @@ def test_many_small_volumes_share_batches():
     batch_size=4,
   )
   assert calls == [(4, 8, 8, 8, 1)] * 3  # 1 + 1 + 2 + 1 + 4 + 1 tiles
-  for case, pred, _ in got:
+  for case, pred, *_ in got:
     np.testing.assert_array_equal(pred, nearest_peak(case))
 
 

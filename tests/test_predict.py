@@ -92,7 +92,7 @@ def test_a_killed_prediction_goes_on(workdir, scans, tmp_path, monkeypatch):
   assert names == ['b', 'c']
   assert masks(out) == masks(tmp_path / 'whole')
   assert sorted(p.name for p in out.iterdir()) == [
-    'a.png', 'b.png', 'c.png', 'panels', MASK_LIST
+    'a.png', 'b.png', 'c.png', 'panels', MASK_LIST, 'volumes.csv'
   ]  # fmt: skip
   run(workdir, scans, out)
   assert names == ['b', 'c']
@@ -337,7 +337,7 @@ def test_outside_the_crop_of_a_sigmoid_network_is_background():
     logits = jax.numpy.concatenate([0 * tiles, tiles - 0.5, tiles - 1.5], -1)
     return logits * 20
 
-  [(_, label, probs)] = predict_cases_of_library(
+  [(_, label, probs, *_)] = predict_cases_of_library(
     network,
     [Case('nested', image, None, (1.0, 1.0))],
     preprocessing=Preprocessing(channels=(Channel('none'),), crop=True),

@@ -1,5 +1,6 @@
 """What lies in a folder to predict: used, or named; and one file alone."""
 
+import csv
 import shutil
 
 import nibabel
@@ -10,6 +11,7 @@ from conftest import write_volumes
 from data_cases import assert_all_in, assert_one_line
 from PIL import Image
 from predict_cases import masks, run, write_images
+from scipy import stats
 from small import load, shrink, write_untrained
 
 from medseg_jax.experiment import prediction_jobs, trained_model
@@ -216,3 +218,28 @@ def test_probabilities_that_are_missing_are_made(volumes, tmp_path):
   run(workdir, scan, tmp_path, change=ask_for_probabilities)
   assert (tmp_path / 'case_00_probabilities.nii.gz').exists()
   assert (tmp_path / 'case_00.nii.gz').read_bytes() == mask
+
+
+def test_volumes_are_told_in_ml_and_entropy_on_the_grid_of_the_scan(
+  volumes, tmp_path
+):
+  data, workdir = volumes
+  scan = data / 'imagesTr' / 'case_00.nii.gz'
+
+  def unsure(config):
+    config.inference.uncertainty = config.inference.probabilities = True
+
+  run(workdir, scan, tmp_path, change=unsure)
+  mask = nibabel.load(tmp_path / 'case_00.nii.gz')
+  ml = np.prod(mask.header.get_zooms()) / 1000
+  with open(tmp_path / 'volumes.csv') as file:
+    rows = list(csv.DictReader(file))
+  counts = np.bincount(np.asarray(mask.dataobj, int).ravel(), minlength=3)
+  assert [row['unit'] for row in rows] == ['ml', 'ml']
+  found = [float(row['volume']) for row in rows]
+  np.testing.assert_allclose(found, counts[1:] * ml, rtol=1e-5)
+  probs = nibabel.load(tmp_path / 'case_00_probabilities.nii.gz').get_fdata()
+  entropy = nibabel.load(tmp_path / 'case_00_entropy.nii.gz')
+  np.testing.assert_allclose(entropy.affine, mask.affine)
+  expected = stats.entropy(probs, axis=-1) / np.log(3)
+  np.testing.assert_allclose(entropy.get_fdata(), expected, atol=2e-3)

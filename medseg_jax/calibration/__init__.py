@@ -19,6 +19,7 @@ from medseg_jax.calibration.temperature import (
   scale,
 )
 from medseg_jax.calibration.volumes import (
+  COVERAGE,
   VolumeBand,
   fit_band,
   left_out_coverage,
@@ -26,6 +27,7 @@ from medseg_jax.calibration.volumes import (
 )
 
 __all__ = [
+  'COVERAGE',
   'Reliability',
   'Scaling',
   'VolumeBand',

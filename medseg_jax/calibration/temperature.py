@@ -30,12 +30,14 @@ class Scaling(NamedTuple):
     fitted: those that were fitted on all voxels, whether they are kept or not.
     error_before: `expected_error` of all voxels as they are.
     error_after: of all voxels, each scaled by what the other folds say.
+    probs_after: `[N, K]` of these, scaled likewise.
   """
 
   temperature: tuple[float, ...]
   fitted: tuple[float, ...]
   error_before: float
   error_after: float
+  probs_after: Floats
 
 
 def choose_temperature(
@@ -76,6 +78,7 @@ def choose_temperature(
     fitted=fitted,
     error_before=before,
     error_after=after,
+    probs_after=probs,
   )
 
 

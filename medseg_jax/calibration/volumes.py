@@ -9,7 +9,7 @@ long as that case is of the same kind.
 Residuals are those of the volume's cube root, which is the radius of a ball of
 that volume but for a factor: an error is a layer at the surface, so it is about
 the same for small and for large objects, and an object that was missed
-altogether (0) has a residual like any other.
+altogether (0) has a residual like any other. Of areas it is the square root.
 """
 
 import math
@@ -22,18 +22,20 @@ COVERAGE = 0.9
 
 
 class VolumeBand(NamedTuple):
-  """Bounds of the cube root of the true volume less that of the predicted one.
+  """Bounds of the root of the true volume less that of the predicted one.
 
   Attributes:
-    low: lower bound, in the cube root of the volumes' unit; minus infinity
-      where there were too few cases to tell one.
+    low: lower bound, in the root of the volumes' unit; minus infinity where
+      there were too few cases to tell one.
     high: upper bound; infinity likewise.
     num_cases: that tell them.
+    root: 3 for the cube root, of volumes; 2 for the square root, of areas.
   """
 
   low: float
   high: float
   num_cases: int
+  root: int = 3
 
 
 def fit_band(
@@ -41,6 +43,7 @@ def fit_band(
   measured: npt.ArrayLike,
   *,
   coverage: float = COVERAGE,
+  root: int = 3,
 ) -> VolumeBand:
   """Returns the band that holds a new case's volume with this probability.
 
@@ -53,6 +56,7 @@ def fit_band(
       model has not seen.
     measured: `[n]`, of the expert's masks.
     coverage: within 0 .. 1.
+    root: see `VolumeBand`.
 
   Raises:
     ValueError: shapes that differ, volumes below 0 or not finite, or a coverage
@@ -60,16 +64,15 @@ def fit_band(
   """
   if not 0 < coverage < 1:
     raise ValueError(f'coverage must lie within 0..1, got {coverage}')
-  residuals = np.sort(_residuals(predicted, measured))
+  residuals = np.sort(_residuals(predicted, measured, root))
   number = len(residuals)
   tail = (number + 1) * (1 - coverage) / 2
   # So that 20 * 0.05 is 1, whatever the rounding.
   rank = math.floor(tail + 1e-9)
   if rank < 1:
-    return VolumeBand(-math.inf, math.inf, number)
-  return VolumeBand(
-    float(residuals[rank - 1]), float(residuals[number - rank]), number
-  )
+    return VolumeBand(-math.inf, math.inf, number, root)
+  low, high = residuals[rank - 1], residuals[number - rank]
+  return VolumeBand(float(low), float(high), number, root)
 
 
 def volume_interval(volume: float, band: VolumeBand) -> tuple[float, float]:
@@ -79,8 +82,10 @@ def volume_interval(volume: float, band: VolumeBand) -> tuple[float, float]:
   interval need not hold the predicted volume: where the model makes objects too
   small, it lies above.
   """
-  root = math.cbrt(volume)
-  low, high = (max(root + bound, 0.0) ** 3 for bound in (band.low, band.high))
+  radius = float(_root(volume, band.root))
+  low, high = (
+    max(radius + bound, 0.0) ** band.root for bound in (band.low, band.high)
+  )
   return low, high
 
 
@@ -90,6 +95,7 @@ def left_out_coverage(
   folds: npt.ArrayLike,
   *,
   coverage: float = COVERAGE,
+  root: int = 3,
 ) -> float:
   """Returns the share of cases whose volume lies in the other folds' interval.
 
@@ -98,6 +104,7 @@ def left_out_coverage(
     measured: likewise.
     folds: int `[n]`, the fold that held out the case.
     coverage: see `fit_band`.
+    root: likewise.
 
   Raises:
     ValueError: as `fit_band`; no case, or only one fold.
@@ -112,14 +119,16 @@ def left_out_coverage(
   inside = 0
   for fold in present:
     out = folds == fold
-    band = fit_band(predicted[~out], measured[~out], coverage=coverage)
-    residuals = _residuals(predicted[out], measured[out])
+    band = fit_band(
+      predicted[~out], measured[~out], coverage=coverage, root=root
+    )
+    residuals = _residuals(predicted[out], measured[out], root)
     inside += int(((residuals >= band.low) & (residuals <= band.high)).sum())
   return inside / len(folds)
 
 
 def _residuals(
-  predicted: npt.ArrayLike, measured: npt.ArrayLike
+  predicted: npt.ArrayLike, measured: npt.ArrayLike, root: int
 ) -> npt.NDArray[np.float64]:
   predicted = np.asarray(predicted, np.float64)
   measured = np.asarray(measured, np.float64)
@@ -131,4 +140,11 @@ def _residuals(
   for name, volumes in (('predicted', predicted), ('measured', measured)):
     if not (np.isfinite(volumes) & (volumes >= 0)).all():
       raise ValueError(f'{name} must be finite and 0 or more, got {volumes}')
-  return np.cbrt(measured) - np.cbrt(predicted)
+  return _root(measured, root) - _root(predicted, root)
+
+
+def _root(volumes: npt.ArrayLike, root: int) -> npt.NDArray[np.float64]:
+  roots = {2: np.sqrt, 3: np.cbrt}
+  if root not in roots:
+    raise ValueError(f'root must be 2 or 3, got {root}')
+  return roots[root](np.asarray(volumes, np.float64))

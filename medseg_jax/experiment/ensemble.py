@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 import medseg_jax
-from medseg_jax.experiment import mirroring, model_folder
+from medseg_jax.experiment import calibrated, mirroring, model_folder
+from medseg_jax.experiment.calibrated import Calibration
 from medseg_jax.experiment.model_folder import DESCRIPTION
 from medseg_jax.postprocessing import classes_of
 from medseg_jax.runtime.errors import InputError, counted, quote, quote_json
@@ -71,6 +72,19 @@ class Stored(NamedTuple):
     return tuple(m for own in self.configurations.values() for m in own)
 
   @property
+  def calibration(self) -> Calibration:
+    """What `calibration` of the description says.
+
+    Raises:
+      KeyError, TypeError, ValueError: something else.
+    """
+    first = self.first.description
+    return calibrated.from_json(
+      self.description.get('calibration'),
+      num_outputs=len(first['regions'] or first['classes']),
+    )
+
+  @property
   def is_ensemble(self) -> bool:
     return self.description['format'] == FORMAT
 
@@ -81,6 +95,7 @@ def write(
   *,
   scores: Mapping[str, Any] | None,
   postprocessing: Sequence[Any] | None,
+  calibration: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes an ensemble, in the place of a model that is there, whole.
 
@@ -90,6 +105,8 @@ def write(
       which are copied.
     scores: of the held-out cases, pooled; None where there are none.
     postprocessing: the steps that all its masks get, see `postprocessing`.
+    calibration: what `calibrating.learn` learnt, or None. Exported programs
+      give logits, which are to be divided by its temperature.
 
   Raises:
     InputError: a member is damaged, does not say which cases trained it, or
@@ -125,6 +142,7 @@ def write(
       },
       'configurations': configurations,
       'postprocessing': list(postprocessing or ()),
+      'calibration': calibration,
       'scores': scores,
     }
     text = json.dumps(description, indent=2, allow_nan=False)
@@ -152,7 +170,9 @@ def read(path: pathlib.Path) -> Stored:
   _check(found, path)
   with model_folder.damages(path, f'{DESCRIPTION} is damaged'):
     _check_steps(description['postprocessing'], found)
-  return Stored(description, found)
+    stored = Stored(description, found)
+    _ = stored.calibration
+  return stored
 
 
 def check_place(workdir: pathlib.Path, *, crossval: bool) -> None:

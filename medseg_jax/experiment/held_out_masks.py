@@ -5,6 +5,7 @@ Each lies on its case's own grid in the folder `held_out` of the workdir, and
 prediction goes on, and what somebody has changed is not taken for the model's.
 """
 
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment import (
   members,
   prediction_jobs,
+  sampled_voxels,
   sources,
   trained_model,
 )
@@ -48,6 +50,7 @@ class HeldOutMask(NamedTuple):
     name: of the case.
     fold: that held it out.
     path: of the mask, with label values, on the case's own grid.
+    sample_path: of logits of some voxels, see `sampled_voxels`.
     source: holds the case.
     index: of the case in there.
   """
@@ -55,6 +58,7 @@ class HeldOutMask(NamedTuple):
   name: str
   fold: int
   path: pathlib.Path
+  sample_path: pathlib.Path
   source: Source
   index: int
 
@@ -95,8 +99,16 @@ def masks_of(
     fold: its number.
   """
   suffix = '.nii.gz' if isinstance(source, VolumeSource) else '.png'
+  folder = workdir / FOLDER
   return [
-    HeldOutMask(name, fold, workdir / FOLDER / f'{name}{suffix}', source, i)
+    HeldOutMask(
+      name,
+      fold,
+      folder / f'{name}{suffix}',
+      folder / f'{name}_logits.npz',
+      source,
+      i,
+    )
     for i, name in enumerate(source.names)
   ]
 
@@ -184,7 +196,11 @@ def predict(
   folder = masks[0].path.parent
   jobs = {
     mask.name: Job(
-      mask.name, _images_of(mask.source, mask.index), mask.path, None
+      mask.name,
+      _images_of(mask.source, mask.index),
+      mask.path,
+      None,
+      mask.sample_path,
     )
     for mask in masks
   }
@@ -197,7 +213,8 @@ def predict(
     record = Record(folder)
     left = [j for j in jobs.values() if _is_to_make(j, record, maker)]
     for job in left:  # of older weights; half replaced it would be nobody's
-      job.target.unlink(missing_ok=True)
+      for target in job.targets:
+        target.unlink(missing_ok=True)
     prediction_jobs.remove_unfinished(left)
     return [job.name for job in left]
 
@@ -225,6 +242,9 @@ def predict(
     own,
     read=HeldOutMask.read_case,
     failed=fail,
+    points=functools.partial(
+      sampled_voxels.draw, seed=weights.parts[0].config.seed
+    ),
     **predictor.settings,
   )
   with Progress(
@@ -234,8 +254,7 @@ def predict(
       job = jobs[mask.name]
       prediction_jobs.write(
         job,
-        prediction.label,
-        None,
+        prediction,
         label_values=label_values,
         image_hash=hash_files(job.images),
         record=record,
@@ -251,22 +270,28 @@ def predict(
 
 
 def _is_to_make(job: Job, record: Record, maker: Maker) -> bool:
-  """Returns whether a mask is missing, or of other weights or settings.
+  """Returns whether a file is missing, or of other weights or settings.
 
   Raises:
     InputError: what is in its place did not come from here.
   """
-  if not job.target.exists():
+  return any([_is_missing(t, job, record, maker) for t in job.targets])
+
+
+def _is_missing(
+  target: pathlib.Path, job: Job, record: Record, maker: Maker
+) -> bool:
+  if not target.exists():
     return True
-  if not job.target.is_file():
-    raise InputError(f'{job.target}: no file; move it away')
-  reason = record.differs(job.target, job.images, maker)
+  if not target.is_file():
+    raise InputError(f'{target}: no file; move it away')
+  reason = record.differs(target, job.images, maker)
   if not reason:
     return False
-  line = record.lines.get(job.target.name)
-  if line is None or line['sha256'] != hash_files([job.target]):
+  line = record.lines.get(target.name)
+  if line is None or line['sha256'] != hash_files([target]):
     raise InputError(
-      f'{job.target}: is not overwritten: {reason}; move it away, and it is '
-      'made anew'
+      f'{target}: is not overwritten: {reason}; move it away, and it is made '
+      'anew'
     )
   return True

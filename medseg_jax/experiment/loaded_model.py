@@ -33,7 +33,7 @@ class Prediction(NamedTuple):
     probs: float16 `[*S, K]` for each class or, where the model has regions
       that overlap, each region. Of a model with sigmoid outputs the classes
       do not exclude each other, and the background is what the most probable
-      of them leaves.
+      of them leaves. A cross-validated ensemble's are calibrated.
     spacing: size of a voxel along each axis, in mm (1.0 where not known).
     affine: `[R + 1, R + 1]` voxel index to world, or None where not known.
   """
@@ -181,5 +181,5 @@ class LoadedModel:
     predicted = predict_cases(
       self._predictor.predict_fn, [case], probabilities=True, **self._settings
     )
-    [(_, label, probs)] = predicted
+    [(_, label, probs, *_)] = predicted
     return Prediction(label, probs, case.spacing, case.affine)

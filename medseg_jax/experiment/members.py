@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from medseg_jax.experiment import build, ensemble, model_folder
+from medseg_jax.experiment.calibrated import Calibration
 from medseg_jax.experiment.ensemble import Member
 from medseg_jax.postprocessing import Step
 from medseg_jax.runtime.checkpoint import BEST, LATEST
@@ -42,12 +43,14 @@ class Weights(NamedTuple):
     which: 'best' or 'latest'; 'best' where one member's are.
     postprocessing: the steps that are applied to its masks, see
       `postprocessing.apply`; those of an ensemble, where it has such.
+    calibration: of an ensemble, where it has such.
   """
 
   parts: tuple[Part, ...]
   step: int
   which: str
   postprocessing: tuple[Step, ...] = ()
+  calibration: Calibration = Calibration()
 
 
 def load(

@@ -4,7 +4,7 @@ import collections
 import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,11 +15,14 @@ from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.formats.nifti_header import SUFFIXES
 from medseg_jax.data.sources import to_predict, volume_geometry
 from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
+from medseg_jax.experiment import calibrated, sampled_voxels
 from medseg_jax.experiment.prediction_record import Maker, Record
+from medseg_jax.inference.own_grid import Prediction
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import flush_names
 
 PICTURES = 'panels'  # folder beside the masks
+VOLUMES = 'volumes.csv'  # file beside the masks, see `volume_table`
 
 
 class Job(NamedTuple):
@@ -30,12 +33,16 @@ class Job(NamedTuple):
     images: its files.
     target: the mask to write.
     probs_target: the file of its probabilities, or None.
+    sample_target: that of the logits of some voxels, or None.
+    entropy_target: that of the entropy, or None.
   """
 
   name: str
   images: tuple[pathlib.Path, ...]
   target: pathlib.Path
   probs_target: pathlib.Path | None
+  sample_target: pathlib.Path | None = None
+  entropy_target: pathlib.Path | None = None
 
   @property
   def targets(self) -> tuple[pathlib.Path, ...]:
@@ -83,7 +90,7 @@ def plan(
   leave_out = [folder]
   if input_path.is_dir() and folder.resolve() == input_path.resolve():
     # Masks beside their images: what an earlier call wrote is no input.
-    made = (to_predict.MASK_LIST, PICTURES, *Record(folder).lines)
+    made = (to_predict.MASK_LIST, PICTURES, VOLUMES, *Record(folder).lines)
     leave_out = [input_path / name for name in made]
   found = to_predict.find(
     input_path,
@@ -93,10 +100,13 @@ def plan(
   jobs = []
   for case in found.cases:
     target = output if file else folder / f'{case.name}{suffixes[0]}'
-    probs = None
+    probs = entropy = None
+    stem = nifti.stem(target) if volumes else target.stem
     if config.inference.probabilities:
-      probs = target.with_name(f'{nifti.stem(target)}_probabilities.nii.gz')
-    jobs.append(Job(case.name, case.images, target, probs))
+      probs = target.with_name(f'{stem}_probabilities.nii.gz')
+    if config.inference.uncertainty:
+      entropy = target.with_name(f'{stem}_entropy{suffixes[0]}')
+    jobs.append(Job(case.name, case.images, target, probs, None, entropy))
   _check_apart(jobs, found.cases)
   return Work(folder, tuple(jobs), found.failures, found.unused)
 
@@ -133,20 +143,18 @@ def read(job: Job | VolumeFiles, data: ConfigDict) -> Case:
 
 def write(
   job: Job,
-  label: np.ndarray,
-  probs: np.ndarray | None,
+  prediction: Prediction,
   *,
   label_values: Sequence[int],
   image_hash: str,
   record: Record,
   maker: Maker,
 ) -> None:
-  """Writes a mask, whole, and where there are such its probabilities.
+  """Writes a mask, whole, and what the job asks for besides.
 
   Args:
     job: says where.
-    label: class indices, on the image's own grid.
-    probs: `[*S, K]`, or None.
+    prediction: of the image, on its own grid.
     label_values: the value of each class in a mask.
     image_hash: of the image's files.
     record: of the folder, which is told first.
@@ -156,17 +164,44 @@ def write(
     unfinished = _unfinished(target)
     try:
       if target == job.probs_target:
-        nifti.write_volume(unfinished, probs, job.images[0])
+        nifti.write_volume(unfinished, prediction.probs, job.images[0])
+      elif target == job.entropy_target:
+        _write_entropy(unfinished, prediction.entropy, job)
+      elif target == job.sample_target:
+        sampled_voxels.write(unfinished, prediction.sample)
       elif target.name.lower().endswith('.png'):
-        images.write_mask(unfinished, label, tuple(label_values))
+        images.write_mask(unfinished, prediction.label, tuple(label_values))
       else:
-        values = np.asarray(label_values, np.int16)[label]
+        values = np.asarray(label_values, np.int16)[prediction.label]
         nifti.write_label(unfinished, values, job.images[0])
-      record.add(unfinished, target.name, job.images, image_hash, maker)
+      own, more = maker.of_the_rest(), {}
+      if target == job.target:
+        own, more = maker, _size_of(prediction, label_values)
+      record.add(unfinished, target.name, job.images, image_hash, own, **more)
       unfinished.replace(target)
       flush_names(target.parent)
     finally:
       unfinished.unlink(missing_ok=True)
+
+
+def _write_entropy(path: pathlib.Path, entropy: np.ndarray, job: Job) -> None:
+  """Writes numbers from 0 to 1: as they are in NIfTI, in PNG times 255."""
+  if path.name.endswith('.png'):
+    grey = np.rint(255 * entropy.astype(np.float32).clip(0, 1)).astype(int)
+    images.write_mask(path, grey, tuple(range(256)))
+  else:
+    nifti.write_volume(path, entropy, job.images[0])
+
+
+def _size_of(
+  prediction: Prediction, label_values: Sequence[int]
+) -> dict[str, Any]:
+  """Returns what the record says of the volumes of a mask's classes."""
+  counts = calibrated.class_counts(prediction.label, len(label_values))
+  spacing = prediction.case.spacing
+  unit = calibrated.ML if len(spacing) == 3 else calibrated.PIXELS
+  size = calibrated.voxel_size(spacing, unit)
+  return {'voxels': counts.tolist(), 'voxel_size': size}
 
 
 def still_to_do(
@@ -198,7 +233,13 @@ def still_to_do(
     reasons = [
       f'{path}: is there already and is not overwritten: {reason}'
       for path in there
-      if (reason := record.differs(path, job.images, maker))
+      if (
+        reason := record.differs(
+          path,
+          job.images,
+          maker if path == job.target else maker.of_the_rest(),
+        )
+      )
     ]
     in_the_way += reasons
     if len(there) < len(job.targets):
@@ -280,6 +321,6 @@ def _check_apart(jobs: Sequence[Job], cases: Sequence[VolumeFiles]) -> None:
   twice = [path for path, count in targets.items() if count > 1]
   if twice:
     raise InputError(
-      f'{twice[0]}: both the mask of one case and the probabilities of another '
-      'would have this name; rename one of them'
+      f'{twice[0]}: both the mask of one case and what is written beside '
+      'another would have this name; rename one of them'
     )

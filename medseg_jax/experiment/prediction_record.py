@@ -30,7 +30,7 @@ from medseg_jax.runtime.errors import InputError
 _BEGIN = b'{"mask": '  # of each line
 _MEANING = ('classes', 'label_values', 'regions', 'region_order', 'channels')
 # What has no part in a mask: how many tiles at once, what else is written.
-_NO_MATTER = ('batch_size', 'probabilities')
+_NO_MATTER = ('batch_size', 'probabilities', 'uncertainty')
 _LONGEST = 60  # characters of a setting in a message
 
 
@@ -40,10 +40,19 @@ class Maker(NamedTuple):
   Attributes:
     weights: hash of the network's variables.
     settings: what of the config has a part in a mask.
+    temperature: of the probabilities, which has none; () for 1.
   """
 
   weights: str
   settings: dict[str, Any]
+  temperature: tuple[float, ...] = ()
+
+  def of_the_rest(self) -> 'Maker':
+    """Returns what makes the files beside the mask."""
+    if not self.temperature:
+      return self
+    more = {'temperature': list(self.temperature)}
+    return self._replace(settings=self.settings | more)
 
 
 def maker_of(model: Weights) -> Maker:
@@ -60,7 +69,8 @@ def maker_of(model: Weights) -> Maker:
   if model.postprocessing:
     settings['postprocessing'] = model.postprocessing
   # As the file will have them: lists in place of tuples.
-  return Maker(weights, json.loads(json.dumps(settings)))
+  settings = json.loads(json.dumps(settings))
+  return Maker(weights, settings, model.calibration.temperature)
 
 
 def _settings_of(config: ConfigDict) -> dict[str, Any]:
@@ -151,6 +161,7 @@ class Record:
     sources: Sequence[pathlib.Path],
     image_hash: str,
     maker: Maker,
+    **more: Any,
   ) -> None:
     """Writes a line, to the disk.
 
@@ -160,6 +171,7 @@ class Record:
       sources: the files of its image.
       image_hash: their hash.
       maker: what it was made with.
+      **more: what else the line is to say.
     """
     line = {
       'mask': name,
@@ -168,6 +180,7 @@ class Record:
       'image_sha256': image_hash,
       'weights': maker.weights,
       'settings': maker.settings,
+      **more,
     }
     text = json.dumps(line)
     with open(self.path, 'ab+') as file:

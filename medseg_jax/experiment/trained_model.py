@@ -194,6 +194,8 @@ def compile_predictor(weights: Weights, mesh: Mesh) -> Predictor:
     settings['finish'] = functools.partial(
       postprocessing.apply, steps=weights.postprocessing
     )
+  if weights.calibration.temperature:
+    settings['temperature'] = weights.calibration.temperature
   return Predictor(predict_fn, weights.step, weights.which, settings)
 
 
@@ -243,7 +245,9 @@ def load_weights(
     print(f'ensemble  {folder}: {", ".join(counts)}', flush=True)
   weights = members.load(stored.configurations, config, before, mesh)
   steps = stored.description.get('postprocessing', ())
-  return weights._replace(postprocessing=tuple(steps))
+  return weights._replace(
+    postprocessing=tuple(steps), calibration=stored.calibration
+  )
 
 
 def load_variables(

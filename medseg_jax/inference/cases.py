@@ -19,9 +19,14 @@ from medseg_jax import inference
 from medseg_jax.data.case import Case
 from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Preprocessing, preprocess
-from medseg_jax.data.resample import resample_linear_slabs
 from medseg_jax.inference import in_step
-from medseg_jax.inference.decoding import argmax, pooled_logits, softmax
+from medseg_jax.inference.decoding import argmax
+from medseg_jax.inference.own_grid import (
+  DrawPoints,
+  Output,
+  Prediction,
+  on_own_grid,
+)
 from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError, counted
 
@@ -30,20 +35,6 @@ from medseg_jax.runtime.errors import InputError, counted
 LARGE_IMAGE = 2**27
 
 Item = TypeVar('Item')  # whatever a case is read from
-
-
-class Prediction(NamedTuple):
-  """What the network says of a case, on the case's own grid.
-
-  Attributes:
-    case: as read.
-    label: `[*S]` int16 class indices.
-    probs: `[*S, K]` float16 where asked for, else None.
-  """
-
-  case: Case
-  label: np.ndarray
-  probs: np.ndarray | None
 
 
 class Network(NamedTuple):
@@ -79,6 +70,11 @@ class Settings(TypedDict):
       for exclusive classes: softmax, and 1 for class 0 outside.
     has_background: with `activate`, whether class 0 is the background, and 1
       outside the crop; it is not.
+    temperature: what logits are divided by before they become probabilities,
+      one for all or one for each; 1, see `calibration`.
+    points: of a case and the box of it that the network sees, the voxels whose
+      logits are kept, int `[n, R]` indices inside the box; none are.
+    uncertainty: whether the entropy of the probabilities is kept; it is not.
     also: further networks of the same classes or regions; none. What is
       decoded are the means of their probabilities on the case's own grid:
       softmax, or with `activate` sigmoid.
@@ -95,6 +91,9 @@ class Settings(TypedDict):
   probabilities: NotRequired[bool]
   activate: NotRequired[Callable[[np.ndarray], np.ndarray] | None]
   has_background: NotRequired[bool]
+  temperature: NotRequired[Sequence[float]]
+  points: NotRequired[DrawPoints | None]
+  uncertainty: NotRequired[bool]
   also: NotRequired[Sequence[Network]]
   finish: NotRequired[Callable[[np.ndarray], np.ndarray]]
 
@@ -202,11 +201,24 @@ def _predict(
   probabilities: bool = False,
   activate: Callable[[np.ndarray], np.ndarray] | None = None,
   has_background: bool = False,
+  temperature: Sequence[float] = (),
+  points: DrawPoints | None = None,
+  uncertainty: bool = False,
   also: Sequence[Network] = (),
   finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[Item, Prediction]]:
   first = Network(predict_fn, preprocessing, patch_size, overlap, batch_size)
   networks = (first, *also)
+  output = Output(
+    axes=preprocessing.axes,
+    decode=decode,
+    probabilities=probabilities,
+    activate=activate,
+    has_background=has_background or activate is None,
+    temperature=tuple(temperature),
+    points=points,
+    uncertainty=uncertainty,
+  )
   entered = _entered(
     items, read, failed, [n.preprocessing for n in networks], channels
   )
@@ -225,14 +237,12 @@ def _predict(
       )
     ]
     for case, slabs in in_step.by_case(streams):
-      prediction = _on_own_grid(
+      prediction = on_own_grid(
         [map(np.asarray, of_one) for of_one in slabs],
-        case,
-        axes=preprocessing.axes,
-        decode=decode,
-        probabilities=probabilities,
-        activate=activate,
-        has_background=has_background or activate is None,
+        case.case,
+        box=case.box,
+        sizes=case.sizes,
+        output=output,
       )
       if finish is not None:
         prediction = prediction._replace(label=finish(prediction.label))
@@ -332,49 +342,3 @@ def _entered(
 
 def _result(future: concurrent.futures.Future[Item]) -> Item:
   return next(stop_signal.as_completed([future])).result()
-
-
-def _on_own_grid(
-  slabs_of_each: Sequence[Iterator[np.ndarray]],
-  entered: _Entered,
-  *,
-  axes: tuple[int, ...],
-  decode: Callable[[np.ndarray], np.ndarray],
-  probabilities: bool,
-  activate: Callable[[np.ndarray], np.ndarray] | None,
-  has_background: bool,
-) -> Prediction:
-  _, case, box, sizes = entered
-  shape = case.image.shape[:-1]
-  axes = axes or tuple(range(len(shape)))
-  label = np.zeros(shape, np.int16)
-  # Views: what is written to them lands in the case's own axes.
-  into = label[box].transpose(axes)
-  probs = None
-  own = [
-    slabs
-    if size == into.shape
-    else resample_linear_slabs(slabs, size, into.shape)
-    for slabs, size in zip(slabs_of_each, sizes, strict=True)
-  ]
-  slabs = own[0]
-  if len(own) > 1:
-    sigmoid = activate is not None
-    slabs = (
-      pooled_logits(planes, sigmoid=sigmoid)
-      for planes in in_step.common_planes(own)
-    )
-  begin = 0
-  for slab in slabs:
-    planes = slice(begin, begin + len(slab))
-    into[planes] = decode(slab)
-    begin = planes.stop
-    if not probabilities:
-      continue
-    if probs is None:
-      probs = np.zeros((*shape, slab.shape[-1]), np.float16)
-      if has_background:
-        probs[..., 0] = 1
-    into_probs = probs[box].transpose(*axes, len(shape))
-    into_probs[planes] = (activate or softmax)(slab)
-  return Prediction(case, label, probs)

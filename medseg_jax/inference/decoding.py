@@ -67,6 +67,32 @@ def sigmoid_of_classes(logits: np.ndarray) -> np.ndarray:
   return probs
 
 
+def entropy(
+  probs: np.ndarray, *, exclusive: bool, has_background: bool
+) -> np.ndarray:
+  """Returns how unsure probabilities are, `[*S, K] -> [*S]`, 0 to 1.
+
+  Of classes that exclude each other the entropy over that of K equal
+  probabilities (Shannon 1948, "A mathematical theory of communication"). What
+  is decided by itself, region by region, has one each, between being there and
+  not; then the largest of these counts.
+
+  Args:
+    probs: of classes, or regions.
+    exclusive: whether they add up to 1.
+    has_background: where they do not, whether class 0 is what the others leave.
+  """
+  if exclusive:
+    return _entropy_terms(probs).sum(-1) / np.log(max(probs.shape[-1], 2))
+  probs = probs[..., 1:] if has_background else probs
+  terms = _entropy_terms(probs) + _entropy_terms(1 - probs)
+  return terms.max(-1) / np.log(2)
+
+
+def _entropy_terms(probs: np.ndarray) -> np.ndarray:
+  return -probs * np.log(np.where(probs > 0, probs, 1))
+
+
 def pooled_logits(
   logits: Sequence[np.ndarray], *, sigmoid: bool = False
 ) -> np.ndarray:

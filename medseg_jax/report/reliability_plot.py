@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _SIDE, _GAP, _LINE, _TEXT = 260, 28, 22, 14
 _COLUMNS = 4
-_HEAD, _ROW = _LINE + _GAP, _SIDE + 2 * _LINE + _GAP // 2
+_HEAD, _ROW = 2 * _LINE + _GAP // 2, _SIDE + 2 * _LINE + _GAP // 2
 _PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (205, 205, 205)
 _BEFORE, _AFTER = (213, 94, 0), (0, 114, 178)  # of Okabe and Ito
 _FINE = 3  # drawn so much larger, then reduced: smooth lines

@@ -233,10 +233,12 @@ def write_label(
 def write_volume(
   path: str | os.PathLike, array: np.ndarray, like: str | os.PathLike
 ) -> None:
-  """Writes `[z, y, x, K]` as a float32 file of 4 axes; see `write_label`."""
-  if np.ndim(array) != 4:
-    raise ValueError(f'need an array [z, y, x, K], got {np.shape(array)}')
-  _write(pathlib.Path(path), np.asarray(array), np.dtype(np.float32), 4, like)
+  """Writes `[z, y, x]` or `[z, y, x, K]` as float32; see `write_label`."""
+  array = np.asarray(array)
+  if (rank := array.ndim) not in (3, 4):
+    raise ValueError(f'need an array [z, y, x(, K)], got {array.shape}')
+  array = array if rank == 4 else array[..., None]
+  _write(pathlib.Path(path), array, np.dtype(np.float32), rank, like)
 
 
 def stem(path: str | os.PathLike) -> str:

@@ -1,0 +1,166 @@
+"""From the slabs of the networks to what is kept, on the case's own grid."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from medseg_jax.data.case import Case
+from medseg_jax.data.resample import resample_linear_slabs
+from medseg_jax.inference import decoding, in_step
+from medseg_jax.inference.decoding import pooled_logits, softmax
+
+DrawPoints = Callable[[Case, tuple[slice, ...]], np.ndarray]
+
+
+class Sample(NamedTuple):
+  """Some voxels of a case and what decided over them.
+
+  Attributes:
+    points: int32 `[n, R]`, indices on the case's own grid.
+    logits: float32 `[n, K]`; of several networks those of their mean
+      probabilities, infinite where these are 0 or 1 (`decoding.pooled_logits`).
+  """
+
+  points: np.ndarray
+  logits: np.ndarray
+
+
+class Prediction(NamedTuple):
+  """What the network says of a case, on the case's own grid.
+
+  Attributes:
+    case: as read.
+    label: `[*S]` int16 class indices.
+    probs: `[*S, K]` float16 where asked for, else None.
+    sample: logits of some voxels where asked for, else None.
+    entropy: `[*S]` float16 where asked for, else None; see `decoding.entropy`.
+  """
+
+  case: Case
+  label: np.ndarray
+  probs: np.ndarray | None
+  sample: Sample | None = None
+  entropy: np.ndarray | None = None
+
+
+class Output(NamedTuple):
+  """What is made of the logits; see `inference.cases.Settings`.
+
+  Attributes:
+    axes: of the case, in the order of the network's.
+    decode: logits to class indices.
+    probabilities: whether they are kept, too.
+    activate: logits to probabilities; None for softmax.
+    has_background: whether class 0 is 1 outside the box.
+    temperature: what logits are divided by first, () for 1.
+    points: draws the voxels whose logits are kept, or None.
+    uncertainty: whether the entropy of the probabilities is kept.
+  """
+
+  axes: tuple[int, ...]
+  decode: Callable[[np.ndarray], np.ndarray]
+  probabilities: bool
+  activate: Callable[[np.ndarray], np.ndarray] | None
+  has_background: bool
+  temperature: tuple[float, ...] = ()
+  points: DrawPoints | None = None
+  uncertainty: bool = False
+
+  def probs_of(self, logits: np.ndarray) -> np.ndarray:
+    """Returns the probabilities of logits `[..., K]`."""
+    if self.temperature:
+      logits = logits / np.asarray(self.temperature, logits.dtype)
+    return (self.activate or softmax)(logits)
+
+
+def on_own_grid(
+  slabs_of_each: Sequence[Iterator[np.ndarray]],
+  case: Case,
+  *,
+  box: tuple[slice, ...],
+  sizes: Sequence[tuple[int, ...]],
+  output: Output,
+) -> Prediction:
+  """Returns the prediction of a case, decoded slab by slab.
+
+  Args:
+    slabs_of_each: logits of each network, consecutive along its first axis.
+    case: as read.
+    box: of the case, what the networks see; the rest is background.
+    sizes: of the image that each of them sees.
+    output: what to make of it.
+  """
+  shape = case.image.shape[:-1]
+  axes = output.axes or tuple(range(len(shape)))
+  label = np.zeros(shape, np.int16)
+  # Views: what is written to them lands in the case's own axes.
+  into = label[box].transpose(axes)
+  probs = None
+  entropy = np.zeros(shape, np.float16) if output.uncertainty else None
+  sampler = None
+  if output.points is not None:
+    corner = [side.indices(n)[0] for side, n in zip(box, shape, strict=True)]
+    sampler = _Sampler(output.points(case, box), corner, axes)
+  own = [
+    slabs
+    if size == into.shape
+    else resample_linear_slabs(slabs, size, into.shape)
+    for slabs, size in zip(slabs_of_each, sizes, strict=True)
+  ]
+  slabs = own[0]
+  if len(own) > 1:
+    sigmoid = output.activate is not None
+    slabs = (
+      pooled_logits(planes, sigmoid=sigmoid)
+      for planes in in_step.common_planes(own)
+    )
+  begin = 0
+  for slab in slabs:
+    planes = slice(begin, begin + len(slab))
+    into[planes] = output.decode(slab)
+    if sampler is not None:
+      sampler.take(slab, begin)
+    begin = planes.stop
+    if not output.probabilities and entropy is None:
+      continue
+    values = output.probs_of(slab)
+    if entropy is not None:
+      entropy[box].transpose(axes)[planes] = decoding.entropy(
+        values,
+        exclusive=output.activate is None,
+        has_background=output.has_background,
+      )
+    if not output.probabilities:
+      continue
+    if probs is None:
+      probs = np.zeros((*shape, slab.shape[-1]), np.float16)
+      if output.has_background:
+        probs[..., 0] = 1
+    into_probs = probs[box].transpose(*axes, len(shape))
+    into_probs[planes] = values
+  sample = None if sampler is None else sampler.sample()
+  return Prediction(case, label, probs, sample, entropy)
+
+
+class _Sampler:
+  """Takes the logits of some voxels as the slabs come."""
+
+  def __init__(
+    self, points: np.ndarray, corner: Sequence[int], axes: tuple[int, ...]
+  ):
+    self._points = np.asarray(points, np.int32)
+    self._inside = (self._points - np.asarray(corner))[:, list(axes)]
+    self._logits = np.zeros((len(points), 0), np.float32)
+
+  def take(self, slab: np.ndarray, begin: int) -> None:
+    """Takes those in a slab whose first plane is number `begin`."""
+    if not self._logits.shape[1]:
+      self._logits = np.zeros((len(self._points), slab.shape[-1]), np.float32)
+    first, *others = self._inside.T
+    here = (begin <= first) & (first < begin + len(slab))
+    at = (first[here] - begin, *(axis[here] for axis in others))
+    self._logits[here] = slab[at]
+
+  def sample(self) -> Sample:
+    return Sample(self._points, self._logits)
