@@ -5,7 +5,8 @@ and the compiler has them add the parts up right behind the product with the
 images, whatever becomes of the sum. In `folding.py` that is of kernels of
 blocks, which for cells of n voxels have n^2 times the numbers of the parameter
 that they are made of. Here each device takes its part back to the parameter
-first.
+first. The parts are added up over all devices at once; the compiler for TPUs
+would do so along one axis of the mesh after the other, for all of its kernels.
 """
 
 import functools
