@@ -137,7 +137,9 @@ def _seconds_of_case(predict_fn, source: Source, config, mesh) -> float:
 
   def once(index: int) -> float:
     begin = time.perf_counter()
-    for case, pred, _ in predict_cases(predict_fn, [source[index]], **settings):
+    for case, pred, *_ in predict_cases(
+      predict_fn, [source[index]], **settings
+    ):
       evaluate.score_mask(pred, case, config)
     return time.perf_counter() - begin
 

@@ -4,6 +4,7 @@ import json
 
 import conftest
 import many
+import pytest
 
 
 def flags(data, **keys):
@@ -47,8 +48,14 @@ def test_two_processes_cross_validate_as_one_does(tmp_path):
   many.run(one, *arguments, processes=1, devices=2)
   first, second = many.run(two, *arguments, processes=2)
   assert 'model     ' in first and second == ''
-  wanted = made(one)
+  wanted, found = made(one), made(two)
   assert len([name for name in wanted if name.endswith('.png')]) == 13
-  assert made(two) == wanted
+  # On one device and on two, logits may differ in their last bits.
+  path = 'crossval/summary.json'
+  mine, theirs = (json.loads(each.pop(path)) for each in (wanted, found))
+  one, two = (each.pop('calibration') for each in (mine, theirs))
+  assert one['fitted'] == pytest.approx(two['fitted'], rel=1e-3)
+  assert one['volumes'] == two['volumes']
+  assert theirs == mine and found == wanted
   folds = json.loads(wanted['splits.json'])
   assert sorted(len(fold['val']) for fold in folds) == [3, 10]

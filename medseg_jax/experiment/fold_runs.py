@@ -31,7 +31,8 @@ PLAN = 'plan.json'
 # Of the recipe, what a fold that was trained elsewhere is compared by.
 _RECIPE = (
   *('seed', 'batch_size', 'patch_size', 'dtype', 'ema_decay', 'loss'),
-  *('overlap', 'optimizer', 'schedule', 'augment', 'inference'),
+  *('overlap', 'optimizer', 'schedule', 'augment'),
+  *('inference.patch_size', 'inference.overlap', 'inference.mirror'),
   *('init_from', 'fine_tune', 'stop', 'data.foreground_share'),
 )
 
