@@ -33,15 +33,12 @@ FROM_CONFIG = (
   *('train', 'crossval', 'learning_curve'),
   *('plan', 'prepare', 'benchmark', 'compile'),
 )
+STUDIES = ('crossval', 'learning_curve')  # of several trainings
 FROM_MODEL = ('evaluate', 'predict', 'export')
 FROM_MASKS = ('score',)  # neither; keys are set without a config all the same
 WRITE_WORKDIR = (*FROM_CONFIG, 'evaluate')
-ON_PRIMARY = (
-  'plan',
-  'compile',
-  'export',
-  'score',
-)  # of several processes one does it
+# Of several processes one does it.
+ON_PRIMARY = ('plan', 'compile', 'export', 'score')
 _LONGEST_LINE = 2000
 _NO_CONFIG = '--config is missing; for example --config=configs/unet.py'
 
@@ -260,7 +257,8 @@ def _run_of(mode: str) -> Callable:
       f'--mode=benchmark measures one process, and there are '
       f'{multihost.count()}; start one'
     )
-  run = importlib.import_module(f'medseg_jax.{mode}').run
+  folder = 'medseg_jax.studies' if mode in STUDIES else 'medseg_jax'
+  run = importlib.import_module(f'{folder}.{mode}').run
   if mode not in ON_PRIMARY:
     return run
   return lambda *args, **named: multihost.from_primary(

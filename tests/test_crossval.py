@@ -9,10 +9,10 @@ from data_cases import assert_one_line
 from PIL import Image
 from small import load, shrink
 
-from medseg_jax import crossval
 from medseg_jax.experiment import all_folds, candidates
 from medseg_jax.experiment.candidates import Candidate
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.studies import crossval
 
 
 def config_for(**keys):

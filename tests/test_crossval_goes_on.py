@@ -6,9 +6,10 @@ import pytest
 from data_cases import assert_one_line
 from test_crossval import config_for
 
-from medseg_jax import crossval, evaluate, train
+from medseg_jax import evaluate, train
 from medseg_jax.experiment import prediction_jobs
 from medseg_jax.runtime.errors import InputError, Stopped
+from medseg_jax.studies import crossval
 
 
 @pytest.fixture(scope='module')

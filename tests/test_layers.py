@@ -39,9 +39,9 @@ FLOORS = (
   ('experiment',),
   ('benchmarking',),
   ('plan', 'prepare', 'evaluate', 'export', 'predict', 'score'),
-  ('pace', 'validation'),
-  ('fold_budget', 'train'),
-  ('benchmark', 'compile', 'crossval', 'learning_curve'),
+  ('validation',),
+  ('train',),
+  ('benchmark', 'compile', 'studies'),
   ('main', ''),  # '': the package itself, whose load_model imports late
 )
 FLOOR = {part: i for i, parts in enumerate(FLOORS) for part in parts}

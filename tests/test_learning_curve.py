@@ -8,10 +8,11 @@ from data_cases import assert_one_line
 from PIL import Image
 from test_crossval import config_for
 
-from medseg_jax import learning_curve, train
+from medseg_jax import train
 from medseg_jax.experiment import learning_results
 from medseg_jax.report.learning_plot import Fitted, learning_plot
 from medseg_jax.runtime.errors import InputError, Stopped
+from medseg_jax.studies import learning_curve
 
 NAMES = [f'case {i:02d}' for i in range(16)]
 

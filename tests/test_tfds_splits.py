@@ -8,10 +8,10 @@ pytest.importorskip('tensorflow_datasets')
 
 from test_tfds import Pets, pet_index, prepare
 
-from medseg_jax import crossval
 from medseg_jax.data.sources.tfds import open_tfds
 from medseg_jax.experiment import opening, scored_cases
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.studies import crossval
 
 
 def prepare_pets(path, monkeypatch, **splits):

@@ -9,7 +9,7 @@ from small import load, shrink
 from test_crossval import config_for
 from test_crossval_goes_on import stop_at
 
-from medseg_jax import crossval, evaluate, fold_budget, pace, train
+from medseg_jax import evaluate, train
 from medseg_jax.experiment import (
   all_folds,
   early_stop,
@@ -19,6 +19,7 @@ from medseg_jax.experiment import (
 )
 from medseg_jax.experiment.time_budget import Left, Pace
 from medseg_jax.runtime.errors import InputError, Stopped
+from medseg_jax.studies import crossval, fold_budget, pace
 
 HOURS = 3600
 

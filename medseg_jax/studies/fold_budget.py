@@ -14,7 +14,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from medseg_jax import pace
 from medseg_jax.experiment import (
   config_files,
   fold_times,
@@ -28,6 +27,7 @@ from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import read_json, write_atomically
 from medseg_jax.runtime.progress import format_seconds
+from medseg_jax.studies import pace
 
 FILE = 'budget.json'
 # Share of the budget, and the most seconds, that steps are timed for.

@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from medseg_jax import evaluate, fold_budget, train
+from medseg_jax import evaluate, train
 from medseg_jax.data.case import Source
 from medseg_jax.experiment import (
   all_folds,
@@ -40,6 +40,7 @@ from medseg_jax.runtime import multihost, sharding, workdir_lock
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import write_atomically
 from medseg_jax.runtime.progress import Progress
+from medseg_jax.studies import fold_budget
 
 FOLDER = 'crossval'  # of the results
 
