@@ -63,10 +63,6 @@ def test_what_cannot_be_cross_validated_is_one_line(tmp_path):
   with pytest.raises(InputError, match='nothing is held out'):
     crossval.run(config, tmp_path)
   config = config_for()
-  config.init_from = 'model'
-  with pytest.raises(InputError, match='begins every fold anew'):
-    crossval.run(config, tmp_path)
-  config = config_for()
   config.patch_size = (8, 8, 8)
   with pytest.raises(InputError, match="'phantom', with volumes; for --mode="):
     crossval.run(config, tmp_path / 'volumes')

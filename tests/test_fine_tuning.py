@@ -14,6 +14,7 @@ from small import load, shrink
 from medseg_jax import export, train
 from medseg_jax.experiment import build, held_out
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.studies import crossval
 
 CLASSES = ('background', 'disc', 'spot')
 
@@ -260,3 +261,25 @@ def test_its_own_learning_rate_and_warm_up():
     config.fine_tune[key] = 0.0
   config.num_steps = 0
   build.check_ranges(config)
+
+
+def test_every_fold_begins_with_a_model_that_has_seen_no_case(
+  source, others, tmp_path
+):
+  pairs, workdir = source
+  config = config_of(others, num_steps=0)
+  config.data.num_folds = 2
+  config.init_from = str(workdir / 'model')
+  result = crossval.run(config, tmp_path / 'run')
+  assert result['num_cases'] == 10
+  first, second = (
+    weights_of(tmp_path / 'run' / '2d' / f'fold_{i}') for i in range(2)
+  )
+  begun_with = weights_of(workdir)
+  for name in filter(is_inside, begun_with):
+    np.testing.assert_array_equal(first[name], second[name])
+  assert (tmp_path / 'run' / '2d' / 'fold_1' / 'init_from.json').exists()
+  config.data.path = str(pairs)
+  with pytest.raises(InputError, match='holds out each case once') as caught:
+    crossval.run(config, tmp_path / 'same')
+  assert_one_line(caught, str(workdir / 'model'))

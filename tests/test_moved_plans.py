@@ -14,6 +14,7 @@ from test_fine_tuning import config_of, weights_of
 
 from medseg_jax import plan, train
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.studies import crossval
 
 
 def describe(root, **changes):
@@ -183,3 +184,22 @@ def test_volumes_and_images_are_two_kinds(source, tmp_path):
   with pytest.raises(InputError) as error:
     train.run(config, tmp_path / 'run')
   assert_one_line(error, 'trained on volumes', "'folder'", 'same kind')
+
+
+def test_a_cross_validation_has_the_plan_of_the_model(source, target, tmp_path):
+  config = begun(target, source)
+  config.data.num_folds = 2
+  config.crossval.configurations = '2d'
+  with pytest.raises(InputError, match="'2d'; allowed with .*: 3d_fullres"):
+    crossval.run(config, tmp_path / 'run')
+  config.crossval.configurations = ''
+  assert crossval.run(config, tmp_path / 'run')['chosen'] == '3d_fullres'
+  plans = [
+    json.loads(path.read_text())['configurations']
+    for path in (
+      tmp_path / 'run' / 'plan.json',
+      tmp_path / 'run' / '3d_fullres' / 'fold_1' / 'plan.json',
+    )
+  ]
+  assert plans[0] == plans[1]
+  assert plans[0]['3d_fullres']['patch_size'] == [16, 16, 16]

@@ -17,14 +17,15 @@ from medseg_jax.data.case import Source
 from medseg_jax.data.groups import Groups, some
 from medseg_jax.data.identity import is_blank
 from medseg_jax.data.sources.volumes import VolumeSource
-from medseg_jax.experiment import folds as one_fold
 from medseg_jax.experiment import (
+  fine_tuning,
   opening,
   pretraining,
   sources,
   time_budget,
   volume_plan,
 )
+from medseg_jax.experiment import folds as one_fold
 from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError, counted, quote
 
@@ -71,6 +72,9 @@ def decide(config: ConfigDict, root: pathlib.Path) -> Decided:
   opened = opening.open_data(config, root)
   source, digests = opened.sources['train'], opened.digests['train']
   multihost.from_primary(lambda: _check_files(source, config.data.source))
+  multihost.from_primary(
+    lambda: fine_tuning.check_unseen(opened.config, digests)
+  )
   path = root / SPLITS
   folds = multihost.from_primary(
     lambda: divide(source.names, digests, opened.config, path)
@@ -105,11 +109,6 @@ def _check(config: ConfigDict) -> None:
     )
   if config.crossval.time_budget:
     time_budget.parse(config.crossval.time_budget)
-  if config.init_from:
-    raise InputError(
-      f'config.init_from is {quote(config.init_from)}; --mode=crossval begins '
-      'every fold anew, so leave it out'
-    )
 
 
 def _check_files(source: Source, name: str) -> None:
@@ -158,12 +157,15 @@ def _configurations(
   if not asked:
     asked = [volume_plan.configuration_name(config, plan['configurations'])]
   known = list(plan['configurations'])
+  if config.init_from:  # a model of one of them
+    known = [volume_plan.configuration_name(config, plan['configurations'])]
   for name, count in collections.Counter(asked).items():
     if name not in known or count > 1:
       raise InputError(
         f'config.crossval.configurations has {quote(name)}'
         + (f' {count} times' if name in known else '')
-        + f'; this data set has {", ".join(known)}, each to be named once'
+        + f'; allowed with {config.init_from or "this data set"}: '
+        f'{", ".join(known)}, each to be named once'
       )
   return tuple(asked)
 

@@ -164,6 +164,29 @@ def _blame(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
+def check_unseen(config: ConfigDict, digests: Mapping[str, str]) -> None:
+  """Raises InputError where the model to begin with was trained on a case.
+
+  For a cross-validation, which holds out each of them once.
+
+  Args:
+    config: with what the model decides.
+    digests: of all cases, by name.
+  """
+  if not config.init_from:
+    return
+  path = pathlib.Path(config.init_from)
+  with _blame(path):
+    if (record := held_out.of_model(path)) is not None:
+      held_out.check_beginning(
+        record,
+        {'val': dict(digests)},
+        path,
+        back='a cross-validation holds out each case once: begin with a model '
+        'of other cases',
+      )
+
+
 def seen_by_source(config: ConfigDict, digests: Digests) -> Record | None:
   """Returns the record of the model to begin with; None where there is none.
 

@@ -286,7 +286,12 @@ def check_resuming(
 
 
 def check_beginning(
-  record: Record, digests: Digests, model: pathlib.Path
+  record: Record,
+  digests: Digests,
+  model: pathlib.Path,
+  *,
+  back: str = 'put these on the training side (splits.json in the workdir, '
+  'data.fold, or the folders train, val and test), or begin with another model',
 ) -> None:
   """Raises InputError where a case to be held out trained the first weights.
 
@@ -294,11 +299,8 @@ def check_beginning(
     record: of the model that a training begins with.
     digests: of the cases of that training, by split.
     model: where it lies.
+    back: what the user can do, for the message.
   """
-  back = (
-    'put these on the training side (splits.json in the workdir, data.fold, or '
-    'the folders train, val and test), or begin with another model'
-  )
   _refuse_trained(record, digests, where=str(model), back=back)
 
 
