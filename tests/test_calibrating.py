@@ -9,10 +9,11 @@ from test_in_step import CROPPED, PLAIN, case_of, run
 from medseg_jax import calibration
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import images
-from medseg_jax.experiment import calibrated, calibrating, sampled_voxels
-from medseg_jax.experiment.held_out_masks import HeldOutMask
+from medseg_jax.experiment import calibrated, sampled_voxels
 from medseg_jax.inference.own_grid import Sample
 from medseg_jax.runtime.errors import InputError
+from medseg_jax.studies import calibrating
+from medseg_jax.studies.held_out_masks import HeldOutMask
 
 SIDE = 24  # of an image
 

@@ -9,10 +9,9 @@ from data_cases import assert_one_line
 from PIL import Image
 from small import load, shrink
 
-from medseg_jax.experiment import all_folds, candidates
-from medseg_jax.experiment.candidates import Candidate
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.studies import crossval
+from medseg_jax.studies import all_folds, candidates, crossval
+from medseg_jax.studies.candidates import Candidate
 
 
 def config_for(**keys):

@@ -13,14 +13,15 @@ from data_cases import assert_one_line
 from test_resume_loop import arrays, config_of, lines
 
 from medseg_jax import evaluate, train, validation
-from medseg_jax.experiment import early_stop, fold_runs
-from medseg_jax.experiment.fold_runs import FoldRun
+from medseg_jax.experiment import early_stop
 from medseg_jax.experiment.restored_state import restore_state
 from medseg_jax.optim import create_optimizer, create_schedule
 from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.runtime.sharding import create_mesh
 from medseg_jax.state import TrainState, abstract_state
+from medseg_jax.studies import fold_runs
+from medseg_jax.studies.fold_runs import FoldRun
 
 
 @pytest.fixture(autouse=True)

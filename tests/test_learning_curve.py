@@ -9,10 +9,9 @@ from PIL import Image
 from test_crossval import config_for
 
 from medseg_jax import train
-from medseg_jax.experiment import learning_results
 from medseg_jax.report.learning_plot import Fitted, learning_plot
 from medseg_jax.runtime.errors import InputError, Stopped
-from medseg_jax.studies import learning_curve
+from medseg_jax.studies import learning_curve, learning_results
 
 NAMES = [f'case {i:02d}' for i in range(16)]
 

@@ -10,16 +10,18 @@ from test_crossval import config_for
 from test_crossval_goes_on import stop_at
 
 from medseg_jax import evaluate, train
-from medseg_jax.experiment import (
+from medseg_jax.experiment import early_stop
+from medseg_jax.runtime.errors import InputError, Stopped
+from medseg_jax.studies import (
   all_folds,
-  early_stop,
+  crossval,
+  fold_budget,
   fold_runs,
   fold_times,
+  pace,
   time_budget,
 )
-from medseg_jax.experiment.time_budget import Left, Pace
-from medseg_jax.runtime.errors import InputError, Stopped
-from medseg_jax.studies import crossval, fold_budget, pace
+from medseg_jax.studies.time_budget import Left, Pace
 
 HOURS = 3600
 

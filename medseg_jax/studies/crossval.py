@@ -18,29 +18,27 @@ from ml_collections import ConfigDict
 
 from medseg_jax import evaluate, train
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import (
-  all_folds,
-  calibrating,
-  candidates,
-  early_stop,
-  ensemble,
-  fold_runs,
-  fold_times,
-  held_out_masks,
-  sources,
-)
-from medseg_jax.experiment.all_folds import Decided
-from medseg_jax.experiment.candidates import Candidate
+from medseg_jax.experiment import early_stop, ensemble, sources
 from medseg_jax.experiment.failures import Failures
-from medseg_jax.experiment.fold_runs import FoldRun
-from medseg_jax.experiment.held_out_masks import HeldOutMask
 from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report
 from medseg_jax.runtime import multihost, sharding, workdir_lock
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import write_atomically
 from medseg_jax.runtime.progress import Progress
-from medseg_jax.studies import fold_budget
+from medseg_jax.studies import (
+  all_folds,
+  calibrating,
+  candidates,
+  fold_budget,
+  fold_runs,
+  fold_times,
+  held_out_masks,
+)
+from medseg_jax.studies.all_folds import Decided
+from medseg_jax.studies.candidates import Candidate
+from medseg_jax.studies.fold_runs import FoldRun
+from medseg_jax.studies.held_out_masks import HeldOutMask
 
 FOLDER = 'crossval'  # of the results
 

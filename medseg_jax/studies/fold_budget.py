@@ -14,20 +14,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from medseg_jax.experiment import (
-  config_files,
-  fold_times,
-  model_folder,
-  time_budget,
-)
-from medseg_jax.experiment.all_folds import Decided
-from medseg_jax.experiment.fold_runs import FoldRun
-from medseg_jax.experiment.time_budget import KEY, Left
+from medseg_jax.experiment import config_files, model_folder
 from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import read_json, write_atomically
 from medseg_jax.runtime.progress import format_seconds
-from medseg_jax.studies import pace
+from medseg_jax.studies import fold_times, pace, time_budget
+from medseg_jax.studies.all_folds import Decided
+from medseg_jax.studies.fold_runs import FoldRun
+from medseg_jax.studies.time_budget import KEY, Left
 
 FILE = 'budget.json'
 # Share of the budget, and the most seconds, that steps are timed for.

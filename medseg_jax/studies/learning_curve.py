@@ -18,23 +18,21 @@ from ml_collections import ConfigDict
 from medseg_jax import train
 from medseg_jax.data import groups as grouping
 from medseg_jax.data.identity import is_blank
-from medseg_jax.experiment import (
-  all_folds,
-  fold_runs,
-  fold_times,
-  folds,
-  held_out,
-  learning_results,
-  opening,
-)
-from medseg_jax.experiment.all_folds import SPLITS, Decided
-from medseg_jax.experiment.fold_runs import FoldRun
+from medseg_jax.experiment import folds, held_out, opening
 from medseg_jax.experiment.opening import Opened
 from medseg_jax.metrics import case_scores
 from medseg_jax.report.panels import save_png
 from medseg_jax.runtime import multihost, workdir_lock
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import write_atomically
+from medseg_jax.studies import (
+  all_folds,
+  fold_runs,
+  fold_times,
+  learning_results,
+)
+from medseg_jax.studies.all_folds import SPLITS, Decided
+from medseg_jax.studies.fold_runs import FoldRun
 
 FOLDER = 'learning_curve'
 _ORDER = 3  # what the seed serves here

@@ -18,11 +18,11 @@ from medseg_jax.experiment.compiled_steps import (
   CompiledSteps,
   compile_steps,
 )
-from medseg_jax.experiment.time_budget import Pace
 from medseg_jax.inference.cases import predict_cases
 from medseg_jax.prepare import prepare
 from medseg_jax.runtime import multihost, sharding
 from medseg_jax.state import TrainState, create_state, weights_key
+from medseg_jax.studies.time_budget import Pace
 from medseg_jax.training.device_cache import DeviceData
 
 LEAST_CALLS = 5  # of the compiled steps

@@ -22,12 +22,12 @@ from medseg_jax.experiment import (
   opening,
   pretraining,
   sources,
-  time_budget,
   volume_plan,
 )
 from medseg_jax.experiment import folds as one_fold
 from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError, counted, quote
+from medseg_jax.studies import time_budget
 
 SPLITS = 'splits.json'
 

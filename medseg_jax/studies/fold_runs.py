@@ -22,10 +22,10 @@ from medseg_jax.experiment import (
   model_folder,
   opening,
 )
-from medseg_jax.experiment.all_folds import SPLITS, Decided
 from medseg_jax.experiment.held_out import Record
 from medseg_jax.runtime.errors import InputError, counted, quote_json, shorten
 from medseg_jax.runtime.files import read_json, write_atomically
+from medseg_jax.studies.all_folds import SPLITS, Decided
 
 PLAN = 'plan.json'
 # Of the recipe, what a fold that was trained elsewhere is compared by.

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from medseg_jax.experiment import early_stop
-from medseg_jax.experiment.fold_runs import FoldRun
 from medseg_jax.metrics import power_law
 from medseg_jax.report.learning_plot import Fitted, learning_plot
 from medseg_jax.runtime.errors import InputError, counted
+from medseg_jax.studies.fold_runs import FoldRun
 
 _PERCENTILES = (2.5, 97.5)
 

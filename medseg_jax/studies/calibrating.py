@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 from medseg_jax import calibration, postprocessing
 from medseg_jax.calibration import Scaling
 from medseg_jax.experiment import calibrated, sampled_voxels
-from medseg_jax.experiment.held_out_masks import HeldOutMask
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.report.panels import save_png
 from medseg_jax.report.reliability_plot import reliability_plot
 from medseg_jax.runtime import multihost, stop_signal
 from medseg_jax.runtime.progress import Progress
+from medseg_jax.studies.held_out_masks import HeldOutMask
 
 MOST_VALUES = 2**26  # logits of all cases: half a gigabyte in 64 bits
 _SURE = 104.0  # a logit in the place of infinity: exp(-104) is 0 in float32
