@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from test_augment import random_coords, voxels
 from test_augment_volumes import NNUNET, WARP, quick, run
 
-from medseg_jax.augment import create_augment, read_size
+from medseg_jax.augment import create_augment, kernels, read_size
 
 
 @pytest.mark.parametrize(
@@ -162,3 +162,13 @@ def test_no_corner_is_empty():
 
 
 # Wrong use.
+
+
+def test_between_control_points_values_are_those_of_cubic_convolution():
+  points = jax.random.normal(jax.random.key(0), (3, 4, 7, 2))
+  for shape in ((9, 33, 10), (4, 7, 2)):
+    np.testing.assert_allclose(
+      kernels.between_points(points, shape),
+      jax.image.resize(points, (3, *shape), 'cubic'),
+      atol=1e-5,
+    )

@@ -306,7 +306,7 @@ def test_writing_refuses_other_grids_and_keeps_what_is_there(tmp_path):
     with pytest.raises(ValueError, match='need a'):
       nifti.write_label(path, array, like)
   with pytest.raises(ValueError, match='need an array'):
-    nifti.write_volume(out, label, like)
+    nifti.write_volume(out, label[0], like)
   with pytest.raises(InputError, match='no such file'):
     nifti.write_label(out, label, tmp_path / 'gone.nii')
 

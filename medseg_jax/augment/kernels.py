@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -96,6 +97,44 @@ def rotation_matrix(angles: jax.Array) -> jax.Array:
     # By default an accelerator would round the factors to bfloat16.
     matrix = jnp.matmul(matrix, turn, precision=lax.Precision.HIGHEST)
   return matrix
+
+
+def rounded(product: jax.Array) -> jax.Array:
+  """Returns a product that is not contracted with the sum that it joins.
+
+  Whether it is would be up to the compiler, program by program.
+  """
+  return lax.reduce_precision(product, exponent_bits=8, mantissa_bits=22)
+
+
+def between_points(points: jax.Array, shape: Sequence[int]) -> jax.Array:
+  """Returns values `[R, *shape]` between control points `[R, *grid]`.
+
+  By cubic convolution (Keys 1981), as `jax.image.resize` does; but sum by sum,
+  in an order that is no compiler's choice, so that all programs find the same.
+  """
+  for axis, size in enumerate(shape, start=1):
+    weights = cubic_weights(points.shape[axis], size)
+    column = (size, *(1 for _ in shape[axis:]))
+    terms = [
+      rounded(
+        jnp.asarray(weights[:, i].reshape(column))
+        * lax.slice_in_dim(points, i, i + 1, axis=axis)
+      )
+      for i in range(points.shape[axis])
+    ]
+    points = functools.reduce(operator.add, terms)
+  return points
+
+
+def cubic_weights(points: int, size: int) -> np.ndarray:
+  """Returns what each point counts at each place, `[size, points]` float32."""
+  places = (np.arange(size) + 0.5) * points / size - 0.5
+  far = np.abs(places[:, None] - np.arange(points))
+  near = (1.5 * far - 2.5) * far**2 + 1
+  next_to = ((-0.5 * far + 2.5) * far - 4) * far + 2
+  weights = np.where(far < 1, near, np.where(far < 2, next_to, 0))
+  return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
 def affine_coords(matrix: jax.Array, shape: Sequence[int]) -> jax.Array:

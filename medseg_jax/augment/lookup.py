@@ -16,7 +16,8 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from medseg_jax.augment import kernels
 
 # Image and label.
 Pair = tuple[jax.Array, jax.Array]
@@ -154,7 +155,7 @@ def linear(lookup: Lookup, coords: jax.Array) -> Pair:
   # the value at a whole coordinate is the voxel's own.
   for weight in upper_weight[::-1]:
     values = [
-      low + _rounded(weight[..., None] * (high - low))
+      low + kernels.rounded(weight[..., None] * (high - low))
       for low, high in zip(values[::2], values[1::2], strict=True)
     ]
   return values[0], lookup.label(lookup.voxels(places))
@@ -167,14 +168,6 @@ def exact(lookup: Lookup, coords: jax.Array) -> Pair:
     lookup.along(axis, index[axis]) for axis in range(len(index))
   )
   return lookup.image(voxels), lookup.label(voxels)
-
-
-def _rounded(product: jax.Array) -> jax.Array:
-  """Returns a product that is not contracted with the sum that it joins.
-
-  Whether it is would be up to the compiler, program by program.
-  """
-  return lax.reduce_precision(product, exponent_bits=8, mantissa_bits=22)
 
 
 def _mirrored(index: jax.Array, size: int) -> jax.Array:

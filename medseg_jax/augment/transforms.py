@@ -141,8 +141,7 @@ def warp_coords(warp: Warp, shape: tuple[int, ...]) -> jax.Array:
   """
   coords = kernels.affine_coords(warp.matrix, shape)
   if warp.noise is not None:
-    noise = jax.image.resize(warp.noise, coords.shape, 'cubic')
-    coords = coords + noise
+    coords = coords + kernels.between_points(warp.noise, shape)
   if warp.turn is not None:
     planes = _planes(warp.turn, shape)
     coords = kernels.reorient_coords(coords, planes, *warp.turn)
