@@ -54,4 +54,5 @@ def run(workdir, source, output, *, change=None, **options):
 
 
 def masks(folder):
-  return {path.name: path.read_bytes() for path in folder.glob('*.png')}
+  """Returns the masks that are whole: others have a hidden name."""
+  return {path.name: path.read_bytes() for path in folder.glob('[!.]*.png')}

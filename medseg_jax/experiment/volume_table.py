@@ -7,6 +7,7 @@ masks in the folder stay.
 
 import csv
 import io
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -78,13 +79,20 @@ def write(
   write_atomically(path, content)
   return (
     f'volumes   {path}: {counted(number, "case")} in {unit}, '
-    + (
-      f'with {calibration.coverage:.0%} intervals'
-      if calibration.bands and calibration.unit == unit
-      else 'without intervals, which a cross-validated model has'
-    )
+    + _told_of_intervals(calibration, unit)
     + (f' ({untold} of an earlier version left out)' if untold else '')
   )
+
+
+def _told_of_intervals(calibration: Calibration, unit: str) -> str:
+  if not calibration.bands or calibration.unit != unit:
+    return 'without intervals, which a cross-validated model has'
+  text = f'with {calibration.coverage:.0%} intervals'
+  if unbound := [
+    name for name, band in calibration.bands.items() if math.isinf(band.high)
+  ]:
+    text += f' (too few cases were cross-validated for {", ".join(unbound)})'
+  return text
 
 
 def _row(
