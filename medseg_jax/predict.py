@@ -178,7 +178,9 @@ def run(
   _tell(config, work, done, len(work.jobs) - len(jobs), made_of)
   pictures.tell()
   line = multihost.from_primary(
-    lambda: volume_table.write(work.folder, work.jobs, config, calibration)
+    lambda: volume_table.write(
+      work.folder, work.jobs, config, calibration, maker
+    )
   )
   if line:
     print(line)

@@ -9,10 +9,19 @@ from ensemble_cases import write_untrained_models
 from PIL import Image
 from predict_cases import compile_once, masks, write_images
 from scipy import stats
+from small import load
 
 from medseg_jax import load_model, predict
 from medseg_jax.calibration import VolumeBand, volume_interval
-from medseg_jax.experiment import ensemble, prediction_jobs, trained_model
+from medseg_jax.experiment import (
+  ensemble,
+  prediction_jobs,
+  trained_model,
+  volume_table,
+)
+from medseg_jax.experiment.calibrated import Calibration
+from medseg_jax.experiment.prediction_jobs import Job
+from medseg_jax.experiment.prediction_record import Maker, Record
 from medseg_jax.inference import decoding
 from medseg_jax.runtime.errors import InputError, Stopped
 
@@ -181,3 +190,23 @@ def test_entropy_of_what_is_decided_by_itself_is_that_of_the_least_sure():
       padded, exclusive=False, has_background=with_background
     )
     np.testing.assert_allclose(found, expected)
+
+
+def test_large_areas_keep_their_digits_and_odd_names_have_one_row(tmp_path):
+  config = load('unet')
+  config.data.source, config.data.classes = 'folder', ('background', 'a', 'b')
+  target = tmp_path / 'caf\udce9.png'
+  target.write_bytes(b'a mask')
+  job, maker = Job('', (), target, None), Maker('these weights', {})
+  Record(tmp_path).add(
+    target, target.name, (), '', maker, voxels=[1, 1234567, 0], voxel_size=1.0
+  )
+  for _ in range(2):
+    volume_table.write(tmp_path, [job], config, Calibration(), maker)
+  rows = rows_of(tmp_path)
+  assert [row['volume'] for row in rows] == ['1234567', '0']
+  # Those of a mask that other weights have made stay as they are.
+  bands = {'a': VolumeBand(-2.0, 3.5, 40, 2)}
+  other = Calibration((), bands, 'pixels', 0.9)
+  volume_table.write(tmp_path, [job], config, other, Maker('others', {}))
+  assert rows_of(tmp_path) == rows

@@ -83,6 +83,12 @@ def test_what_was_missed_altogether_has_an_interval_from_zero():
   assert low == 0 < high == pytest.approx(0.09**3)
 
 
+def test_a_share_of_cases_within_no_bounds_is_not_told():
+  predicted, measured = roots(np.arange(20) / 100)
+  assert math.isfinite(fit_band(predicted, measured).high)
+  assert left_out_coverage(predicted, measured, np.arange(20) % 5) is None
+
+
 @pytest.mark.parametrize(
   ('call', 'message'),
   [

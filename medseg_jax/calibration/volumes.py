@@ -96,8 +96,11 @@ def left_out_coverage(
   *,
   coverage: float = COVERAGE,
   root: int = 3,
-) -> float:
+) -> float | None:
   """Returns the share of cases whose volume lies in the other folds' interval.
+
+  None where the others of a fold are too few to bound one: an interval without
+  a bound holds everything, and says nothing.
 
   Args:
     predicted: see `fit_band`.
@@ -122,6 +125,8 @@ def left_out_coverage(
     band = fit_band(
       predicted[~out], measured[~out], coverage=coverage, root=root
     )
+    if math.isinf(band.high):
+      return None
     residuals = _residuals(predicted[out], measured[out], root)
     inside += int(((residuals >= band.low) & (residuals <= band.high)).sum())
   return inside / len(folds)

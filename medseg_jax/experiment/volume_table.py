@@ -17,7 +17,7 @@ from medseg_jax.data.formats import nifti
 from medseg_jax.experiment import calibrated
 from medseg_jax.experiment.calibrated import Calibration
 from medseg_jax.experiment.prediction_jobs import VOLUMES, Job
-from medseg_jax.experiment.prediction_record import Record
+from medseg_jax.experiment.prediction_record import Maker, Record
 from medseg_jax.runtime.errors import counted
 from medseg_jax.runtime.files import write_atomically
 
@@ -29,8 +29,9 @@ def write(
   jobs: Sequence[Job],
   config: ConfigDict,
   calibration: Calibration,
+  maker: Maker,
 ) -> str:
-  """Writes the rows of all masks that are there; returns a line for people.
+  """Writes the rows of this model's masks; returns a line for people.
 
   `low` and `high` hold the true volume of a new case of the same kind with the
   probability `calibration.coverage`; both are empty where the model does not
@@ -41,6 +42,7 @@ def write(
     jobs: of this run, done or kept.
     config: of the model, resolved.
     calibration: of the model.
+    maker: of its masks; those that another has made keep their rows.
   """
   path = folder / VOLUMES
   try:
@@ -56,16 +58,20 @@ def write(
   for job in jobs:
     if not job.target.is_file():
       continue
-    counts = lines.get(job.target.name, {}).get('voxels')
+    line = lines.get(job.target.name, {})
+    if (line.get('weights'), line.get('settings')) != maker[:2]:
+      continue
+    counts = line.get('voxels')
     if counts is None:
       untold += 1
       continue
     number += 1
     name = job.target.name
     case = nifti.stem(name) if nifti.stem(name) != name else job.target.stem
-    size = lines[name]['voxel_size']
+    case = _printable(case)
+    size = line['voxel_size']
     rows[case] = [
-      _row(case, of, count * size, unit, calibration)
+      _row(case, of, count * size if size != 1 else count, unit, calibration)
       for of, count in calibrated.volumes_of(counts, config.data).items()
     ]
   if not number:
@@ -75,8 +81,7 @@ def write(
   writer.writerow(COLUMNS)
   for case in sorted(rows):
     writer.writerows(rows[case])
-  content = text.getvalue().encode('utf-8', 'backslashreplace')
-  write_atomically(path, content)
+  write_atomically(path, text.getvalue().encode())
   return (
     f'volumes   {path}: {counted(number, "case")} in {unit}, '
     + _told_of_intervals(calibration, unit)
@@ -104,7 +109,15 @@ def _row(
 
 
 def _cell(value: float | None) -> str:
-  return '' if value is None or value == float('inf') else f'{value:.6g}'
+  if value is None or math.isinf(value):
+    return ''
+  # Pixels are whole; large ones of them are not to lose digits.
+  return str(value) if isinstance(value, int) else f'{value:.6g}'
+
+
+def _printable(name: str) -> str:
+  """Returns a file's name as UTF-8 can have it, which not all names are."""
+  return name.encode('utf-8', 'backslashreplace').decode()
 
 
 def _read(path: pathlib.Path) -> dict[str, list[list[str]]]:

@@ -2,10 +2,11 @@
 
 Logits of some voxels of each held-out case are kept beside its mask, when it is
 predicted: from those of all folds a temperature is fitted, and from the masks a
-band around each class's volume. Both are learnt on single folds, each on what
-it has not seen. The ensemble of all folds averages their logits; no case is
-left on which its own temperature could be told, and its errors are rather
-smaller.
+band around each class's volume, of cases without ignored voxels. Both are
+learnt on single folds, each on what it has not seen; but the post-processing of
+the masks was chosen on all of them. The ensemble of all folds averages their
+logits; no case is left on which its own temperature could be told, and its
+errors are rather smaller.
 """
 
 import math
@@ -26,7 +27,7 @@ from medseg_jax.runtime import multihost, stop_signal
 from medseg_jax.runtime.progress import Progress
 from medseg_jax.studies.held_out_masks import HeldOutMask
 
-MOST_VALUES = 2**26  # logits of all cases: half a gigabyte in 64 bits
+MOST_VALUES = 2**23  # logits of all cases; fitting takes up to 160 bytes each
 _SURE = 104.0  # a logit in the place of infinity: exp(-104) is 0 in float32
 
 
@@ -62,7 +63,7 @@ def learn(
 
   def on_primary() -> dict[str, Any]:
     unit = calibrated.unit_of(config.data.source)
-    samples, predicted, measured = [], [], []
+    samples, predicted, measured, folds = [], [], [], []
     with Progress(len(masks), unit='case', desc='calibrate') as progress:
       for mask in masks:
         stop_signal.check()
@@ -75,22 +76,39 @@ def learn(
         there = labels >= 0
         of_fold = np.full(np.count_nonzero(there), mask.fold)
         samples.append((logits[there], labels[there], of_fold))
+        progress.advance()
+        if (case.label < 0).any():
+          continue  # nobody knows its whole volume
+        folds.append(mask.fold)
         size = calibrated.voxel_size(case.spacing, unit)
         label = postprocessing.apply(mask.read_mask(), steps=steps)
-        label[case.label < 0] = -1  # nobody knows what is there
         for found, array in ((predicted, label), (measured, case.label)):
           counts = calibrated.class_counts(array, len(config.data.classes))
           volumes = calibrated.volumes_of(counts.tolist(), config.data)
           found.append({name: n * size for name, n in volumes.items()})
         del case, label
-        progress.advance()
     voxels = _Voxels(
       *(np.concatenate(part) for part in zip(*samples, strict=True))
     )
-    folds = np.array([mask.fold for mask in masks])
+    del samples
+    nothing = [0] * len(config.data.classes)
+    names = calibrated.volumes_of(nothing, config.data)
     return {
       **_learn_temperature(voxels, config, picture),
-      'volumes': _learn_bands(predicted, measured, folds, unit),
+      'volumes': {
+        'unit': unit,
+        'root': 3 if unit == calibrated.ML else 2,
+        'coverage': calibration.COVERAGE,
+        'classes': {
+          name: _learn_band(
+            np.array([volumes[name] for volumes in predicted]),
+            np.array([volumes[name] for volumes in measured]),
+            np.array(folds),
+            root=3 if unit == calibrated.ML else 2,
+          )
+          for name in names
+        },
+      },
     }
 
   return multihost.from_primary(on_primary)
@@ -112,16 +130,17 @@ def describe(learnt: Mapping[str, Any]) -> list[str]:
       f'error would go {change} on folds that it was not fitted on'
     ]
   volumes = learnt['volumes']
-  of_each = ', '.join(
-    f'{name} {band["left_out_coverage"]:.1%}'
-    for name, band in volumes['classes'].items()
+  shares = {
+    name: band['left_out_coverage'] for name, band in volumes['classes'].items()
+  }
+  line = f'volumes   {volumes["coverage"]:.0%} intervals hold the true one of '
+  line += 'left-out folds in: ' + ', '.join(
+    f'{name} {"-" if share is None else f"{share:.1%}"}'
+    for name, share in shares.items()
   )
-  bound = all(band['low'] is not None for band in volumes['classes'].values())
-  lines.append(
-    f'volumes   {volumes["coverage"]:.0%} intervals hold the true one of left-'
-    f'out folds in: {of_each}'
-    + ('' if bound else ' (too few cases to bound it)')
-  )
+  if None in shares.values():
+    line += ' (too few cases to tell)'
+  lines.append(line)
   return lines
 
 
@@ -143,6 +162,7 @@ def _learn_temperature(
     labels = labels[:, None] == np.arange(1, len(names) + 1)
   result = {'num_voxels': len(logits), 'num_folds': len(np.unique(folds))}
   if result['num_folds'] < 2:
+    picture.unlink(missing_ok=True)  # of an earlier run
     nothing = {'fitted': None, 'expected_error': None, 'class_wise_error': None}
     return {**result, 'temperature': [1.0], **nothing}
   if labels.ndim == 2 and not config.data.regions:
@@ -204,28 +224,19 @@ def _draw(
   save_png(picture, reliability_plot(curves, title=title))
 
 
-def _learn_bands(
-  predicted: Sequence[Mapping[str, float]],
-  measured: Sequence[Mapping[str, float]],
-  folds: np.ndarray,
-  unit: str,
+def _learn_band(
+  predicted: np.ndarray, measured: np.ndarray, folds: np.ndarray, *, root: int
 ) -> dict[str, Any]:
-  """Returns the bands of all classes' volumes, of which each case has one."""
-  root = 3 if unit == calibrated.ML else 2
-  bands = {}
-  for name in measured[0]:
-    guess, true = (
-      np.array([volumes[name] for volumes in cases])
-      for cases in (predicted, measured)
+  """Returns the band of a class's volume `[n]`, of which each case has one."""
+  band = calibration.fit_band(predicted, measured, root=root)
+  coverage = None
+  if len(np.unique(folds)) > 1:
+    coverage = calibration.left_out_coverage(
+      predicted, measured, folds, root=root
     )
-    band = calibration.fit_band(guess, true, root=root)
-    bands[name] = {
-      'low': band.low if math.isfinite(band.low) else None,
-      'high': band.high if math.isfinite(band.high) else None,
-      'num_cases': band.num_cases,
-      'left_out_coverage': calibration.left_out_coverage(
-        guess, true, folds, root=root
-      ),
-    }
-  coverage = calibration.COVERAGE
-  return {'unit': unit, 'root': root, 'coverage': coverage, 'classes': bands}
+  return {
+    'low': band.low if math.isfinite(band.low) else None,
+    'high': band.high if math.isfinite(band.high) else None,
+    'num_cases': band.num_cases,
+    'left_out_coverage': coverage,
+  }
