@@ -154,8 +154,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
           reported='test' not in sources,
           end=early_stop.end_of(state, config),
         )
-        if validation.is_lost(int(state.step)):
-          state = validation.evaluate(state, int(state.step), say=print)
+        state = validation.go_on(state, int(state.step), say=print)
       if int(state.step) < early_stop.end_of(state, config):
         state = train(
           state,

@@ -72,6 +72,18 @@ class Validation:
     dice = line.get('dice')
     return self._best() < (evaluate.UNDEFINED if dice is None else dice)
 
+  def go_on(
+    self, state: TrainState, step: int, say: Callable[[str], None]
+  ) -> TrainState:
+    """Returns a restored state as an undisturbed run would have it.
+
+    Makes up for an evaluation that a stop put off, and decides anew on an end
+    that was decided after the state was saved.
+    """
+    if self.is_lost(step):
+      return self.evaluate(state, step, say)
+    return self._with_end(state, step, say) if self.due(step) else state
+
   def evaluate(
     self, state: TrainState, step: int, say: Callable[[str], None]
   ) -> TrainState:

@@ -232,6 +232,17 @@ def test_a_signal_where_it_would_be_decided_only_puts_it_off(whole, tmp_path):
         train.run(config, tmp_path / 'run')
     vals = [x['step'] for x in lines(tmp_path / 'run') if x['split'] == 'val']
     assert vals == [2]
+
+    def killed(*args, **named):
+      raise Stopped('killed', 9)
+
+    with pytest.MonkeyPatch.context() as inner:
+      # Once it has decided, and before that is saved.
+      inner.setattr(train, 'train', killed)
+      with pytest.raises(Stopped, match='killed'):
+        train.run(config, tmp_path / 'run')
+    vals = [x['step'] for x in lines(tmp_path / 'run') if x['split'] == 'val']
+    assert vals == [2, 4]
     summary = train.run(config, tmp_path / 'run')
   assert summary == whole[1]
   found, wanted = (arrays(w, LATEST)[1] for w in (tmp_path / 'run', whole[0]))

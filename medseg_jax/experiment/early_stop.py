@@ -111,6 +111,7 @@ def going_on(state: TrainState, config: ConfigDict) -> TrainState:
     return state
   if not config.stop.patience:
     return _with_anneal(state, 0, 0, 0)
+  end = min(end, config.num_steps)
   return _with_anneal(state, begin, end, config.num_steps)
 
 

@@ -164,14 +164,15 @@ def _blame(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def check_unseen(config: ConfigDict, digests: Mapping[str, str]) -> None:
+def check_unseen(
+  config: ConfigDict, digests: Mapping[str, str], *, why: str
+) -> None:
   """Raises InputError where the model to begin with was trained on a case.
-
-  For a cross-validation, which holds out each of them once.
 
   Args:
     config: with what the model decides.
     digests: of all cases, by name.
+    why: that is not allowed, for the message.
   """
   if not config.init_from:
     return
@@ -182,8 +183,7 @@ def check_unseen(config: ConfigDict, digests: Mapping[str, str]) -> None:
         record,
         {'val': dict(digests)},
         path,
-        back='a cross-validation holds out each case once: begin with a model '
-        'of other cases',
+        back=f'{why}: begin with a model of other cases',
       )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from medseg_jax.runtime.sharding import AXES
 
@@ -113,6 +113,8 @@ def _divides(
   """
   if mesh.axis_names != AXES or mesh.size == 1:
     return False
+  if any(of != AxisType.Auto for of in mesh.axis_types):
+    return False  # within somebody's own `shard_map` the parts are cut already
   data, spatial = mesh.shape[_DATA], mesh.shape[_SPATIAL]
   if x.shape[0] % data:
     return False

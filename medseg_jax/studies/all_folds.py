@@ -73,7 +73,11 @@ def decide(config: ConfigDict, root: pathlib.Path) -> Decided:
   source, digests = opened.sources['train'], opened.digests['train']
   multihost.from_primary(lambda: _check_files(source, config.data.source))
   multihost.from_primary(
-    lambda: fine_tuning.check_unseen(opened.config, digests)
+    lambda: fine_tuning.check_unseen(
+      opened.config,
+      digests,
+      why='a cross-validation holds out each case once',
+    )
   )
   path = root / SPLITS
   folds = multihost.from_primary(

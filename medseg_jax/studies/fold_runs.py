@@ -32,7 +32,7 @@ PLAN = 'plan.json'
 _RECIPE = (
   *('seed', 'batch_size', 'patch_size', 'dtype', 'ema_decay', 'loss'),
   *('overlap', 'optimizer', 'schedule', 'augment'),
-  *('inference.patch_size', 'inference.overlap', 'inference.mirror'),
+  *('inference.overlap', 'inference.mirror'),
   *('init_from', 'fine_tune', 'stop', 'data.foreground_share'),
 )
 

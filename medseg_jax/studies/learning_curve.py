@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from medseg_jax import train
 from medseg_jax.data import groups as grouping
 from medseg_jax.data.identity import is_blank
-from medseg_jax.experiment import folds, held_out, opening
+from medseg_jax.experiment import fine_tuning, folds, held_out, opening
 from medseg_jax.experiment.opening import Opened
 from medseg_jax.metrics import case_scores
 from medseg_jax.report.panels import save_png
@@ -86,6 +86,18 @@ def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
   opened = opening.open_data(config, root)
   fold = multihost.from_primary(lambda: _divide(opened, root))
   source, digests = opened.sources['train'], opened.digests['train']
+  multihost.from_primary(
+    lambda: fine_tuning.check_unseen(
+      opened.config,
+      digests,
+      why='a training of few cases is to have seen no others',
+    )
+  )
+  # Epochs of few cases would be fewer steps.
+  whole = opening.resolve_for(
+    opened.config, source.subset(fold['train']), opened.plan
+  )
+  opened.config.update(num_steps=whole.num_steps, num_epochs=0)
   same_image = {n: v for n, v in digests.items() if not is_blank(v)}
   own = grouping.read_groups(opened.config.data.group, source.names)
   group_of = grouping.join(source.names, own, same_image)
