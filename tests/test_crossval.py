@@ -22,7 +22,7 @@ def config_for(**keys):
   return config
 
 
-def test_the_score_is_the_mean_over_cases_of_folds_of_3_and_2(tmp_path):
+def test_the_score_is_the_mean_over_cases_of_folds_of_3_and_2(tmp_path, capsys):
   result = crossval.run(config_for(), tmp_path)
   assert result['num_cases'] == 5 and result['chosen'] == '2d'
   folds = json.loads((tmp_path / 'splits.json').read_text())
@@ -42,7 +42,9 @@ def test_the_score_is_the_mean_over_cases_of_folds_of_3_and_2(tmp_path):
   before = {path: path.read_bytes() for path in (*masks, *samples)}
   masks[0].unlink()
   samples[-1].unlink()
+  capsys.readouterr()
   assert crossval.run(config_for(), tmp_path) == result
+  assert 'warning' not in capsys.readouterr().out
   assert {path: path.read_bytes() for path in before} == before
 
 

@@ -163,3 +163,29 @@ def test_a_network_has_the_gradients_that_it_has_on_one_device():
   wanted = jax.jit(gradient_of(apply, 1 + len(leaves)))(x, *leaves)
   check_alike(found, wanted)
   assert num_bytes < 1.5 * sum(leaf.nbytes for leaf in leaves)
+
+
+@pytest.mark.parametrize('checked', [False, True])
+def test_within_a_map_over_devices_their_owner_adds_up(checked):
+  mesh, x = mesh_of(4, 1), image_of(16, 6, 16, 8)
+  kernel = image_of(3, 3, 8, 8, seed=1)
+
+  def loss(x, kernel):
+    y = folding.convolve([x], kernel, (1, 1))
+    return (y * image_of(*y.shape[1:], seed=7)).sum()
+
+  def gradient(x, kernel):
+    if checked:  # varies by device: what it is added up by is our own
+      kernel = jax.lax.pcast(kernel, ('data', 'spatial'), to='varying')
+    return jax.lax.psum(jax.grad(loss, 1)(x, kernel), ('data', 'spatial'))
+
+  images, everywhere = sharding.patches(mesh).spec, jax.sharding.PartitionSpec()
+  with jax.set_mesh(mesh):
+    mapped = jax.shard_map(
+      gradient,
+      in_specs=(images, everywhere),
+      out_specs=everywhere,
+      check_vma=checked,
+    )
+    found = jax.jit(mapped)(x, kernel)
+  check_alike([found], [jax.grad(loss, 1)(x, kernel)])
