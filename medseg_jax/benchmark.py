@@ -21,7 +21,7 @@ from medseg_jax.benchmarking import (
 )
 from medseg_jax.benchmarking.flops import count_flops
 from medseg_jax.benchmarking.table import least_ms, tables
-from medseg_jax.experiment import build, opening, trained_model
+from medseg_jax.experiment import build, cascade, opening, trained_model
 from medseg_jax.experiment.compiled_steps import (
   SECONDS_A_CALL,
   CompiledSteps,
@@ -49,6 +49,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict:
   with the data, and in its parts; prediction on whole held-out images. Medians.
   What a backend cannot tell, or what needs a missing TensorFlow, is None.
   """
+  cascade.refuse(config, '--mode=benchmark')
   config, sources, _ = opening.open_run(config, workdir)
   mesh = build.mesh_of(config)
   model = build.model_of(config, mesh)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax.benchmarking import sweep
-from medseg_jax.experiment import build, opening, trained_model
+from medseg_jax.experiment import build, cascade, opening, trained_model
 from medseg_jax.experiment.compiled_steps import compile_step
 from medseg_jax.hardware import costs, hlo, roofline, table, topologies
 from medseg_jax.hardware.topologies import Topology
@@ -51,6 +51,7 @@ def run(
     InputError: the config makes no sense, or a program does not fit.
   """
   devices = topologies.devices(topology)
+  cascade.refuse(config, '--mode=compile')
   config, sources, _ = opening.open_run(config, workdir, devices)
   mesh = build.mesh_of(config, devices)
   model = build.model_of(config, mesh)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from medseg_jax.data.case import Case, Source
 from medseg_jax.experiment import (
   build,
+  cascade,
   copied_cases,
   early_stop,
   scored_cases,
@@ -150,6 +151,7 @@ def report_split(
   folder = folder or split
   if settings is None:
     settings = trained_model.prediction_settings(config, mesh)
+    settings |= cascade.stored(source)
   if scored is None:
     scored = score_cases(
       predict_fn,

@@ -4,7 +4,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from medseg_jax.experiment import build, ensemble, trained_model
+from medseg_jax.experiment import build, cascade, ensemble, trained_model
 from medseg_jax.inference import exporting
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError, counted
@@ -56,6 +56,7 @@ def run(
       + f', --model={stored.first.where}' * folder.is_dir()
       + f' of the unpacked zip, {stored.first.at}' * (not folder.is_dir())
     )
+  cascade.refuse(config, f'{folder or workdir}, --format={form}')
   text = output.with_name(f'{output.name}.txt')
   for path in (output, text):
     if path.exists():
@@ -69,7 +70,7 @@ def run(
   # On whatever machine the program will run, it must hold nothing of this one.
   network = build.model_of(config, sharding.local_mesh(), convolutions='xla')
   predict_fn = trained_model.predict_fn_of(config, network)
-  tile = (*build.tile_size(config), config.data.channels)
+  tile = build.tile_shape(config)
   if form == 'onnx':
     program = exporting.to_onnx(predict_fn, variables, tile)
     tiles = 'any number of tiles'

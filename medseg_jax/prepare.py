@@ -8,12 +8,24 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medseg_jax.data import cache as caches
-from medseg_jax.data import masking, precision, resample, sampling
+from medseg_jax.data import (
+  masking,
+  precision,
+  previous_stage,
+  resample,
+  sampling,
+)
 from medseg_jax.data.cache import Cache
 from medseg_jax.data.case import Source
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
-from medseg_jax.experiment import build, mirroring, opening, pretraining
+from medseg_jax.experiment import (
+  build,
+  cascade,
+  mirroring,
+  opening,
+  pretraining,
+)
 from medseg_jax.experiment.sources import sizes as case_sizes
 from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError, counted
@@ -43,6 +55,11 @@ def describe(config: ConfigDict, sources: dict[str, Source]) -> str:
     f'data      {where}: {cases} ({parts}), channels: {data.channels}',
     classes,
   ]
+  if cascade.is_asked(config):
+    lines.append(
+      f'cascade   {len(data.classes) - 1} more channels: the mask of '
+      f'{cascade.FIRST}, by models that have not seen the case'
+    )
   if data.regions:
     regions = ', '.join(name for name, _ in data.regions)
     lines.append(f'regions   {regions}')
@@ -134,6 +151,8 @@ def _check_classes(cache: Cache, config: ConfigDict) -> None:
   found = set()
   for label in cache.labels:
     label, _ = masking.unfold(np.asarray(label, np.int16), np)
+    if labels := cascade.num_labels(config):
+      label, _ = previous_stage.unfold(label, num_classes=labels + 1)
     found |= {*np.unique(label).tolist()} - {masking.IGNORE}
     if len(found) > 1:
       return

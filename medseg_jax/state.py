@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from medseg_jax.runtime.sharding import replicated
 
 # What one seed serves; each has keys that the others cannot meet.
-_WEIGHTS, _STEPS, _HIDDEN = 1, 2, 3
+_WEIGHTS, _STEPS, _HIDDEN, _SPOILT = 1, 2, 3, 4
 
 
 class TrainState(struct.PyTreeNode):
@@ -78,6 +78,13 @@ def hiding_key(seed: int, step: jax.Array) -> jax.Array:
   """Returns the key of what a step of a run hides, scalar int32."""
   return jax.random.fold_in(
     jax.random.fold_in(jax.random.key(seed), _HIDDEN), step
+  )
+
+
+def spoiling_key(seed: int, step: jax.Array) -> jax.Array:
+  """Returns the key of how a step of a run spoils masks, scalar int32."""
+  return jax.random.fold_in(
+    jax.random.fold_in(jax.random.key(seed), _SPOILT), step
   )
 
 

@@ -12,11 +12,12 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from medseg_jax.augment.lookup import Unread
-from medseg_jax.data import masking
+from medseg_jax.augment.previous_stage import random_changes
+from medseg_jax.data import masking, previous_stage
 from medseg_jax.models import Model
 from medseg_jax.optim import global_norm
 from medseg_jax.runtime.errors import InputError, counted
-from medseg_jax.state import TrainState, hiding_key, step_key
+from medseg_jax.state import TrainState, hiding_key, spoiling_key, step_key
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -44,7 +45,8 @@ class TrainStep:
   """`(state, batch) -> (state, metrics)`, for the caller to jit.
 
   The batch is `{'image': [B, *S, C] of any float type, 'label': [B, *S] of any
-  signed integer type}`, the label perhaps with a mask in it, see `masking`; or
+  signed integer type}`, the label perhaps with masks in it, see `masking` and
+  `previous_stage`; or
   one that is `Unread`, where `augment_fn` takes such.
   The metrics are scalars: `loss` (mean over the batch), `grad_norm`,
   `learning_rate`. Each of the three parts may be jitted for itself.
@@ -67,6 +69,9 @@ class TrainStep:
       so are loss and gradient, up to rounding; but batch norm and a Dice over
       the batch see a part at a time (the running averages are updated after
       each), and dropout draws other numbers.
+    num_labels: of a cascade, in whose labels there is the mask of its coarser
+      network: its number of labels without the background. The mask is changed
+      at random (`augment.previous_stage`) and becomes channels of the image.
     hide_fn: `(key, batch) -> batch`, after the augmentation, for a network that
       restores images: takes from the image what the label is to ask for.
 
@@ -83,6 +88,7 @@ class TrainStep:
   ema_decay: float = 0.0
   masked_channels: tuple[int, ...] = ()
   batch_splits: int = 1
+  num_labels: int = 0
   hide_fn: Callable[[jax.Array, Batch], Batch] | None = None
 
   __name__ = 'train_step'  # JAX calls the compiled program by it
@@ -113,6 +119,14 @@ class TrainStep:
     if self.masked_channels:
       masked = np.isin(range(image.shape[-1]), self.masked_channels)
       image = jnp.where(masked & ~mask[..., None], 0, image)
+    if self.num_labels:
+      label, previous = previous_stage.unfold(
+        label, num_classes=self.num_labels + 1
+      )
+      previous = random_changes(
+        spoiling_key(self.seed, step), previous, self.num_labels
+      )
+      image = previous_stage.append(image, previous, self.num_labels, jnp)
     batch = {**batch, 'image': image, 'label': label}
     if self.hide_fn is not None:
       batch = self.hide_fn(hiding_key(self.seed, step), batch)

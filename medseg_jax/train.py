@@ -16,13 +16,16 @@ from medseg_jax import evaluate
 from medseg_jax.data.cache import Cache
 from medseg_jax.experiment import (
   build,
+  cascade,
   config_files,
   early_stop,
   ensemble,
   fine_tuning,
   halted,
   held_out,
+  model_of_training,
   opening,
+  stage_masks,
   trained_model,
 )
 from medseg_jax.experiment.compiled_steps import (
@@ -122,6 +125,8 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
       record = held_out.record_of(config, digests, seen)
 
     def write() -> None:
+      if cascade.is_asked(config):
+        stage_masks.write(sources, digests, config, workdir)
       config_files.write_config(config, workdir)
       if not resuming:
         fine_tuning.write(origin, workdir)
@@ -198,7 +203,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
       stopped=stopped,
     )
   multihost.from_primary(
-    lambda: trained_model.write(
+    lambda: model_of_training.write(
       workdir,
       variables,
       config=config,

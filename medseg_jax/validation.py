@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax import evaluate
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import early_stop, trained_model
+from medseg_jax.experiment import cascade, early_stop, trained_model
 from medseg_jax.report import summary as report
 from medseg_jax.runtime import multihost, sharding
 from medseg_jax.runtime.checkpoint import BEST, Checkpoints
@@ -101,6 +101,7 @@ class Validation:
     variables = sharding.local_copy(state.eval_variables, self.mesh)
     predict = functools.partial(self.predict_fn, variables)
     settings = trained_model.prediction_settings(self.config, self.mesh)
+    settings |= cascade.stored(self.source)
     with jax.transfer_guard('allow'):
       scored = evaluate.score_cases(
         predict,

@@ -13,8 +13,8 @@ from medseg_jax.experiment import (
   build,
   config_files,
   held_out,
+  model_of_training,
   opening,
-  trained_model,
 )
 from medseg_jax.step import TrainStep
 
@@ -78,7 +78,7 @@ def write_untrained(config, workdir):
   model = build.model_of(config, mesh)
   image = jnp.zeros(build.image_shape(config))
   config_files.write_config(config, workdir)
-  trained_model.write(
+  model_of_training.write(
     workdir,
     random_variables(model, image),
     config=config,

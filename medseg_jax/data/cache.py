@@ -22,14 +22,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medseg_jax.data import cached_case, masking
+from medseg_jax.data import cached_case, masking, previous_stage
 from medseg_jax.data.case import Source
 from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Preprocessing, preprocess
 from medseg_jax.data.sampling import voxels_of_source
 from medseg_jax.runtime import host_memory, stop_signal, telling
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import expand_home, user_cache_folder
+from medseg_jax.runtime.files import (
+  content_hash,
+  expand_home,
+  user_cache_folder,
+)
 
 # Raise it whenever the same data and settings would give other arrays.
 VERSION = 5
@@ -65,7 +69,8 @@ class Cache(NamedTuple):
     images: `images[i]` is `[*S_i, C]`, float16 or, where that would lose
       something, float32 (see `precision.py`).
     labels: `labels[i]` is `[*S_i]` uint8, or int16 where a voxel is ignored
-      (-1), lies outside the mask (see `masking.py`) or has an index above 255.
+      (-1), lies outside the mask (see `masking.py`) or has an index above 255;
+      of a cascade with the mask of its coarser network (`previous_stage.py`).
     shapes: `shapes[i]` is `S_i`; known without opening a case.
     dtypes: of each image, likewise.
     voxels: `voxels[i]` is `{key: [n, R]}`, voxels to centre patches on (see
@@ -205,8 +210,15 @@ def _places(
     indices = range(len(source))
   # In threads: what is new or was changed is read for its key.
   with concurrent.futures.ThreadPoolExecutor(num_workers()) as pool:
-    keys = pool.map(lambda i: (source.names[i], source.case_key(i)), indices)
+    keys = pool.map(lambda i: _key(source, i), indices)
     return [folder / f'{_plain(key[0])}-{_hash(key)}' for key in keys]
+
+
+def _key(source: Source, index: int) -> tuple[str, ...]:
+  name = source.names[index]
+  key = (name, source.case_key(index))
+  masks = getattr(source, 'stage_masks', None)
+  return (*key, content_hash(masks[name])) if masks else key
 
 
 def _warn_of_damaged(places: Sequence[pathlib.Path]) -> None:
@@ -306,7 +318,11 @@ def _write_case(
   name = source.names[index]
   prepared = preprocess(source[index], preprocessing)
   image, label = compact(prepared.image, prepared.slack), prepared.label
-  folded = masking.fold(label, prepared.mask)
+  folded = label
+  if masks := getattr(source, 'stage_masks', None):
+    mask = previous_stage.read(masks[name], label.shape)
+    folded = previous_stage.fold(label, mask, num_classes=len(source.classes))
+  folded = masking.fold(folded, prepared.mask)
   del prepared
   small = folded.min() >= 0 and folded.max() <= np.iinfo(np.uint8).max
   folded = folded.astype(np.uint8 if small else np.int16, order='C')

@@ -147,10 +147,7 @@ def preprocess(case: Case, preprocessing: Preprocessing) -> Prepared:
   _check_fits(case, p)
   rank = case.image.ndim - 1
   axes = p.axes or tuple(range(rank))
-  if p.crop:
-    box = nonzero_box(case.image)
-  else:
-    box = tuple(slice(0, size) for size in case.image.shape[:-1])
+  box = box_of(case, p)
   image = case.image[box].transpose(*axes, rank)
   mask = normalize.mask_of(image, p.channels)
   image, slack = normalize.standardise(
@@ -181,6 +178,27 @@ def preprocess(case: Case, preprocessing: Preprocessing) -> Prepared:
       mask = resample_label(mask.view(np.uint8), shape, nearest_axis=nearest)
       mask = mask.astype(bool)
   return Prepared(image, label, box, slack, mask)
+
+
+def prepared_shape(case: Case, preprocessing: Preprocessing) -> tuple[int, ...]:
+  """Returns the shape of the image that `preprocess` makes, without making it.
+
+  Args:
+    case: as for `preprocess`.
+    preprocessing: of a plan: with a spacing.
+  """
+  p = preprocessing
+  axes = p.axes or tuple(range(case.image.ndim - 1))
+  box = box_of(case, p)
+  shape = tuple(box[axis].stop - box[axis].start for axis in axes)
+  return output_shape(shape, [case.spacing[axis] for axis in axes], p.spacing)
+
+
+def box_of(case: Case, preprocessing: Preprocessing) -> tuple[slice, ...]:
+  """Returns the part of a case that is not cropped away."""
+  if preprocessing.crop:
+    return nonzero_box(case.image)
+  return tuple(slice(0, size) for size in case.image.shape[:-1])
 
 
 def nonzero_box(image: np.ndarray) -> tuple[slice, ...]:

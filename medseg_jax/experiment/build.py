@@ -17,7 +17,7 @@ from medseg_jax import augment
 from medseg_jax.data.case import Source
 from medseg_jax.data.normalize import MASKED
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
-from medseg_jax.experiment import mirroring, pretraining
+from medseg_jax.experiment import cascade, mirroring, pretraining
 from medseg_jax.losses import create_loss, uses_sigmoid
 from medseg_jax.models import Model, convolution, create_model
 from medseg_jax.models.blocks import check_divisible
@@ -313,10 +313,21 @@ def train_step_of(
       if channel[0] == MASKED
     ),
     batch_splits=config.batch_splits,
+    num_labels=cascade.num_labels(config),
     hide_fn=hide_fn,
   )
 
 
 def image_shape(config: ConfigDict) -> tuple[int, ...]:
   """Returns the shape of an image that the network can be initialised on."""
-  return (1, *config.patch_size, config.data.channels)
+  channels = config.data.channels + cascade.num_labels(config)
+  return (1, *config.patch_size, channels)
+
+
+def tile_shape(config: ConfigDict) -> tuple[int, ...]:
+  """Returns the shape of a tile that is predicted, with its channels.
+
+  Of a cascade the last channel is the mask of the coarser network.
+  """
+  channels = config.data.channels + cascade.is_asked(config)
+  return (*tile_size(config), channels)

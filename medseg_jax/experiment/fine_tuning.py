@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax import planner
 from medseg_jax.experiment import (
+  cascade,
   held_out,
   model_folder,
   pretraining,
@@ -106,6 +107,7 @@ def _read_settings(
   with _blame(path):
     description = model_folder.read_description(path)
     before = model_folder.config_of(description)
+    cascade.refuse(before, f'config.init_from: {path}')
     plan = description['plan']
   volumes = config.data.source == 'volumes'
   if volumes != (plan is not None):

@@ -10,7 +10,7 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from medseg_jax.experiment import build, ensemble, model_folder
+from medseg_jax.experiment import build, cascade, ensemble, model_folder
 from medseg_jax.experiment.calibrated import Calibration
 from medseg_jax.experiment.ensemble import Member
 from medseg_jax.postprocessing import Step
@@ -27,11 +27,13 @@ class Part(NamedTuple):
     name: '' for a single model.
     config: resolved, with the user's changes.
     variables: of each member.
+    previous: of a cascade, its first network, of each member.
   """
 
   name: str
   config: ConfigDict
   variables: tuple[Any, ...]
+  previous: 'Weights | None' = None
 
 
 class Weights(NamedTuple):
@@ -84,8 +86,54 @@ def load(
       variables.append(stored.variables)
       step = max(step, stored.step)
       which = BEST if BEST in (which, stored.checkpoint) else LATEST
-    parts.append(Part(name, own, tuple(variables)))
+    previous = None
+    if cascade.is_asked(own):
+      at = model_folder.PREVIOUS
+      places = [(m.path, model_folder.join(m.at, at)) for m in members]
+      for member, (path, inside) in zip(members, places, strict=True):
+        _check_previous(member, model_folder.read_description(path, inside))
+      previous = load_previous(places, config, before, mesh)
+    parts.append(Part(name, own, tuple(variables), previous))
   return Weights(tuple(parts), step, which)
+
+
+def _check_previous(member: Member, first: dict[str, Any]) -> None:
+  """Raises InputError unless a cascade has the first network it learnt with."""
+  with model_folder.damages(member.where, 'model.json is damaged'):
+    wanted = member.description['previous_stage']['weights_sha256']
+    found = first['weights']['sha256']
+  if found != wanted:
+    raise InputError(
+      f'{member.where / model_folder.PREVIOUS}: not the first network that the '
+      f'cascade learnt with (sha256 {found[:12]}..., expected '
+      f'{str(wanted)[:12]}...); allowed is a model as medseg_jax wrote it'
+    )
+
+
+def load_previous(
+  places: Sequence[tuple[pathlib.Path, str]],
+  config: ConfigDict,
+  before: ConfigDict,
+  mesh: Mesh,
+) -> Weights:
+  """Returns the first network of a cascade, an ensemble where it has folds.
+
+  Args:
+    places: of its models, see `model_folder.read`.
+    config: see `load`.
+    before: likewise.
+    mesh: likewise.
+
+  Raises:
+    InputError: one is missing or damaged.
+  """
+  found = [
+    Member(path, at, model_folder.read_description(path, at))
+    for path, at in places
+  ]
+  own = model_folder.config_of(found[0].description)
+  _change_alike(own, before, config, cascade.FIRST)
+  return load({cascade.FIRST: found}, own, own, mesh)
 
 
 def load_together(

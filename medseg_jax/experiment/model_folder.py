@@ -14,7 +14,6 @@ import os
 import pathlib
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,14 +25,16 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 import medseg_jax
-from medseg_jax.experiment import pretraining
+from medseg_jax.experiment import cascade, pretraining
 from medseg_jax.experiment.config_files import complete
+from medseg_jax.experiment.model_files import DESCRIPTION, read_file
 from medseg_jax.losses import uses_sigmoid
-from medseg_jax.runtime.errors import InputError, counted, doing, quote, shorten
+from medseg_jax.runtime.errors import InputError, doing, quote, shorten
 from medseg_jax.runtime.files import flush, flush_names, parse_json, replacing
 
 FORMAT, FORMAT_VERSION = 'medseg_jax model', 1
-DESCRIPTION, WEIGHTS = 'model.json', 'model.safetensors'
+WEIGHTS = 'model.safetensors'
+PREVIOUS = 'previous_stage'  # of a cascade, the folder of its first network
 
 # Where the keys of config.data stand in model.json; the rest is under training.
 _MEANING = ('classes', 'label_values', 'regions', 'region_order')
@@ -153,7 +154,10 @@ def _put_together(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(
-  folder: pathlib.Path, description: Mapping[str, Any], variables: Any
+  folder: pathlib.Path,
+  description: Mapping[str, Any],
+  variables: Any,
+  previous: pathlib.Path | None = None,
 ) -> None:
   """Writes a model folder, in the place of one that is there, whole.
 
@@ -161,6 +165,7 @@ def write(
     folder: made where it does not exist.
     description: see `describe`.
     variables: of the network, on the host or on devices.
+    previous: of a cascade, the model folder of its first network.
   """
   flat = traverse_util.flatten_dict(jax.device_get(variables), sep='.')
   arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
@@ -182,6 +187,9 @@ def write(
   with replacing_folder(folder) as new:
     (new / WEIGHTS).write_bytes(weights)
     (new / DESCRIPTION).write_text(text + '\n', encoding='utf-8')
+    if previous is not None:
+      (new / PREVIOUS).mkdir()
+      copy(previous, new / PREVIOUS)
 
 
 @contextlib.contextmanager
@@ -234,7 +242,8 @@ def pack(
   names = [DESCRIPTION]
   for at in places:
     read_description(folder, at)
-    names += [_join(at, name) for name in (DESCRIPTION, WEIGHTS)]
+    parts = (at, join(at, PREVIOUS)) if has_previous(folder, at) else (at,)
+    names += [join(p, name) for p in parts for name in (DESCRIPTION, WEIGHTS)]
   with replacing(target) as temporary, zipfile.ZipFile(temporary, 'w') as file:
     for name in dict.fromkeys(names):
       # Weights do not compress; a fixed date keeps the bytes the same.
@@ -243,15 +252,31 @@ def pack(
         file.writestr(member, (folder / name).read_bytes())
 
 
-def copy(path: pathlib.Path, folder: pathlib.Path) -> None:
+def copy(path: pathlib.Path, folder: pathlib.Path, at: str = '') -> None:
   """Writes the model of a folder or a zip to an empty folder, bit for bit.
+
+  Args:
+    path: of the folder or the zip.
+    folder: to be filled.
+    at: see `read`.
 
   Raises:
     InputError: see `read`.
   """
-  weights = _weights(path, '', read_description(path))
+  weights = _weights(path, at, read_description(path, at))
   (folder / WEIGHTS).write_bytes(weights)
-  (folder / DESCRIPTION).write_bytes(_read_member(path, DESCRIPTION))
+  (folder / DESCRIPTION).write_bytes(read_file(path, join(at, DESCRIPTION)))
+  if has_previous(path, at):
+    (folder / PREVIOUS).mkdir()
+    copy(path, folder / PREVIOUS, join(at, PREVIOUS))
+
+
+def has_previous(path: pathlib.Path, at: str = '') -> bool:
+  """Returns whether a model is the second network of a cascade.
+
+  Arguments and errors are those of `read`.
+  """
+  return cascade.is_asked(config_of(read_description(path, at)))
 
 
 def read_json(path: pathlib.Path, at: str = '') -> dict[str, Any]:
@@ -259,7 +284,7 @@ def read_json(path: pathlib.Path, at: str = '') -> dict[str, Any]:
 
   Arguments and errors are those of `read`.
   """
-  text = _read_member(path, _join(at, DESCRIPTION))
+  text = read_file(path, join(at, DESCRIPTION))
   with damages(path / at, f'{DESCRIPTION} is damaged'):
     description = parse_json(text)
     _ = description['format'], description['format_version']
@@ -319,7 +344,7 @@ def _weights(
   path: pathlib.Path, at: str, description: Mapping[str, Any]
 ) -> bytes:
   """Returns the file of the weights that the description was written with."""
-  weights = _read_member(path, _join(at, WEIGHTS))
+  weights = read_file(path, join(at, WEIGHTS))
   found = hashlib.sha256(weights).hexdigest()
   with damages(path / at, 'the model is damaged'):
     wanted = description['weights']['sha256']
@@ -352,41 +377,5 @@ def damages(path: pathlib.Path, what: str) -> Iterator[None]:
     ) from error
 
 
-def _join(at: str, name: str) -> str:
+def join(at: str, name: str) -> str:
   return f'{at}/{name}' if at else name
-
-
-def _read_member(path: pathlib.Path, name: str) -> bytes:
-  """Returns a file of a model folder, or of a zip of it or of its content.
-
-  In a zip the folder is where the uppermost `model.json` lies.
-  """
-  allowed = f'allowed is a model folder, or its zip, with {name}'
-  try:
-    if path.is_dir():
-      return (path / name).read_bytes()
-    with zipfile.ZipFile(path) as file:
-      there = file.namelist()
-      roots = [m for m in there if m.split('/')[-1] == DESCRIPTION]
-      top = min((m.count('/') for m in roots), default=0)
-      roots = [m for m in roots if m.count('/') == top]
-      found = {m.removesuffix(DESCRIPTION) + name for m in roots}
-      members = [m for m in there if m in found]
-      if len(members) != 1:
-        raise InputError(
-          f'{path}: {counted(len(members), "file")} {name}; {allowed}'
-        )
-      return file.read(members[0])
-  except (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    RuntimeError,  # encrypted, or packed in a way that is not known here
-  ) as error:
-    raise InputError(
-      f'{path}: no zip file that can be read ({error}); {allowed}'
-    ) from error
-  except OSError as error:
-    raise InputError(
-      f'{error.filename or path}: cannot be read ({error.strerror}); {allowed}'
-    ) from error

@@ -10,12 +10,14 @@ from ml_collections import ConfigDict
 from medseg_jax.data.case import Source
 from medseg_jax.experiment import (
   build,
+  cascade,
   config_bounds,
   config_files,
   fine_tuning,
   folds,
   held_out,
   sources,
+  stage_masks,
   volume_plan,
 )
 from medseg_jax.experiment.case_digests import Digests, digests_of
@@ -130,6 +132,9 @@ def open_run(
     split: {name: own[split][name] for name in source.names}
     for split, source in by_split.items()
   }
+  cascade.check(config)
+  if cascade.is_asked(config):
+    by_split = stage_masks.attach(by_split, divided, config, workdir)
   return Run(config, by_split, divided)
 
 

@@ -63,6 +63,11 @@ def maker_of(model: Weights) -> Maker:
     own = _settings_of(part.config)
     settings |= {f'{prefix}{key}': value for key, value in own.items()}
     hashes += [(part.name, _hash_of(member)) for member in part.variables]
+    if part.previous is not None:  # of a cascade
+      first = maker_of(part.previous)
+      hashes.append((part.previous.parts[0].name, first.weights))
+      prefix += 'previous.'
+      settings |= {f'{prefix}{k}': v for k, v in first.settings.items()}
   [(_, weights), *others] = hashes
   if others:
     weights = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
@@ -153,6 +158,31 @@ class Record:
     if line['image_sha256'] != hash_files(sources):
       return 'it was made from another image of this name'
     return ''
+
+  def is_to_make(
+    self, target: pathlib.Path, sources: Sequence[pathlib.Path], maker: Maker
+  ) -> bool:
+    """Returns whether a file is missing, or of other weights or settings.
+
+    Arguments are those of `differs`.
+
+    Raises:
+      InputError: what is in its place did not come from here.
+    """
+    if not target.exists():
+      return True
+    if not target.is_file():
+      raise InputError(f'{target}: no file; move it away')
+    reason = self.differs(target, sources, maker)
+    if not reason:
+      return False
+    line = self.lines.get(target.name)
+    if line is None or line['sha256'] != hash_files([target]):
+      raise InputError(
+        f'{target}: is not overwritten: {reason}; move it away, and it is made '
+        'anew'
+      )
+    return True
 
   def add(
     self,

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,28 +13,25 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax import postprocessing
-from medseg_jax.data.case import Source
 from medseg_jax.experiment import (
   build,
+  cascade,
   config_bounds,
   config_files,
   ensemble,
-  held_out,
   members,
   mirroring,
   model_folder,
   pretraining,
 )
-from medseg_jax.experiment.held_out import Record
 from medseg_jax.experiment.members import Part, Weights
-from medseg_jax.inference import cases, decoding
+from medseg_jax.inference import cases, decoding, previous_stage
 from medseg_jax.inference.network import create_predict
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.models import Model
 from medseg_jax.runtime import multihost, process, sharding, stop_signal
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError
-from medseg_jax.runtime.files import read_json
 from medseg_jax.state import eval_part
 
 
@@ -53,50 +50,6 @@ class Predictor(NamedTuple):
   step: int
   which: str
   settings: dict[str, Any]
-
-
-def write(
-  workdir: pathlib.Path,
-  variables: Any,
-  *,
-  config: ConfigDict,
-  sources: Mapping[str, Source],
-  record: Record | None,
-  step: int,
-  checkpoint: str,
-  scores: dict[str, Any] | None,
-  stopped: dict[str, Any] | None = None,
-) -> None:
-  """Writes the model that a training ended with to `workdir/model`.
-
-  Args:
-    workdir: of the training.
-    variables: that predict.
-    config: resolved.
-    sources: the cases by split.
-    record: of the cases that trained and were held out, where it is known.
-    step: number of updates that made the weights.
-    checkpoint: 'best' or 'latest'.
-    scores: the summary of the held-out split, or None.
-    stopped: of an early end, see `early_stop.describe`.
-  """
-  plan = None
-  if config.data.source == 'volumes':
-    plan = read_json(workdir / 'plan.json', 'as --mode=plan writes it')
-  description = model_folder.describe(
-    config,
-    channel_names=sources['train'].channel_names,
-    plan=plan,
-    num_cases={split: len(source) for split, source in sources.items()},
-    record=None if record is None else held_out.to_dict(record),
-    step=step,
-    checkpoint=checkpoint,
-    scores=scores,
-  )
-  if stopped:
-    description['training']['stopped_early'] = stopped
-  model_folder.write(workdir / 'model', description, variables)
-  print(f'model     {workdir}/model', flush=True)
 
 
 def find_folder(
@@ -181,13 +134,13 @@ def compile_predictor(weights: Weights, mesh: Mesh) -> Predictor:
     mesh: what the tiles are spread over.
   """
   first, *others = weights.parts
-  settings = prediction_settings(first.config, mesh)
-  predict_fn = _compile_part(first, mesh)
+  predict_fn, settings = _compile_part(first, mesh)
   also = []
   for part in others:
-    own = prediction_settings(part.config, mesh)
-    shared = {key: own[key] for key in cases.Network._fields[1:]}
-    also.append(cases.Network(_compile_part(part, mesh), **shared))
+    own_fn, own = _compile_part(part, mesh)
+    known = cases.Network._fields[1:]
+    shared = {key: own[key] for key in known if key in own}
+    also.append(cases.Network(own_fn, **shared))
   if also:
     settings['also'] = tuple(also)
   if weights.postprocessing:
@@ -199,7 +152,24 @@ def compile_predictor(weights: Weights, mesh: Mesh) -> Predictor:
   return Predictor(predict_fn, weights.step, weights.which, settings)
 
 
-def _compile_part(part: Part, mesh: Mesh) -> Callable[[np.ndarray], jax.Array]:
+def _compile_part(
+  part: Part, mesh: Mesh
+) -> tuple[Callable[[np.ndarray], jax.Array], dict[str, Any]]:
+  """Returns one configuration's `predict_fn` and settings."""
+  settings = prediction_settings(part.config, mesh)
+  if part.previous is not None:
+    first = compile_predictor(part.previous, mesh)
+    settings['previous'] = functools.partial(
+      previous_stage.mask_of_case,
+      first.predict_fn,
+      **previous_stage.settings_of(first.settings),
+    )
+  return _compile_members(part, mesh), settings
+
+
+def _compile_members(
+  part: Part, mesh: Mesh
+) -> Callable[[np.ndarray], jax.Array]:
   """Returns `[N, *tile, C] -> logits`, the mean of all members', compiled."""
   config, layout = part.config, sharding.replicated(mesh)
   network = build.model_of(config, mesh)
@@ -237,7 +207,12 @@ def load_weights(
       if which == BEST and checkpoints.step(BEST) is None:
         which = LATEST
       variables, step = restore_variables(checkpoints, which, config, mesh)
-    return Weights((Part('', config, (variables,)),), step, which)
+      previous = None
+      if cascade.is_asked(config):
+        place = workdir / model_folder.PREVIOUS
+        before = config_files.read_config(workdir)
+        previous = members.load_previous([(place, '')], config, before, mesh)
+    return Weights((Part('', config, (variables,), previous),), step, which)
   before = read_config(workdir, model, checkpoint)
   stored = ensemble.read(folder)
   if stored.is_ensemble:
@@ -309,6 +284,7 @@ def predict_fn_of(
     sigmoid=uses_sigmoid(config.loss) and not config.data.regions,
     mirror_axes=mirroring.in_prediction(config),
     num_members=num_members,
+    num_labels=cascade.num_labels(config),
   )
 
 
@@ -349,8 +325,8 @@ def compile_network(
   num_members: int = 1,
 ) -> jax.stages.Compiled:
   """Returns the program of `compile_predict`, which takes arrays on `mesh`."""
-  shape = (_tiles_at_once(config, mesh), *build.tile_size(config))
-  tiles = jax.ShapeDtypeStruct((*shape, config.data.channels), jnp.float32)
+  shape = (_tiles_at_once(config, mesh), *build.tile_shape(config))
+  tiles = jax.ShapeDtypeStruct(shape, jnp.float32)
   with jax.set_mesh(mesh), process.not_kept(mesh):
     jitted = jax.jit(
       predict_fn_of(config, model, num_members),

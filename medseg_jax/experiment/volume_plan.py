@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from medseg_jax import planner
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.sources.volumes import VolumeSource
+from medseg_jax.experiment import cascade
 from medseg_jax.experiment.config_files import to_tuples
 from medseg_jax.experiment.sources import listed, tell
 from medseg_jax.experiment.survey import survey
@@ -313,7 +314,7 @@ def _features(model: ConfigDict, planned: Sequence[int]) -> tuple[int, ...]:
 
 
 def _configuration(config: ConfigDict, plan: dict[str, Any]) -> dict[str, Any]:
-  known = plan['configurations']
+  known = cascade.with_cascade(plan['configurations'])
   return known[configuration_name(config, known)]
 
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from medseg_jax import inference
+from medseg_jax.data import previous_stage
 from medseg_jax.data.case import Case
 from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import Preprocessing, preprocess
@@ -35,6 +36,10 @@ from medseg_jax.runtime.errors import InputError, counted
 LARGE_IMAGE = 2**27
 
 Item = TypeVar('Item')  # whatever a case is read from
+# Of a cascade, the mask of the coarser network: takes a case, with all channels
+# of the image and without a label, and the shape of what the network sees of
+# it; returns class indices of that shape.
+Previous = Callable[[Case, tuple[int, ...]], np.ndarray]
 
 
 class Network(NamedTuple):
@@ -46,6 +51,8 @@ class Network(NamedTuple):
     patch_size: of the tiles.
     overlap: of neighbouring tiles.
     batch_size: tiles at once.
+    previous: where it is the second of a cascade: what its images get as their
+      last channel.
   """
 
   predict_fn: Callable[[jax.Array], jax.Array]
@@ -53,6 +60,7 @@ class Network(NamedTuple):
   patch_size: tuple[int, ...]
   overlap: float
   batch_size: int
+  previous: Previous | None = None
 
 
 class Settings(TypedDict):
@@ -64,6 +72,7 @@ class Settings(TypedDict):
     patch_size: of the tiles.
     overlap: of neighbouring tiles.
     batch_size: tiles at once.
+    previous: see `Network`; there is none.
     decode: logits `[..., K]` to class indices `[...]`, both NumPy; argmax.
     probabilities: whether they are kept, too; they are not.
     activate: logits `[..., K]` to probabilities, all 0 outside the crop. None
@@ -87,6 +96,7 @@ class Settings(TypedDict):
   patch_size: tuple[int, ...]
   overlap: float
   batch_size: int
+  previous: NotRequired[Previous | None]
   decode: NotRequired[Callable[[np.ndarray], np.ndarray]]
   probabilities: NotRequired[bool]
   activate: NotRequired[Callable[[np.ndarray], np.ndarray] | None]
@@ -197,6 +207,7 @@ def _predict(
   patch_size: tuple[int, ...],
   overlap: float,
   batch_size: int,
+  previous: Previous | None = None,
   decode: Callable[[np.ndarray], np.ndarray] = argmax,
   probabilities: bool = False,
   activate: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -207,7 +218,9 @@ def _predict(
   also: Sequence[Network] = (),
   finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[Item, Prediction]]:
-  first = Network(predict_fn, preprocessing, patch_size, overlap, batch_size)
+  first = Network(
+    predict_fn, preprocessing, patch_size, overlap, batch_size, previous
+  )
   networks = (first, *also)
   output = Output(
     axes=preprocessing.axes,
@@ -219,9 +232,8 @@ def _predict(
     points=points,
     uncertainty=uncertainty,
   )
-  entered = _entered(
-    items, read, failed, [n.preprocessing for n in networks], channels
-  )
+  wanted = [(n.preprocessing, n.previous) for n in networks]
+  entered = _entered(items, read, failed, wanted, channels)
   # Closed by its end at the latest: it waits for the thread that reads ahead.
   with contextlib.closing(entered):
     streams = [
@@ -281,16 +293,17 @@ def _entered(
   items: Iterable[Item],
   read: Callable[[Item], Case],
   failed: Callable[[Item, Exception], None] | None,
-  preprocessings: list[Preprocessing],
+  wanted: list[tuple[Preprocessing, Previous | None]],
   channels: int,
 ) -> Generator[tuple[_Entered, list[np.ndarray]] | None, None, None]:
   """Yields each case with its image for each network, read one ahead.
 
   Those that fail are told to `failed`, where that is given, and left out.
-  Several networks are asked, by None, to finish a large case first.
+  `wanted` has what each network wants of a case. Several networks are asked, by
+  None, to finish a large case first.
   """
   items = iter(items)
-  if len({(p.axes, p.crop) for p in preprocessings}) > 1:
+  if len({(p.axes, p.crop) for p, _ in wanted}) > 1:
     raise ValueError('networks of one case want other axes, or another crop')
 
   def prepare() -> tuple[_Entered, list[np.ndarray]] | None:
@@ -308,15 +321,19 @@ def _entered(
     # The label stays on its own grid, so resampling it would be in vain.
     bare = match_channels(case, channels)._replace(label=None)
     images: list[np.ndarray] = []
-    for i, preprocessing in enumerate(preprocessings):
-      same = preprocessings.index(preprocessing)
+    for i, (preprocessing, previous) in enumerate(wanted):
+      same = wanted.index((preprocessing, previous))
       if same < i:
         images.append(images[same])
         continue
       prepared = preprocess(bare, preprocessing)
-      images.append(compact(prepared.image, prepared.slack))  # as in training
+      image = compact(prepared.image, prepared.slack)  # as in training
       box = prepared.box
       del prepared
+      if previous is not None:
+        mask = previous(bare, image.shape[:-1])
+        image = previous_stage.with_mask(image, mask)
+      images.append(image)
     sizes = tuple(image.shape[:-1] for image in images)
     return _Entered(item, case, box, sizes), images
 
@@ -331,7 +348,7 @@ def _entered(
       del result
       yield held.pop()  # the image is not to be held here, too
       if large:
-        if len(preprocessings) > 1:
+        if len(wanted) > 1:
           yield None
         ahead = pool.submit(prepare)
   finally:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from medseg_jax.data import previous_stage
 from medseg_jax.models import Model
 
 
@@ -16,6 +17,7 @@ def create_predict(
   sigmoid: bool = False,
   mirror_axes: Sequence[int] = (),
   num_members: int = 1,
+  num_labels: int = 0,
 ) -> Callable[[Any, jax.Array], jax.Array]:
   """Returns `(variables, image [N, *S, C]) -> logits [N, *S, num_classes]`.
 
@@ -27,6 +29,8 @@ def create_predict(
       mirrorings of these.
     num_members: weights of so many trainings, whose logits are averaged; where
       there are several each array of the variables has them on a first axis.
+    num_labels: of a cascade, in whose image the last channel is the mask of the
+      coarser network: it becomes a channel for each label but the background.
   """
 
   def logits_of(variables: Any, image: jax.Array) -> jax.Array:
@@ -59,6 +63,8 @@ def create_predict(
 
   def predict(variables: Any, image: jax.Array) -> jax.Array:
     image = image.astype(jnp.float32)
+    if num_labels:
+      image = previous_stage.to_channels(image, num_labels, jnp)
     network = averaged if num_members > 1 else one_member
     logits = network(variables, image)
     if sigmoid:

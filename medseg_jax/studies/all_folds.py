@@ -18,6 +18,7 @@ from medseg_jax.data.groups import Groups, some
 from medseg_jax.data.identity import is_blank
 from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment import (
+  cascade,
   fine_tuning,
   opening,
   pretraining,
@@ -158,9 +159,11 @@ def _configurations(
         'nothing there but with volumes, whose plan has configurations'
       )
     return (f'{len(config.patch_size)}d',)
+  known = list(cascade.with_cascade(plan['configurations']))
   if not asked:
-    asked = [volume_plan.configuration_name(config, plan['configurations'])]
-  known = list(plan['configurations'])
+    asked = [config.plan.configuration]
+    if asked[0] != cascade.NAME:
+      asked = [volume_plan.configuration_name(config, plan['configurations'])]
   if config.init_from:  # a model of one of them
     known = [volume_plan.configuration_name(config, plan['configurations'])]
   for name, count in collections.Counter(asked).items():
@@ -171,6 +174,11 @@ def _configurations(
         + f'; allowed with {config.init_from or "this data set"}: '
         f'{", ".join(known)}, each to be named once'
       )
+  if cascade.NAME in asked:  # it needs the masks of the other
+    before = asked[: asked.index(cascade.NAME)]
+    if cascade.FIRST not in before:
+      rest = [name for name in asked if name not in (*before, cascade.FIRST)]
+      asked = [*before, cascade.FIRST, *rest]
   return tuple(asked)
 
 

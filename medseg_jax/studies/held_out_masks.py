@@ -28,7 +28,6 @@ from medseg_jax.experiment import (
 from medseg_jax.experiment.failures import Failures
 from medseg_jax.experiment.prediction_jobs import Job
 from medseg_jax.experiment.prediction_record import (
-  Maker,
   Record,
   hash_files,
   maker_of,
@@ -211,7 +210,12 @@ def predict(
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     record = Record(folder)
-    left = [j for j in jobs.values() if _is_to_make(j, record, maker)]
+    left = [
+      job
+      for job in jobs.values()
+      # All of them: something else in one's place is to be told.
+      if any([record.is_to_make(t, job.images, maker) for t in job.targets])
+    ]
     for job in left:  # of older weights; half replaced it would be nobody's
       for target in job.targets:
         target.unlink(missing_ok=True)
@@ -267,31 +271,3 @@ def predict(
     failure for found in multihost.gather(failures.found) for failure in found
   ]
   return failures
-
-
-def _is_to_make(job: Job, record: Record, maker: Maker) -> bool:
-  """Returns whether a file is missing, or of other weights or settings.
-
-  Raises:
-    InputError: what is in its place did not come from here.
-  """
-  return any([_is_missing(t, job, record, maker) for t in job.targets])
-
-
-def _is_missing(
-  target: pathlib.Path, job: Job, record: Record, maker: Maker
-) -> bool:
-  if not target.exists():
-    return True
-  if not target.is_file():
-    raise InputError(f'{target}: no file; move it away')
-  reason = record.differs(target, job.images, maker)
-  if not reason:
-    return False
-  line = record.lines.get(target.name)
-  if line is None or line['sha256'] != hash_files([target]):
-    raise InputError(
-      f'{target}: is not overwritten: {reason}; move it away, and it is made '
-      'anew'
-    )
-  return True

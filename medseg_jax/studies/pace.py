@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax import evaluate
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import build, opening, trained_model
+from medseg_jax.experiment import build, cascade, opening, trained_model
 from medseg_jax.experiment import sources as experiment_sources
 from medseg_jax.experiment.compiled_steps import (
   SECONDS_A_CALL,
@@ -129,6 +129,7 @@ def _seconds_of_case(predict_fn, source: Source, config, mesh) -> float:
   about that of all.
   """
   settings = trained_model.prediction_settings(config, mesh)
+  settings |= cascade.stored(source)
   sizes = experiment_sources.sizes(source)
   order = np.argsort(sizes, kind='stable')
   chosen = [

@@ -65,6 +65,8 @@ class VolumeSource:
     oddities: a line for each thing there that is only strange.
     already_read: cases in memory that the next reading hands out.
     told: lines on strays that were told, by whoever read the label first.
+    stage_masks: of a cascade, the file of what the coarser network says of each
+      case, by name; see `data.previous_stage`.
   """
 
   root: pathlib.Path
@@ -88,6 +90,9 @@ class VolumeSource:
   )
   told: set[str] = dataclasses.field(
     default_factory=set, repr=False, compare=False
+  )
+  stage_masks: Mapping[str, pathlib.Path] = dataclasses.field(
+    default_factory=dict, repr=False, compare=False
   )
 
   @functools.cached_property
