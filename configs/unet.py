@@ -151,7 +151,7 @@ def get_config() -> ConfigDict:
 
   # For --mode=crossval, which trains every fold of config.data.num_folds.
   config.crossval = ConfigDict()
-  # Of volumes, '2d,3d_fullres' say; '' for that of config.plan alone.
+  # Of volumes, '2d,3d_fullres' or '3d_cascade' say; '' for config.plan's alone.
   config.crossval.configurations = ''
   # Of all folds together, '90m', '8h', '2d' say: where num_steps take longer,
   # each trains for fewer, as many as are measured to fit. '' for no limit.
