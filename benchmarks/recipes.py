@@ -34,6 +34,7 @@ RECIPES: dict[str, dict[str, object]] = {
   'foreground_0.58': {'data.foreground_share': 0.58},
   'ema_0.999': {'ema_decay': 0.999},
   'features_24': {'model.features': 24},
+  'patch_growth': {'patch_growth': (0.5, 0.625, 0.75, 1.0)},
 }
 
 

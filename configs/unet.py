@@ -20,6 +20,9 @@ def get_config() -> ConfigDict:
   config.batch_size = 8  # over all devices
   config.batch_splits = 1  # parts computed one after the other: less memory
   config.patch_size = (128, 128)  # 2 or 3 numbers, in voxels
+  # Shares of it that training begins with, (0.5, 0.625, 0.75, 1.0) say: as many
+  # steps of each, the schedule by the voxels seen. () for the whole throughout.
+  config.patch_growth = ()
   config.dtype = 'float32'  # of the network's inside; or 'bfloat16'
   config.ema_decay = 0.0  # of the weights' moving average; 0 for none
   # A model to begin with, the folder model/ of a workdir or its zip: it decides

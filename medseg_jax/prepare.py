@@ -24,6 +24,7 @@ from medseg_jax.experiment import (
   cascade,
   mirroring,
   opening,
+  patch_growth,
   pretraining,
 )
 from medseg_jax.experiment.sources import sizes as case_sizes
@@ -75,6 +76,8 @@ def describe(config: ConfigDict, sources: dict[str, Source]) -> str:
     f'{counted(config.batch_size, "patch", "patches")} of {patch}, '
     f'{config.dtype}, on {mesh.size} x {mesh.devices.flat[0].device_kind}'
   )
+  if growing := patch_growth.describe(build.stages_of(config)):
+    lines.append(growing)
   share = data.foreground_share
   if share and config.batch_size == 1:
     lines.append(

@@ -5,7 +5,7 @@ import functools
 import pathlib
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from medseg_jax.experiment import (
   held_out,
   model_of_training,
   opening,
+  patch_growth,
   stage_masks,
   trained_model,
 )
@@ -34,6 +35,7 @@ from medseg_jax.experiment.compiled_steps import (
   compile_steps,
 )
 from medseg_jax.experiment.failures import Failures
+from medseg_jax.experiment.patch_growth import Stage
 from medseg_jax.experiment.restored_state import restore_state
 from medseg_jax.prepare import describe, prepare
 from medseg_jax.runtime import multihost, sharding, workdir_lock
@@ -88,7 +90,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
   build.check_statistics(config, model)
   early_stop.check(config, sources)
   tx, schedule = build.optimizer_of(config)
-  train_step: TrainStep = build.train_step_of(config, model, tx, schedule)
+  stages = build.stages_of(config)
   arguments = build.state_arguments(config, model, tx, mesh)
   with contextlib.closing(
     Checkpoints(
@@ -145,6 +147,14 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
         own_mesh,
         sharding.local_copy(state.eval_variables, own_mesh),
       )
+
+    def compile_stage(
+      step: int, state: TrainState, before: CompiledSteps | None = None
+    ) -> CompiledSteps:
+      own = patch_growth.at(config, stages, step)
+      train_step: TrainStep = build.train_step_of(own, model, tx, schedule)
+      return compile_steps(train_step, state, cache, own, mesh, before)
+
     validation = None
     with MetricWriter(workdir, resume_step=int(state.step)) as writer:
       if 'val' in sources:
@@ -163,9 +173,10 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
       if int(state.step) < early_stop.end_of(state, config):
         state = train(
           state,
-          compile_steps(train_step, state, cache, config, mesh),
+          compile_stage,
           cache,
           config=config,
+          stages=stages,
           mesh=mesh,
           checkpoints=checkpoints,
           writer=writer,
@@ -222,10 +233,11 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
 
 def train(
   state: TrainState,
-  compiled: CompiledSteps,
+  compile_stage: Callable[..., CompiledSteps],
   cache: Cache,
   *,
   config: ConfigDict,
+  stages: Sequence[Stage],
   mesh: Mesh,
   checkpoints: Checkpoints,
   writer: MetricWriter,
@@ -238,9 +250,11 @@ def train(
   Args:
     state: of step k; the loop goes on to `config.num_steps`, or to where
       `validation` brings the end forward to.
-    compiled: the steps from k on, and their batches.
+    compile_stage: `(step, state, before) -> compiled`, the steps from there on,
+      of one stage, and their batches; `before` is of the stage before, or None.
     cache: of the training split.
     config: for the intervals, the seed and the pipeline.
+    stages: of the patches that grow, mostly one.
     mesh: of the state and the batches.
     checkpoints: where to save.
     writer: of metrics.
@@ -251,6 +265,7 @@ def train(
   """
   first_step, end = int(state.step), early_stop.end_of(state, config)
   step, limit = first_step, 1  # the most steps of the next call
+  compiled = compile_stage(step, state)
   agreement = Agreement(mesh)
   multihost.barrier()  # devices give up on those that still compile
   unread: list[tuple[int, dict]] = []  # (count, metrics) of calls not read yet
@@ -290,7 +305,8 @@ def train(
         timed += len(rows)
         sums = _add(sums, rows)
         if halted_at is not None:
-          halted.tell(state, halted_at, sums, config, cache, checkpoints, mesh)
+          own = patch_growth.at(config, stages, halted_at)
+          halted.tell(state, halted_at, sums, own, cache, checkpoints, mesh)
       if log:
         values = {
           'loss': sums['loss'] / sums['steps'],
@@ -313,7 +329,11 @@ def train(
         checkpoints.save(LATEST, step, state, sums)
       if last:
         break
-      count = min(-slowest, _steps_to_next_stop(step, end, config))
+      if step > first_step and step in [s.first_step for s in stages]:
+        with jax.transfer_guard('allow'):
+          compiled = compile_stage(step, state, compiled)
+        multihost.barrier()  # devices give up on those that still compile
+      count = min(-slowest, _steps_to_next_stop(step, end, stages, config))
       begin = time.perf_counter()
       data = next(compiled.data)
       waited += time.perf_counter() - begin
@@ -345,10 +365,13 @@ def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
 
 
-def _steps_to_next_stop(step: int, end: int, config: ConfigDict) -> int:
-  """Returns how far it is to the next log, evaluation, saving or the end."""
+def _steps_to_next_stop(
+  step: int, end: int, stages: Sequence[Stage], config: ConfigDict
+) -> int:
+  """Returns how far it is to the next log, evaluation, saving, stage or end."""
   intervals = (config.log_every, config.eval_every, config.checkpoint_every)
   ends = [step - step % every + every for every in intervals if every > 0]
+  ends += [stage.end for stage in stages if stage.end > step]
   return min([end, *ends]) - step
 
 

@@ -17,7 +17,13 @@ from medseg_jax import augment
 from medseg_jax.data.case import Source
 from medseg_jax.data.normalize import MASKED
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
-from medseg_jax.experiment import cascade, mirroring, pretraining
+from medseg_jax.experiment import (
+  cascade,
+  mirroring,
+  patch_growth,
+  pretraining,
+)
+from medseg_jax.experiment.patch_growth import Stage
 from medseg_jax.losses import create_loss, uses_sigmoid
 from medseg_jax.models import Model, convolution, create_model
 from medseg_jax.models.blocks import check_divisible
@@ -61,13 +67,14 @@ def mesh_of(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def model_of(
-  config: ConfigDict, mesh: Mesh, *, convolutions: str = ''
+  config: ConfigDict, mesh: Mesh | None, *, convolutions: str = ''
 ) -> Model:
   """Returns the model of a resolved config, its patch sizes checked.
 
   Args:
     config: resolved.
-    mesh: of the programs that the model will be a part of.
+    mesh: of the programs that the model will be a part of. None where
+      `convolutions` are given.
     convolutions: who computes them; '' for what is best on `mesh`.
   """
   num_classes = len(config.data.classes)
@@ -115,6 +122,15 @@ def describe_network(config: ConfigDict, mesh: Mesh) -> str:
 def tile_size(config: ConfigDict) -> tuple[int, ...]:
   """Returns the size of the tiles that whole images are predicted in."""
   return tuple(config.inference.patch_size) or tuple(config.patch_size)
+
+
+def stages_of(config: ConfigDict) -> tuple[Stage, ...]:
+  """Returns the stages of a training, of patches of one size each."""
+  rank, divisor = len(config.patch_size), (1,) * len(config.patch_size)
+  if config.patch_growth:
+    patch_growth.check(config)
+    divisor = model_of(config, None, convolutions='xla').divisor(rank)
+  return patch_growth.stages_of(config, divisor)
 
 
 def check_shapes(config: ConfigDict, source: Source, mesh: Mesh) -> None:
@@ -193,7 +209,7 @@ def check_statistics(config: ConfigDict, model: Model) -> None:
   Of a single value mean and deviation say nothing: what comes out is the same
   for every image, and nothing is learnt from it.
   """
-  norm, patch = config.model.get('norm', ''), tuple(config.patch_size)
+  norm, patch = config.model.get('norm', ''), stages_of(config)[0].patch_size
   if norm not in ('batch', 'instance', 'group'):
     return
   lowest = math.prod(
@@ -259,6 +275,7 @@ def optimizer_of(
     schedule = create_schedule(
       learning_rate=rate, num_steps=config.num_steps, **shape
     )
+  schedule = patch_growth.by_voxels(schedule, stages_of(config))
   with blame('optimizer'):
     tx = create_optimizer(learning_rate=schedule, **settings)
   return tx, schedule

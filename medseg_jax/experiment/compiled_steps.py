@@ -42,11 +42,13 @@ class CompiledSteps(NamedTuple):
     advance: `(state, data, count) -> (state, metrics)`, compiled: `TrainStep`
       `count` times; the metrics are a row each, or scalars of the one step.
     max_count: the most steps of a call.
+    placed: the data set, where it is on the devices.
   """
 
   data: Iterator[Any]
   advance: Callable[[TrainState, Any, int], tuple[TrainState, dict]]
   max_count: int
+  placed: DeviceData | None = None
 
 
 def compile_steps(
@@ -55,6 +57,7 @@ def compile_steps(
   cache: Cache,
   config: ConfigDict,
   mesh: Mesh,
+  before: CompiledSteps | None = None,
 ) -> CompiledSteps:
   """Returns the steps from `state` on, compiled, and their data.
 
@@ -67,15 +70,20 @@ def compile_steps(
     cache: of the training split.
     config: resolved.
     mesh: of the state and the batches.
+    before: of smaller patches, whose data set on the devices is used again.
 
   Raises:
     InputError: there is no place for the data set where it has to be.
   """
-  data = device_cache.place(cache, mode=config.data.device_cache, mesh=mesh)
+  if before is None:
+    data = device_cache.place(cache, mode=config.data.device_cache, mesh=mesh)
+  else:
+    data = before.placed
+  placed = data
   if data is None:
     stream = create_batches(
       cache,
-      first_step=int(state.step),
+      first_step=int(jax.device_get(state.step)),
       num_steps=config.num_steps,
       mesh=mesh,
       seed=config.seed,
@@ -87,7 +95,7 @@ def compile_steps(
   if jax.config.jax_disable_jit:
     read_fn = _read_fn(config, mesh, data, look_up=False)
     advance = _not_compiled(train_step, read_fn)
-    return CompiledSteps(stream, advance, max_count=1)
+    return CompiledSteps(stream, advance, 1, placed)
   read_fn = _read_fn(config, mesh, data)
   compile_fn = _compile_whole
   if mesh.devices.flat[0].platform == 'cpu' and max_count == 1:
@@ -95,7 +103,7 @@ def compile_steps(
   begin = time.perf_counter()
   advance = compile_fn(train_step, read_fn, max_count, state, data, mesh)
   _print_compiled(begin)
-  return CompiledSteps(stream, advance, max_count)
+  return CompiledSteps(stream, advance, max_count, placed)
 
 
 def _not_compiled(train_step, read_fn):

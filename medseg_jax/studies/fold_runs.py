@@ -30,7 +30,8 @@ from medseg_jax.studies.all_folds import SPLITS, Decided
 PLAN = 'plan.json'
 # Of the recipe, what a fold that was trained elsewhere is compared by.
 _RECIPE = (
-  *('seed', 'batch_size', 'patch_size', 'dtype', 'ema_decay', 'loss'),
+  *('seed', 'batch_size', 'patch_size', 'patch_growth', 'dtype', 'ema_decay'),
+  'loss',
   *('overlap', 'optimizer', 'schedule', 'augment'),
   *('inference.overlap', 'inference.mirror'),
   *('init_from', 'fine_tune', 'stop', 'data.foreground_share'),

@@ -11,7 +11,13 @@ from ml_collections import ConfigDict
 
 from medseg_jax import evaluate
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import build, cascade, opening, trained_model
+from medseg_jax.experiment import (
+  build,
+  cascade,
+  opening,
+  patch_growth,
+  trained_model,
+)
 from medseg_jax.experiment import sources as experiment_sources
 from medseg_jax.experiment.compiled_steps import (
   SECONDS_A_CALL,
@@ -60,10 +66,6 @@ def measure(
     key=weights_key(config.seed),
     **build.state_arguments(config, model, tx, mesh),
   )
-  train_step = build.train_step_of(config, model, tx, schedule)
-  endless = ConfigDict(config.to_dict())
-  endless.num_steps = 1_000_000  # as many as it takes
-  feed = compile_steps(train_step, state, cache, endless, mesh)
   own_mesh = sharding.own_part(mesh)
   variables = sharding.local_copy(state.eval_variables, own_mesh)
   predict_fn = trained_model.compile_predict(config, model, own_mesh, variables)
@@ -72,14 +74,24 @@ def measure(
   case = multihost.from_primary(
     lambda: _seconds_of_case(predict, sources['val'], config, own_mesh)
   )
-  step = _seconds_of_step(feed, state, seconds)
+  step, feed, stages = 0.0, None, build.stages_of(config)
+  for stage in stages:
+    begin = time.perf_counter()
+    own = patch_growth.at(config, stages, stage.first_step)
+    endless = ConfigDict(own.to_dict())
+    endless.num_steps = 1_000_000  # as many as it takes
+    train_step = build.train_step_of(endless, model, tx, schedule)
+    feed = compile_steps(train_step, state, cache, endless, mesh, feed)
+    setup += time.perf_counter() - begin
+    own_step, state = _seconds_of_step(feed, state, seconds / len(stages))
+    step += own_step * (stage.end - stage.first_step) / config.num_steps
   return multihost.from_primary(lambda: Pace(setup, step, case))
 
 
 def _seconds_of_step(
   feed: CompiledSteps, state: TrainState, seconds: float
-) -> float:
-  """Returns the mean seconds of a step in the loop with its data.
+) -> tuple[float, TrainState]:
+  """Returns the mean seconds of a step in the loop with its data, and a state.
 
   How many are timed is decided once, by one process: all make the same calls.
   """
@@ -104,7 +116,7 @@ def _seconds_of_step(
     state, metrics = call(state, count)
     jax.block_until_ready(before)  # one call ahead, as in training
   jax.block_until_ready(metrics)
-  return (time.perf_counter() - begin) / (calls * count)
+  return (time.perf_counter() - begin) / (calls * count), state
 
 
 def calls_for(
