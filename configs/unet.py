@@ -219,6 +219,8 @@ def get_config() -> ConfigDict:
   # Write CASE_entropy, too, how unsure the probabilities are: 0 to 1, in NIfTI
   # as it is, in PNG times 255.
   config.inference.uncertainty = False
+  # Likewise CASE_disagreement, how far an ensemble's members are apart.
+  config.inference.disagreement = False
 
   # Of volumes, also mm and ml; see medseg_jax/report/summary.py.
   config.evaluation = ConfigDict()

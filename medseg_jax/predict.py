@@ -97,6 +97,11 @@ def run(
   weights = trained_model.load_weights(
     config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
+  if config.inference.disagreement and weights.num_members == 1:
+    raise InputError(
+      f'config.inference.disagreement is True, but {model or workdir} is a '
+      'single model; allowed with an ensemble, such as --mode=crossval writes'
+    )
   maker, made_of = maker_of(weights), (weights.step, weights.which)
   calibration = weights.calibration
   lap('weights')
@@ -119,7 +124,9 @@ def run(
     )
     for part in weights.parts:
       print(build.describe_network(part.config, mesh), flush=True)
-    trained = trained_model.compile_predictor(weights, mesh)
+    trained = trained_model.compile_predictor(
+      weights, mesh, disagreement=config.inference.disagreement
+    )
     del weights, part  # the devices have them
     lap('compile')
     own = multihost.share(

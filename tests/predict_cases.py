@@ -25,11 +25,11 @@ def compile_once(monkeypatch):
   """Keeps the compiled network of one test for the next."""
   real = trained_model.compile_predict
 
-  def compile_predict(config, model, mesh, variables, num_members=1):
+  def compile_predict(config, model, mesh, variables, *options):
     size = str(config.inference.patch_size)
-    key = (repr(model), mesh, size, num_members)
+    key = (repr(model), mesh, size, *options)
     if key not in _COMPILED:
-      _COMPILED[key] = real(config, model, mesh, variables, num_members)
+      _COMPILED[key] = real(config, model, mesh, variables, *options)
     return _COMPILED[key]
 
   monkeypatch.setattr(trained_model, 'compile_predict', compile_predict)

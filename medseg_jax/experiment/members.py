@@ -54,6 +54,10 @@ class Weights(NamedTuple):
   postprocessing: tuple[Step, ...] = ()
   calibration: Calibration = Calibration()
 
+  @property
+  def num_members(self) -> int:
+    return sum(len(part.variables) for part in self.parts)
+
 
 def load(
   configurations: Mapping[str, Sequence[Member]],

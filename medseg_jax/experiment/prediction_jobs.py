@@ -35,6 +35,7 @@ class Job(NamedTuple):
     probs_target: the file of its probabilities, or None.
     sample_target: that of the logits of some voxels, or None.
     entropy_target: that of the entropy, or None.
+    apart_target: that of the members' disagreement, or None.
   """
 
   name: str
@@ -43,6 +44,7 @@ class Job(NamedTuple):
   probs_target: pathlib.Path | None
   sample_target: pathlib.Path | None = None
   entropy_target: pathlib.Path | None = None
+  apart_target: pathlib.Path | None = None
 
   @property
   def targets(self) -> tuple[pathlib.Path, ...]:
@@ -100,13 +102,17 @@ def plan(
   jobs = []
   for case in found.cases:
     target = output if file else folder / f'{case.name}{suffixes[0]}'
-    probs = entropy = None
+    probs = entropy = apart = None
     stem = nifti.stem(target) if volumes else target.stem
     if config.inference.probabilities:
       probs = target.with_name(f'{stem}_probabilities.nii.gz')
     if config.inference.uncertainty:
       entropy = target.with_name(f'{stem}_entropy{suffixes[0]}')
-    jobs.append(Job(case.name, case.images, target, probs, None, entropy))
+    if config.inference.disagreement:
+      apart = target.with_name(f'{stem}_disagreement{suffixes[0]}')
+    jobs.append(
+      Job(case.name, case.images, target, probs, None, entropy, apart)
+    )
   _check_apart(jobs, found.cases)
   return Work(folder, tuple(jobs), found.failures, found.unused)
 
@@ -166,7 +172,9 @@ def write(
       if target == job.probs_target:
         nifti.write_volume(unfinished, prediction.probs, job.images[0])
       elif target == job.entropy_target:
-        _write_entropy(unfinished, prediction.entropy, job)
+        _write_map(unfinished, prediction.entropy, job)
+      elif target == job.apart_target:
+        _write_map(unfinished, prediction.disagreement, job)
       elif target == job.sample_target:
         sampled_voxels.write(unfinished, prediction.sample)
       elif target.name.lower().endswith('.png'):
@@ -184,13 +192,13 @@ def write(
       unfinished.unlink(missing_ok=True)
 
 
-def _write_entropy(path: pathlib.Path, entropy: np.ndarray, job: Job) -> None:
+def _write_map(path: pathlib.Path, values: np.ndarray, job: Job) -> None:
   """Writes numbers from 0 to 1: as they are in NIfTI, in PNG times 255."""
   if path.name.endswith('.png'):
-    grey = np.rint(255 * entropy.astype(np.float32).clip(0, 1)).astype(int)
+    grey = np.rint(255 * values.astype(np.float32).clip(0, 1)).astype(int)
     images.write_mask(path, grey, tuple(range(256)))
   else:
-    nifti.write_volume(path, entropy, job.images[0])
+    nifti.write_volume(path, values, job.images[0])
 
 
 def _size_of(

@@ -30,7 +30,7 @@ from medseg_jax.runtime.errors import InputError
 _BEGIN = b'{"mask": '  # of each line
 _MEANING = ('classes', 'label_values', 'regions', 'region_order', 'channels')
 # What has no part in a mask: how many tiles at once, what else is written.
-_NO_MATTER = ('batch_size', 'probabilities', 'uncertainty')
+_NO_MATTER = ('batch_size', 'probabilities', 'uncertainty', 'disagreement')
 _LONGEST = 60  # characters of a setting in a message
 
 

@@ -126,23 +126,28 @@ def load_predictor(
   return compile_predictor(weights, mesh)
 
 
-def compile_predictor(weights: Weights, mesh: Mesh) -> Predictor:
+def compile_predictor(
+  weights: Weights, mesh: Mesh, *, disagreement: bool = False
+) -> Predictor:
   """Returns what `load_predictor` does.
 
   Args:
     weights: as `load_weights` returns them.
     mesh: what the tiles are spread over.
+    disagreement: whether it tells that of its members, too.
   """
   first, *others = weights.parts
-  predict_fn, settings = _compile_part(first, mesh)
+  predict_fn, settings = _compile_part(first, mesh, disagreement)
   also = []
   for part in others:
-    own_fn, own = _compile_part(part, mesh)
+    own_fn, own = _compile_part(part, mesh, disagreement)
     known = cases.Network._fields[1:]
     shared = {key: own[key] for key in known if key in own}
     also.append(cases.Network(own_fn, **shared))
   if also:
     settings['also'] = tuple(also)
+  if disagreement:
+    settings['disagreement'] = True
   if weights.postprocessing:
     settings['finish'] = functools.partial(
       postprocessing.apply, steps=weights.postprocessing
@@ -153,7 +158,7 @@ def compile_predictor(weights: Weights, mesh: Mesh) -> Predictor:
 
 
 def _compile_part(
-  part: Part, mesh: Mesh
+  part: Part, mesh: Mesh, disagreement: bool
 ) -> tuple[Callable[[np.ndarray], jax.Array], dict[str, Any]]:
   """Returns one configuration's `predict_fn` and settings."""
   settings = prediction_settings(part.config, mesh)
@@ -164,11 +169,11 @@ def _compile_part(
       first.predict_fn,
       **previous_stage.settings_of(first.settings),
     )
-  return _compile_members(part, mesh), settings
+  return _compile_members(part, mesh, disagreement), settings
 
 
 def _compile_members(
-  part: Part, mesh: Mesh
+  part: Part, mesh: Mesh, normalised: bool
 ) -> Callable[[np.ndarray], jax.Array]:
   """Returns `[N, *tile, C] -> logits`, the mean of all members', compiled."""
   config, layout = part.config, sharding.replicated(mesh)
@@ -176,10 +181,12 @@ def _compile_members(
   if members.fit(part.variables, mesh):
     count = len(part.variables)
     variables = jax.device_put(members.stack(part.variables), layout)
-    compiled = compile_predict(config, network, mesh, variables, count)
+    compiled = compile_predict(
+      config, network, mesh, variables, count, normalised
+    )
     return functools.partial(compiled, variables)
   shapes = members.abstract_variables_of(config, mesh)
-  compiled = compile_predict(config, network, mesh, shapes)
+  compiled = compile_predict(config, network, mesh, shapes, 1, normalised)
   return members.one_after_the_other(compiled, part.variables, layout)
 
 
@@ -273,18 +280,26 @@ def restore_variables(
 
 
 def predict_fn_of(
-  config: ConfigDict, model: Model, num_members: int = 1
+  config: ConfigDict,
+  model: Model,
+  num_members: int = 1,
+  normalised: bool = False,
 ) -> Callable[[Any, jax.Array], jax.Array]:
   """Returns `(variables, image [N, *tile, C]) -> logits`, not yet compiled.
 
-  Of several members the variables are stacked.
+  Of several members the variables are stacked. Where it is `normalised` the
+  logits have one more channel, see `inference.network.create_predict`.
   """
+  normaliser = ''
+  if normalised:
+    normaliser = 'sigmoid' if uses_sigmoid(config.loss) else 'softmax'
   return create_predict(
     model=model,
     sigmoid=uses_sigmoid(config.loss) and not config.data.regions,
     mirror_axes=mirroring.in_prediction(config),
     num_members=num_members,
     num_labels=cascade.num_labels(config),
+    normaliser=normaliser,
   )
 
 
@@ -294,6 +309,7 @@ def compile_predict(
   mesh: Mesh,
   variables: Any,
   num_members: int = 1,
+  normalised: bool = False,
 ) -> Callable[[Any, jax.Array], jax.Array]:
   """Returns `(variables, image [N, *tile, C]) -> logits`, compiled on `mesh`.
 
@@ -303,11 +319,14 @@ def compile_predict(
     mesh: what the tiles are spread over.
     variables: arrays, or their shapes and layouts.
     num_members: that the variables are stacked of.
+    normalised: see `predict_fn_of`.
   """
   if jax.config.jax_disable_jit:  # for debugging, as training does
-    return predict_fn_of(config, model, num_members)
+    return predict_fn_of(config, model, num_members, normalised)
   layout = sharding.examples(mesh)
-  compiled = compile_network(config, model, mesh, variables, num_members)
+  compiled = compile_network(
+    config, model, mesh, variables, num_members, normalised
+  )
 
   def predict_on_mesh(variables, image):
     stop_signal.check()  # a large scan takes minutes
@@ -323,13 +342,14 @@ def compile_network(
   mesh: Mesh,
   variables: Any,
   num_members: int = 1,
+  normalised: bool = False,
 ) -> jax.stages.Compiled:
   """Returns the program of `compile_predict`, which takes arrays on `mesh`."""
   shape = (_tiles_at_once(config, mesh), *build.tile_shape(config))
   tiles = jax.ShapeDtypeStruct(shape, jnp.float32)
   with jax.set_mesh(mesh), process.not_kept(mesh):
     jitted = jax.jit(
-      predict_fn_of(config, model, num_members),
+      predict_fn_of(config, model, num_members, normalised),
       in_shardings=(sharding.replicated(mesh), sharding.examples(mesh)),
       out_shardings=sharding.replicated(mesh),
     )

@@ -84,6 +84,8 @@ class Settings(TypedDict):
     points: of a case and the box of it that the network sees, the voxels whose
       logits are kept, int `[n, R]` indices inside the box; none are.
     uncertainty: whether the entropy of the probabilities is kept; it is not.
+    disagreement: whether that of the members is, where every `predict_fn` gives
+      the normaliser that it takes (`network.create_predict`); it is not.
     also: further networks of the same classes or regions; none. What is
       decoded are the means of their probabilities on the case's own grid:
       softmax, or with `activate` sigmoid.
@@ -104,6 +106,7 @@ class Settings(TypedDict):
   temperature: NotRequired[Sequence[float]]
   points: NotRequired[DrawPoints | None]
   uncertainty: NotRequired[bool]
+  disagreement: NotRequired[bool]
   also: NotRequired[Sequence[Network]]
   finish: NotRequired[Callable[[np.ndarray], np.ndarray]]
 
@@ -215,6 +218,7 @@ def _predict(
   temperature: Sequence[float] = (),
   points: DrawPoints | None = None,
   uncertainty: bool = False,
+  disagreement: bool = False,
   also: Sequence[Network] = (),
   finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[Item, Prediction]]:
@@ -231,6 +235,7 @@ def _predict(
     temperature=tuple(temperature),
     points=points,
     uncertainty=uncertainty,
+    disagreement=disagreement,
   )
   wanted = [(n.preprocessing, n.previous) for n in networks]
   entered = _entered(items, read, failed, wanted, channels)

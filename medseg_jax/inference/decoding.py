@@ -89,6 +89,37 @@ def entropy(
   return terms.max(-1) / np.log(2)
 
 
+def disagreement(
+  logits: np.ndarray,
+  normaliser: np.ndarray,
+  *,
+  exclusive: bool,
+  has_background: bool,
+) -> np.ndarray:
+  """Returns how far several networks' probabilities lie apart, `[*S]`, 0 to 1.
+
+  1 minus the affinity of their distributions, the sum over classes of the
+  geometric mean of what each network gives them: 0 where all say the same, 1
+  where nothing is possible for all (Matusita 1967, "On the notion of affinity
+  of several distributions and some of its applications"; of two it is
+  Bhattacharyya's). What is decided by itself, region by region, has the product
+  of the affinities of each.
+
+  Args:
+    logits: `[*S, K]`, the means of those of the networks.
+    normaliser: `[*S]`, the mean of what `network.create_predict` says of each.
+    exclusive: whether the classes exclude each other.
+    has_background: where they do not, whether class 0 is what the others leave.
+  """
+  if exclusive:
+    top = logits.max(-1, keepdims=True)
+    common = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
+  else:
+    own = logits[..., 1:] if has_background else logits
+    common = np.logaddexp(0, own).sum(-1)
+  return -np.expm1(np.minimum(common - normaliser, 0))
+
+
 def _entropy_terms(probs: np.ndarray) -> np.ndarray:
   return -probs * np.log(np.where(probs > 0, probs, 1))
 

@@ -18,6 +18,7 @@ def create_predict(
   mirror_axes: Sequence[int] = (),
   num_members: int = 1,
   num_labels: int = 0,
+  normaliser: str = '',
 ) -> Callable[[Any, jax.Array], jax.Array]:
   """Returns `(variables, image [N, *S, C]) -> logits [N, *S, num_classes]`.
 
@@ -31,6 +32,9 @@ def create_predict(
       there are several each array of the variables has them on a first axis.
     num_labels: of a cascade, in whose image the last channel is the mask of the
       coarser network: it becomes a channel for each label but the background.
+    normaliser: 'softmax' or 'sigmoid', where the logits get one more channel,
+      the mean over the members of the logarithm of what turns powers of their
+      logits into such probabilities; see `decoding.disagreement`.
   """
 
   def logits_of(variables: Any, image: jax.Array) -> jax.Array:
@@ -50,7 +54,17 @@ def create_predict(
     total, _ = lax.scan(add, jnp.zeros(start.shape, start.dtype), flips)
     return total / len(sets)
 
-  one_member = mirrored if mirror_axes else logits_of
+  predicted = mirrored if mirror_axes else logits_of
+
+  def one_member(variables: Any, image: jax.Array) -> jax.Array:
+    logits = predicted(variables, image)
+    if not normaliser:
+      return logits
+    if normaliser == 'softmax':
+      own = jax.nn.logsumexp(logits, -1)
+    else:
+      own = jax.nn.softplus(logits).sum(-1)
+    return jnp.concatenate([logits, own[..., None]], -1)
 
   def averaged(variables: Any, image: jax.Array) -> jax.Array:
     def add(total: jax.Array, member: Any) -> tuple[jax.Array, None]:

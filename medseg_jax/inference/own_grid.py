@@ -35,6 +35,7 @@ class Prediction(NamedTuple):
     probs: `[*S, K]` float16 where asked for, else None.
     sample: logits of some voxels where asked for, else None.
     entropy: `[*S]` float16 where asked for, else None; see `decoding.entropy`.
+    disagreement: likewise; see `decoding.disagreement`.
   """
 
   case: Case
@@ -42,6 +43,7 @@ class Prediction(NamedTuple):
   probs: np.ndarray | None
   sample: Sample | None = None
   entropy: np.ndarray | None = None
+  disagreement: np.ndarray | None = None
 
 
 class Output(NamedTuple):
@@ -56,6 +58,8 @@ class Output(NamedTuple):
     temperature: what logits are divided by first, () for 1.
     points: draws the voxels whose logits are kept, or None.
     uncertainty: whether the entropy of the probabilities is kept.
+    disagreement: whether that of the networks' members is, of which their
+      slabs' last channel tells.
   """
 
   axes: tuple[int, ...]
@@ -66,6 +70,7 @@ class Output(NamedTuple):
   temperature: tuple[float, ...] = ()
   points: DrawPoints | None = None
   uncertainty: bool = False
+  disagreement: bool = False
 
   def probs_of(self, logits: np.ndarray) -> np.ndarray:
     """Returns the probabilities of logits `[..., K]`."""
@@ -98,6 +103,7 @@ def on_own_grid(
   into = label[box].transpose(axes)
   probs = None
   entropy = np.zeros(shape, np.float16) if output.uncertainty else None
+  apart = np.zeros(shape, np.float16) if output.disagreement else None
   sampler = None
   if output.points is not None:
     corner = [side.indices(n)[0] for side, n in zip(box, shape, strict=True)]
@@ -108,16 +114,26 @@ def on_own_grid(
     else resample_linear_slabs(slabs, size, into.shape)
     for slabs, size in zip(slabs_of_each, sizes, strict=True)
   ]
-  slabs = own[0]
-  if len(own) > 1:
-    sigmoid = output.activate is not None
-    slabs = (
-      pooled_logits(planes, sigmoid=sigmoid)
-      for planes in in_step.common_planes(own)
-    )
+  alike = {
+    'exclusive': output.activate is None,
+    'has_background': output.has_background,
+  }
   begin = 0
-  for slab in slabs:
-    planes = slice(begin, begin + len(slab))
+  alone = len(own) == 1
+  together = ([s] for s in own[0]) if alone else in_step.common_planes(own)
+  for slabs in together:
+    planes = slice(begin, begin + len(slabs[0]))
+    if apart is not None:
+      mean = sum(slabs[1:], start=slabs[0]) / len(slabs)
+      apart[box].transpose(axes)[planes] = decoding.disagreement(
+        mean[..., :-1], mean[..., -1], **alike
+      )
+      slabs = [slab[..., :-1] for slab in slabs]
+    if len(slabs) > 1:
+      slab = pooled_logits(slabs, sigmoid=output.activate is not None)
+    else:
+      slab = slabs[0]
+    del slabs
     into[planes] = output.decode(slab)
     if sampler is not None:
       sampler.take(slab, begin)
@@ -126,11 +142,7 @@ def on_own_grid(
       continue
     values = output.probs_of(slab)
     if entropy is not None:
-      entropy[box].transpose(axes)[planes] = decoding.entropy(
-        values,
-        exclusive=output.activate is None,
-        has_background=output.has_background,
-      )
+      entropy[box].transpose(axes)[planes] = decoding.entropy(values, **alike)
     if not output.probabilities:
       continue
     if probs is None:
@@ -140,7 +152,7 @@ def on_own_grid(
     into_probs = probs[box].transpose(*axes, len(shape))
     into_probs[planes] = values
   sample = None if sampler is None else sampler.sample()
-  return Prediction(case, label, probs, sample, entropy)
+  return Prediction(case, label, probs, sample, entropy, apart)
 
 
 class _Sampler:
