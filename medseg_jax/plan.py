@@ -11,6 +11,7 @@ from medseg_jax.experiment import (
   fine_tuning,
   mirroring,
   opening,
+  pretraining,
   sources,
   volume_plan,
 )
@@ -52,7 +53,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
       )
   else:
     write_atomically(path, planner.to_json(plan).encode())
-  print(planner.describe(plan))
+  restored = 'the channels, restored' if pretraining.is_asked(config) else ''
+  print(planner.describe(plan, outputs=restored))
   resolved = opening.resolve(config, opened['train'], plan)
   if warning := mirroring.side_warning(resolved):
     print(warning)

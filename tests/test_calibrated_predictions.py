@@ -14,6 +14,7 @@ from small import load
 from medseg_jax import load_model, predict
 from medseg_jax.calibration import VolumeBand, volume_interval
 from medseg_jax.experiment import (
+  calibrated,
   ensemble,
   prediction_jobs,
   trained_model,
@@ -147,6 +148,22 @@ def test_a_calibration_that_makes_no_sense_is_one_line(models, tmp_path):
     (tmp_path / 'model.json').write_text(json.dumps(description))
     with pytest.raises(InputError, match='model.json is damaged'):
       ensemble.read(tmp_path)
+
+
+def test_bands_of_cases_that_ended_their_training_are_marked():
+  band = {'low': 0.0, 'high': 2.0, 'num_cases': 20}
+  found = {
+    'temperature': [1.0],
+    'volumes': {
+      'unit': 'ml', 'coverage': 0.9, 'root': 3, 'classes': {'a': band},
+    },
+    'stopped_early': ['2d/fold_0', '2d/fold_1'],
+  }  # fmt: skip
+  told = volume_table._told_of_intervals(
+    calibrated.from_json(found, num_outputs=2), 'ml'
+  )
+  assert told.startswith('with 90% intervals (rather narrow')
+  assert 'of 2 folds early' in told
 
 
 def test_entropy_is_that_of_the_calibrated_probabilities(

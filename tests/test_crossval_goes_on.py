@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 from data_cases import assert_one_line
 from test_crossval import config_for
@@ -104,6 +105,28 @@ def test_a_damaged_model_of_one_fold_is_named_and_the_others_stay(tmp_path):
     crossval.run(config_for(), tmp_path)
   assert_one_line(caught, str(weights.parent))
   assert made(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    MemoryError('of the host'),
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nof chips'),
+  ],
+)
+def test_a_fold_without_memory_costs_no_other(tmp_path, monkeypatch, error):
+  original = train.run
+
+  def run(config, workdir, **named):
+    if workdir.name == 'fold_0':
+      raise error
+    return original(config, workdir, **named)
+
+  monkeypatch.setattr(train, 'run', run)
+  with pytest.raises(InputError, match='1 of 2 folds failed') as caught:
+    crossval.run(config_for(), tmp_path)
+  assert_one_line(caught, 'fold_0', type(error).__name__, str(error)[:6])
+  assert (tmp_path / '2d' / 'fold_1' / 'model').exists()
 
 
 def test_a_training_and_a_cross_validation_do_not_share_a_folder(

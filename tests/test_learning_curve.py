@@ -9,6 +9,7 @@ from PIL import Image
 from test_crossval import config_for
 
 from medseg_jax import train
+from medseg_jax.inference import cases
 from medseg_jax.report.learning_plot import Fitted, learning_plot
 from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.studies import learning_curve, learning_results
@@ -101,9 +102,45 @@ def test_one_command_trains_scores_and_fits(tmp_path, monkeypatch, capsys):
   # Done, it only reads; another seed would be of other cases.
   trained[:] = []
   assert learning_curve.run(config, tmp_path) == result and not trained
+  # Somebody has scored other weights: those of the model are scored anew.
+  scores = first / 'evaluation' / 'val'
+  kept = (scores / 'cases.csv').read_bytes()
+  summary = json.loads((scores / 'summary.json').read_text())
+  other = json.dumps(summary | {'checkpoint': 'best', 'step': 1})
+  (scores / 'summary.json').write_text(other)
+  (scores / 'cases.csv').write_text('case,class\n')
+  assert learning_curve.run(config, tmp_path) == result
+  assert trained == ['1_cases']
+  assert (scores / 'cases.csv').read_bytes() == kept
   config.seed = 5
-  with pytest.raises(InputError, match='another division of the cases'):
+  with pytest.raises(InputError, match='not the cases that are drawn') as error:
     learning_curve.run(config, tmp_path)
+  assert_one_line(error, '_cases/splits.json', 'config.seed')
+
+
+def test_a_case_that_cannot_be_scored_costs_itself_alone(tmp_path, monkeypatch):
+  config = config_for()
+  config.data.phantom.num_train = 6
+  config.learning_curve.shares = (0.3, 1.0)
+  # The same number of steps for each, also where epochs are what is asked for.
+  config.num_epochs = 2
+  original, lost = cases.match_channels, []
+
+  def match_channels(case, channels):
+    lost[:] = lost or [case.name]
+    if case.name in lost:
+      raise InputError(f'{case.name}: cannot be predicted')
+    return original(case, channels)
+
+  monkeypatch.setattr(cases, 'match_channels', match_channels)
+  with pytest.raises(InputError, match='not scored: 1 case') as error:
+    learning_curve.run(config, tmp_path)
+  assert_one_line(error, lost[0])
+  path = tmp_path / 'learning_curve' / 'summary.json'
+  result = json.loads(path.read_text())
+  assert result['failed'] == lost and result['num_held_out'] == 2
+  assert len({point['num_steps'] for point in result['points']}) == 1
+  assert all(point['dice'] is not None for point in result['points'])
 
 
 class _Run:

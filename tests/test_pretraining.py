@@ -257,4 +257,6 @@ def test_labels_of_a_data_set_are_planned_without(data, tmp_path, capsys):
   found = plan.run(config_of(data[0]), tmp_path)
   assert (found['num_classes'], found['channel_names']) == (1, ['MRI'])
   assert found['fingerprint']['num_cases'] == 10
-  assert 'left' not in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert 'left' not in out and 'classes' not in out
+  assert 'outputs         the channels, restored' in out

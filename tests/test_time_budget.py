@@ -134,11 +134,24 @@ def test_folds_train_alike_also_after_a_stop(tmp_path, monkeypatch, capsys):
   decided = all_folds.decide(config, tmp_path)
   runs = fold_runs.list_runs(decided, tmp_path)
   times = path.with_name(fold_times.FILE)
-  for told in ('keeps what was decided for 4h', '11 steps, as folds that'):
+  kept = 'decided for config.crossval.time_budget 4h and num_steps 40'
+  for told in (kept, '11 steps, as folds that'):
     run = fold_budget.shorten(0, runs, decided, times)
     assert run.config.num_steps == run.resolved.num_steps == 11
     assert told in capsys.readouterr().out
     path.unlink()
+  # And so over another number of steps, in no silence; where none has begun it
+  # is decided anew.
+  config.crossval.time_budget, config.num_steps = '4h', 80
+  path.write_bytes(before)
+  runs = fold_runs.list_runs(all_folds.decide(config, tmp_path), tmp_path)
+  run = fold_budget.shorten(0, runs, decided, times)
+  out = capsys.readouterr().out
+  assert run.config.num_steps == 11 and 'and num_steps 80, but' in out
+  monkeypatch.setattr(fold_budget, '_steps_of_begun', lambda own: 0)
+  run = fold_budget.shorten(0, runs, decided, times)
+  assert run.config.num_steps == 80
+  assert json.loads(path.read_text())['2d']['of'] == 80
 
 
 def test_a_budget_that_is_too_small_trains_nothing(tmp_path, monkeypatch):

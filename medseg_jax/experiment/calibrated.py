@@ -23,12 +23,14 @@ class Calibration(NamedTuple):
     bands: of each class or region but the background, by name.
     unit: of the volumes, see `unit_of`.
     coverage: the share of new cases whose volume a band is to hold.
+    stopped_early: the trainings that the cases ended which it was learnt of.
   """
 
   temperature: tuple[float, ...] = ()
   bands: Mapping[str, VolumeBand] = {}
   unit: str = ''
   coverage: float = 0.0
+  stopped_early: tuple[str, ...] = ()
 
   def interval(self, name: str, volume: float, unit: str) -> tuple[float, ...]:
     """Returns the least and the largest volume of a class, () if unknown.
@@ -118,5 +120,9 @@ def from_json(
   if set(temperature) == {1.0}:
     temperature = ()
   return Calibration(
-    temperature, bands, str(volumes['unit']), float(volumes['coverage'])
+    temperature,
+    bands,
+    str(volumes['unit']),
+    float(volumes['coverage']),
+    tuple(map(str, found.get('stopped_early', ()))),
   )

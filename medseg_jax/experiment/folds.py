@@ -230,7 +230,7 @@ def _join(
   if not joins:
     print(
       f'warning   {path}: left out as in no fold: {counted(len(new), "case")} '
-      f'({some(new)}); add what is to be used to the file'
+      f'({some(new)})'
     )
     return fold
   held = {together[name] for name in fold['val']}

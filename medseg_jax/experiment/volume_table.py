@@ -97,6 +97,11 @@ def _told_of_intervals(calibration: Calibration, unit: str) -> str:
     name for name, band in calibration.bands.items() if math.isinf(band.high)
   ]:
     text += f' (too few cases were cross-validated for {", ".join(unbound)})'
+  if calibration.stopped_early:
+    text += (
+      ' (rather narrow: their cases ended the training of '
+      f'{counted(len(calibration.stopped_early), "fold")} early)'
+    )
   return text
 
 

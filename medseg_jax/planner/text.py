@@ -8,8 +8,13 @@ from typing import Any
 WIDTH = 80
 
 
-def describe(plan: dict) -> str:
-  """Returns the plan as aligned lines of at most 80 columns."""
+def describe(plan: dict, outputs: str = '') -> str:
+  """Returns the plan as aligned lines of at most 80 columns.
+
+  Args:
+    plan: see `planner.make_plan`.
+    outputs: what the network gives, where that are no classes.
+  """
   facts, channels = plan['fingerprint'], plan['channel_names']
   lines = _facts(
     ('data set', plan['dataset']),
@@ -17,7 +22,9 @@ def describe(plan: dict) -> str:
     ('median shape', _times(facts['median_shape']) + ' voxels'),
     ('median spacing', _times(facts['median_spacing']) + ' mm'),
     ('not zero', f'{facts["relative_size"]:.0%} of the median case'),
-    ('classes', f'{plan["num_classes"]} with the background'),
+    ('outputs', outputs)
+    if outputs
+    else ('classes', f'{plan["num_classes"]} with the background'),
     (
       'channels',
       ', '.join(

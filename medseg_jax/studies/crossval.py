@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from medseg_jax import evaluate, train
@@ -23,7 +24,7 @@ from medseg_jax.experiment.failures import Failures
 from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report
 from medseg_jax.runtime import multihost, sharding, workdir_lock
-from medseg_jax.runtime.errors import InputError, counted
+from medseg_jax.runtime.errors import InputError, counted, shorten
 from medseg_jax.runtime.files import write_atomically
 from medseg_jax.runtime.progress import Progress
 from medseg_jax.studies import (
@@ -106,6 +107,8 @@ def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
   result['calibration'] = calibrating.learn(
     masks[chosen.name], runs[0].resolved, learnt['steps'], picture
   )
+  if stopped := summaries[chosen.name].get('stopped_early'):
+    result['calibration']['stopped_early'] = sorted(stopped)
   text = json.dumps(result, indent=2, allow_nan=False) + '\n'
   path = root / FOLDER / 'summary.json'
   multihost.from_primary(lambda: write_atomically(path, text.encode()))
@@ -205,13 +208,16 @@ def complete_folds(
           {each.configuration: [each.model]}, own, mesh, title=each.title
         )
       failures.tell(len(own), 'case', 'segmented')
-    except InputError as error:
+    except (InputError, MemoryError, jax.errors.JaxRuntimeError) as error:
       # Of several processes only one may have met with it, and what the system
       # refuses once it refuses again.
       if isinstance(error, OSError) or multihost.count() > 1:
         raise
-      where = '' if str(each.workdir) in str(error) else f'{each.workdir}: '
-      reasons.append(f'{where}{error}')
+      text = ' '.join(str(error).split())
+      if not isinstance(error, InputError):  # of a device, or of the host
+        text = f'{type(error).__name__}: {shorten(text, 200)}'
+      where = '' if str(each.workdir) in text else f'{each.workdir}: '
+      reasons.append(f'{where}{text}')
       print(f'failed    {reasons[-1]}', flush=True)
     gc.collect()  # of the fold's data and weights, before the next one's
   if reasons:

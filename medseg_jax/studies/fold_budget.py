@@ -59,14 +59,21 @@ def shorten(
     return run
   own = [other for other in runs if other.configuration == name]
   begun = multihost.from_primary(lambda: _steps_of_begun(own))
-  if name in known and begun and known[name]['budget'] != text:
+  asked = f'{KEY} {text} and num_steps {_most_steps(own)}'
+  decided_for = ''
+  if name in known:
+    before = known[name]
+    decided_for = f'{KEY} {before["budget"]} and num_steps {before["of"]}'
+  if decided_for and begun and decided_for != asked:
     if run is own[0]:
       print(
-        f'note      {KEY} is {text}: {path} keeps what was decided for '
-        f'{known[name]["budget"]}, since folds of {name} have begun with it',
+        f'note      asked for are {asked}, but {path} keeps what was decided '
+        f'for {decided_for}, since folds of {name} have begun with it: '
+        f'{counted(known[name]["num_steps"], "step")}; another --workdir '
+        'trains anew',
         flush=True,
       )
-  elif name not in known or known[name]['budget'] != text:
+  elif decided_for != asked:
     entry = _decide(index, runs, decided, begun, times)
     multihost.from_primary(lambda: _write(path, known | {name: entry}))
     known |= {name: entry}
@@ -119,7 +126,7 @@ def _decide(
   run = runs[index]
   name, text = run.configuration, run.config.crossval.time_budget
   own = [each for each in runs if each.configuration == name]
-  most = max(each.resolved.num_steps for each in own)
+  most = _most_steps(own)
   if begun:
     print(
       f'budget    {name}: {counted(begun, "step")}, as folds that have begun '
@@ -172,6 +179,10 @@ def _decide(
   }
 
 
+def _most_steps(own: Sequence[FoldRun]) -> int:
+  return max(each.resolved.num_steps for each in own)
+
+
 def _share(cases: int) -> int:
   """Returns how many of a fold's cases one process predicts."""
   return -(-cases // multihost.count())
@@ -204,6 +215,7 @@ def _read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     isinstance(entry, dict)
     and type(entry.get('num_steps')) is int
     and entry['num_steps'] > 0
+    and type(entry.get('of')) is int
     and isinstance(entry.get('budget'), str)
     for entry in found.values()
   ):

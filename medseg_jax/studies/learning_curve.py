@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 
 from medseg_jax import train
 from medseg_jax.data import groups as grouping
+from medseg_jax.data import splits
+from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.identity import is_blank
 from medseg_jax.experiment import fine_tuning, folds, held_out, opening
 from medseg_jax.experiment.opening import Opened
@@ -129,7 +131,11 @@ def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
     dice = np.array(
       [learning_results.read(e.workdir, fold['val'], names) for e in runs]
     )
+    failed = [learning_results.failed(each.workdir) for each in runs]
+    lost = sorted(set().union(*failed))
+    dice = dice[:, [name not in lost for name in fold['val']]]
     result = learning_results.describe(numbers, dice, runs)
+    result['failed'] = lost
     text = json.dumps(result, indent=2, allow_nan=False) + '\n'
     write_atomically(root / FOLDER / 'summary.json', text.encode())
     picture = learning_results.picture(result, dice)
@@ -140,6 +146,12 @@ def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
   print(f'\n{learning_results.table(result)}')
   folder = root / FOLDER
   print(f'report    {folder}/summary.json\npicture   {folder}/curve.png')
+  if failed := result['failed']:
+    raise InputError(
+      f'not scored: {counted(len(failed), "case")} ({name_some(failed, 10)}), '
+      f'and in none of these numbers; why, '
+      f'{learning_results.scores(runs[0].workdir)} tells'
+    )
   return result
 
 
@@ -213,6 +225,12 @@ def _run_of(decided: Decided, workdir: pathlib.Path) -> FoldRun:
 def _lay_out(run: FoldRun, decided: Decided) -> None:
   def look() -> None:
     path = run.workdir / SPLITS
+    if path.exists() and splits.read_splits(path) != decided.folds:
+      raise InputError(
+        f'{path}: not the cases that are drawn now; put config.seed, '
+        'learning_curve.shares, data.group, data.fold and the data back as '
+        f'they were, or move {run.workdir.parent} away to train anew'
+      )
     all_folds.check_foreground(decided.folds, decided.source, path)
     fold_runs.lay_out(run, decided)
 
@@ -225,8 +243,7 @@ def _train(index: int, runs: Sequence[FoldRun], times: pathlib.Path) -> None:
   taken, done = multihost.from_primary(
     lambda: (
       fold_times.read(times),
-      fold_runs.is_done(each)
-      and learning_results.scores(each.workdir).exists(),
+      fold_runs.is_done(each) and learning_results.are_there(each.workdir),
     )
   )
   if done:
@@ -238,5 +255,10 @@ def _train(index: int, runs: Sequence[FoldRun], times: pathlib.Path) -> None:
     return f'{each.title} ({index + 1} of {len(runs)}{left.words()})'
 
   print(f'\ntraining  {title()}', flush=True)
-  train.run(each.config, each.workdir, title=title)
+  try:
+    train.run(each.config, each.workdir, title=title)
+  except InputError:
+    # A case that could not be scored is told at the end.
+    if multihost.count() > 1 or not fold_runs.is_done(each):
+      raise
   multihost.from_primary(lambda: fold_times.finish(times, each.title))

@@ -1,5 +1,6 @@
 """What the trainings of a learning curve scored, and what follows from it."""
 
+import contextlib
 import csv
 import math
 import pathlib
@@ -8,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from medseg_jax.experiment import early_stop
+from medseg_jax.experiment import early_stop, model_folder
 from medseg_jax.metrics import power_law
 from medseg_jax.report.learning_plot import Fitted, learning_plot
 from medseg_jax.runtime.errors import InputError, counted
+from medseg_jax.runtime.files import read_json
 from medseg_jax.studies.fold_runs import FoldRun
 
 _PERCENTILES = (2.5, 97.5)
@@ -22,10 +24,35 @@ def scores(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / 'evaluation' / 'val' / 'cases.csv'
 
 
+def are_there(workdir: pathlib.Path) -> bool:
+  """Returns whether the scores are of the model that a training ended with.
+
+  Somebody may have evaluated other weights of it since.
+  """
+  path = scores(workdir).with_name('summary.json')
+  if not (path.exists() and scores(workdir).exists()):
+    return False
+  training = model_folder.read_description(workdir / 'model')['training']
+  with contextlib.suppress(InputError, AttributeError):
+    summary = read_json(path, 'a summary')
+    return all(
+      summary.get(key) == training[key] for key in ('step', 'checkpoint')
+    )
+  return False
+
+
+def failed(workdir: pathlib.Path) -> list[str]:
+  """Returns the names of the cases that could not be scored."""
+  with scores(workdir).open(newline='', encoding='utf-8') as file:
+    return [row['case'] for row in csv.DictReader(file) if not row['class']]
+
+
 def read(
   workdir: pathlib.Path, cases: Sequence[str], classes: Sequence[str]
 ) -> np.ndarray:
   """Returns the Dice of each case and class, `[cases, classes]`, or NaN.
+
+  A case that could not be scored has none.
 
   Args:
     workdir: of a training that has ended.
@@ -38,7 +65,9 @@ def read(
   path, found = scores(workdir), {}
   with path.open(newline='', encoding='utf-8') as file:
     for row in csv.DictReader(file):
-      if row['region'] == 'image':
+      if not row['class']:  # it failed
+        found |= {(row['case'], name): math.nan for name in classes}
+      elif row['region'] == 'image':
         value = float(row['dice']) if row['dice'] else math.nan
         found[row['case'], row['class']] = value
   missing = [name for name in cases if (name, classes[0]) not in found]
