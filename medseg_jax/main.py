@@ -78,7 +78,10 @@ _CHECKPOINT = flags.DEFINE_enum(
   'with, or the best so far.',
 )
 _INPUT = flags.DEFINE_string(
-  'input', None, 'Folder of images for --mode=predict, or one image.'
+  'input',
+  None,
+  'Folder of images for --mode=predict, or one image; of volumes also a folder '
+  'with DICOM series.',
 )
 _OUTPUT = flags.DEFINE_string(
   'output',
@@ -91,6 +94,12 @@ _PREDICTIONS = flags.DEFINE_string(
 )
 _LABELS = flags.DEFINE_string(
   'labels', None, 'Folder of the labels that --mode=score compares them with.'
+)
+_SERIES = flags.DEFINE_string(
+  'series',
+  '',
+  'Which DICOM series of --input: its number, UID, or words of its '
+  'description; all for each of them.',
 )
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite',
@@ -240,6 +249,7 @@ def _run() -> None:
       input_path=pathlib.Path(_needed('input', 'FOLDER', _INPUT.value)),
       output_dir=pathlib.Path(_needed('output', 'FOLDER', _OUTPUT.value)),
       overwrite=_OVERWRITE.value,
+      series=_SERIES.value,
       mesh=mesh,
       started=_STARTED,
       **trained,

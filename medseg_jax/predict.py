@@ -43,6 +43,7 @@ def run(
   checkpoint: str = '',
   model: pathlib.Path | None = None,
   overwrite: bool = False,
+  series: str = '',
   mesh: Mesh | None = None,
   started: float | None = None,
 ) -> None:
@@ -57,12 +58,14 @@ def run(
   Args:
     config: resolved, as training left it.
     workdir: of the training. None with a `model`.
-    input_path: a folder of images, or of NIfTI files, or one of these files.
+    input_path: a folder of images, or of NIfTI files, or one of these files; of
+      volumes also a folder with DICOM files in it, or below.
     output_dir: made where it does not exist; its folder `panels` gets pictures
       of the first masks. Of one file also the name of the mask.
     checkpoint: 'best' or 'latest'; '' for the model that training ended with.
     model: a model folder or its zip, in place of the workdir.
     overwrite: make all masks anew, whatever files are in their place.
+    series: which of several DICOM series, see `dicom_series.find`.
     mesh: what the tiles are spread over, which need not be the training's;
       None for all devices of this process.
     started: `time.perf_counter()` when the program began.
@@ -84,7 +87,7 @@ def run(
     took['start'] = clock - started
   mesh = mesh or sharding.local_mesh()
   work = multihost.from_primary(
-    lambda: prediction_jobs.plan(config, input_path, output_dir)
+    lambda: prediction_jobs.plan(config, input_path, output_dir, series)
   )
   lap('look at the input')
   if work.unused:

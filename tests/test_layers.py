@@ -130,6 +130,17 @@ def test_tensorflow_is_imported_late_and_only_for_data():
     assert not top or name.endswith('phantom_tfds'), (name, module)
 
 
+def test_dicom_stays_in_its_folder():
+  places = {name.rpartition('.')[0] for name, *_ in outside({'pydicom'})}
+  assert places == {'data.formats.dicom'}
+  # It is an extra: the rest imports the folder only where it is asked for.
+  for path in files():
+    for module, top in imports(path):
+      if module.startswith('medseg_jax.data.formats.dicom'):
+        inside = module_of(path).startswith('data.formats.dicom')
+        assert inside or not top, path
+
+
 def test_configs_stop_at_the_programs():
   lowest = FLOOR['experiment']
   for name, *_ in outside({'ml_collections'}):

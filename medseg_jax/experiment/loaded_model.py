@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 
 from medseg_jax.data.case import Case
-from medseg_jax.data.sources import to_predict
+from medseg_jax.data.sources import dicom_series, to_predict
 from medseg_jax.data.sources.volume_files import VolumeFiles
 from medseg_jax.experiment import (
   ensemble,
@@ -131,8 +131,11 @@ class LoadedModel:
     """Returns the files of the case that one of them names."""
     if self._config.data.source != 'volumes':
       return VolumeFiles(path.stem, (path,))
-    if path.is_dir():
-      raise InputError(f'{path}: a folder; allowed is one NIfTI file')
+    if path.is_dir() and not dicom_series.lie_in(path, ()):
+      raise InputError(
+        f'{path}: a folder; allowed is one NIfTI file, or the folder of a '
+        'DICOM series'
+      )
     channels = self._config.data.channels
     (files,) = to_predict.find(path, channels=channels).cases
     return files

@@ -13,7 +13,11 @@ from medseg_jax.data.case import Case
 from medseg_jax.data.formats import images, nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.formats.nifti_header import SUFFIXES
-from medseg_jax.data.sources import to_predict, volume_geometry
+from medseg_jax.data.sources import (
+  dicom_series,
+  to_predict,
+  volume_geometry,
+)
 from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
 from medseg_jax.experiment import calibrated, sampled_voxels
 from medseg_jax.experiment.prediction_record import Maker, Record
@@ -68,7 +72,10 @@ class Work(NamedTuple):
 
 
 def plan(
-  config: ConfigDict, input_path: pathlib.Path, output: pathlib.Path
+  config: ConfigDict,
+  input_path: pathlib.Path,
+  output: pathlib.Path,
+  series: str = '',
 ) -> Work:
   """Returns what there is to do.
 
@@ -76,6 +83,7 @@ def plan(
     config: of the model, resolved.
     input_path: a folder of images or volumes, or one file.
     output: the folder of the masks; of one file also that of the mask.
+    series: which of several DICOM series, see `dicom_series.find`.
 
   Raises:
     InputError: nothing to read, or no place for masks.
@@ -98,6 +106,7 @@ def plan(
     input_path,
     channels=config.data.channels if volumes else None,
     leave_out=leave_out,
+    series=series,
   )
   jobs = []
   for case in found.cases:
@@ -129,6 +138,9 @@ def find_oddities(
   if data.source != 'volumes':
     return
   for job in jobs:
+    if dicom_series.is_dicom(job.images[0]):
+      yield from dicom_series.find_oddities(job.images)
+      continue
     files = VolumeFiles(job.name, job.images)
     yield from volume_geometry.find_oddities(files, data.grid_tolerance)
 
@@ -140,6 +152,9 @@ def read(job: Job | VolumeFiles, data: ConfigDict) -> Case:
     job: any.
     data: section of the model's config.
   """
+  if data.source == 'volumes' and dicom_series.is_dicom(job.images[0]):
+    volume = dicom_series.read(job.images)
+    return Case(job.name, volume.array, None, volume.spacing, volume.affine)
   if data.source == 'volumes':
     volume = nifti.read_channels(job.images, tolerance=data.grid_tolerance)
     return Case(job.name, volume.array, None, volume.spacing, volume.affine)
@@ -170,7 +185,7 @@ def write(
     unfinished = _unfinished(target)
     try:
       if target == job.probs_target:
-        nifti.write_volume(unfinished, prediction.probs, job.images[0])
+        nifti.write_volume(unfinished, prediction.probs, _grid_of(job))
       elif target == job.entropy_target:
         _write_map(unfinished, prediction.entropy, job)
       elif target == job.apart_target:
@@ -181,7 +196,7 @@ def write(
         images.write_mask(unfinished, prediction.label, tuple(label_values))
       else:
         values = np.asarray(label_values, np.int16)[prediction.label]
-        nifti.write_label(unfinished, values, job.images[0])
+        nifti.write_label(unfinished, values, _grid_of(job))
       own, more = maker.of_the_rest(), {}
       if target == job.target:
         own, more = maker, _size_of(prediction, label_values)
@@ -192,13 +207,20 @@ def write(
       unfinished.unlink(missing_ok=True)
 
 
+def _grid_of(job: Job) -> pathlib.Path | nifti.Grid:
+  """Returns what says where a job's volume lies."""
+  if dicom_series.is_dicom(job.images[0]):
+    return dicom_series.grid_of(job.images)
+  return job.images[0]
+
+
 def _write_map(path: pathlib.Path, values: np.ndarray, job: Job) -> None:
   """Writes numbers from 0 to 1: as they are in NIfTI, in PNG times 255."""
   if path.name.endswith('.png'):
     grey = np.rint(255 * values.astype(np.float32).clip(0, 1)).astype(int)
     images.write_mask(path, grey, tuple(range(256)))
   else:
-    nifti.write_volume(path, values, job.images[0])
+    nifti.write_volume(path, values, _grid_of(job))
 
 
 def _size_of(

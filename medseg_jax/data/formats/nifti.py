@@ -25,6 +25,7 @@ from medseg_jax.data.formats.nifti_header import (
   SUFFIXES,
   File,
   file_dims,
+  header_of,
   new_header,
   parse,
 )
@@ -205,7 +206,7 @@ def read_header(path: str | os.PathLike) -> Grid:
 
 
 def write_label(
-  path: str | os.PathLike, label: np.ndarray, like: str | os.PathLike
+  path: str | os.PathLike, label: np.ndarray, like: str | os.PathLike | Grid
 ) -> None:
   """Writes label ids on the grid of the file `like`, in its axes and units.
 
@@ -215,7 +216,8 @@ def write_label(
   Args:
     path: file to write or replace, `.nii` or `.nii.gz`.
     label: `[z, y, x]` integers of at least 0.
-    like: a NIfTI file; the label is on the grid that its reading gives.
+    like: a NIfTI file; the label is on the grid that its reading gives. Or a
+      grid, of what is no NIfTI file.
 
   Raises:
     InputError: `like` cannot be read.
@@ -231,7 +233,7 @@ def write_label(
 
 
 def write_volume(
-  path: str | os.PathLike, array: np.ndarray, like: str | os.PathLike
+  path: str | os.PathLike, array: np.ndarray, like: str | os.PathLike | Grid
 ) -> None:
   """Writes `[z, y, x]` or `[z, y, x, K]` as float32; see `write_label`."""
   array = np.asarray(array)
@@ -324,19 +326,21 @@ def _write(
   path: pathlib.Path, array: np.ndarray, dtype: np.dtype, rank: int, like
 ) -> None:
   """Writes `[z, y, x, K]` with `rank` axes and the geometry of `like`."""
-  like = pathlib.Path(like)
-  with open_file(like) as stream:
-    file = parse(like, stream)
-  if not path.name.lower().endswith(SUFFIXES) or (
-    array.shape[:3] != file.grid.shape
-  ):
+  if isinstance(like, Grid):
+    grid, old = like, header_of(like)
+  else:
+    like = pathlib.Path(like)
+    with open_file(like) as stream:
+      file = parse(like, stream)
+    grid, old = file.grid, file.header
+  if not path.name.lower().endswith(SUFFIXES) or array.shape[:3] != grid.shape:
     raise ValueError(
-      f'need a .nii or .nii.gz file and an array on the grid {file.grid.shape} '
-      f'of {like}, got {path.name} and {array.shape[:3]}'
+      f'need a .nii or .nii.gz file and an array on the grid {grid.shape} of '
+      f'{like}, got {path.name} and {array.shape[:3]}'
     )
-  view = to_file_order(array, file.grid)
+  view = to_file_order(array, grid)
   dtype = dtype.newbyteorder('<')
-  header = new_header(file.header, view.shape[:rank], dtype)
+  header = new_header(old, view.shape[:rank], dtype)
   with replacing(path) as temporary, contextlib.ExitStack() as stack:
     stream = stack.enter_context(open(temporary, 'wb'))
     if path.name.lower().endswith('.gz'):  # no name and time: same bytes

@@ -6,7 +6,12 @@ from typing import BinaryIO, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from medseg_jax.data.formats.nifti_geometry import Grid, read_grid, times
+from medseg_jax.data.formats.nifti_geometry import (
+  Grid,
+  file_shape,
+  read_grid,
+  times,
+)
 from medseg_jax.data.formats.nifti_stream import truncated
 from medseg_jax.runtime.errors import InputError
 
@@ -127,6 +132,23 @@ def _scale(
 def file_dims(header: nib.Nifti1Header) -> tuple[int, ...]:
   """Returns the shape in the file, all axes."""
   return tuple(int(n) for n in header['dim'][1 : header['dim'][0] + 1])
+
+
+def header_of(grid: Grid) -> nib.Nifti1Header:
+  """Returns a header that says where a grid lies, in the scanner's mm.
+
+  The sform says it all. Axes that lean have no qform: it gets the code 0.
+  """
+  header = nib.Nifti1Header(endianness='<')
+  affine = grid.readings[0]
+  header.set_data_shape(file_shape(grid))
+  header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
+  header.set_xyzt_units('mm')
+  header.set_sform(affine, code=1)
+  axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+  upright = np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
+  header.set_qform(affine, code=1 if upright else 0, strip_shears=True)
+  return header
 
 
 def new_header(

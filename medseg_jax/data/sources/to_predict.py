@@ -17,6 +17,7 @@ from medseg_jax.data.formats.images import (
   name_some,
 )
 from medseg_jax.data.formats.nifti_header import SUFFIXES
+from medseg_jax.data.sources import dicom_series
 from medseg_jax.data.sources.volume_files import (
   Failure,
   VolumeFiles,
@@ -67,6 +68,7 @@ def find(
   *,
   channels: int | None,
   leave_out: Collection[pathlib.Path] = (),
+  series: str = '',
 ) -> Found:
   """Returns the cases of a folder, or the one of a file.
 
@@ -75,13 +77,27 @@ def find(
       them.
     channels: the number that volumes must have; None for 2-D images.
     leave_out: files and folders of the folder that are no input and no news.
+    series: which of several DICOM series, see `dicom_series.find`.
 
   Raises:
     InputError: nothing there, or the one file cannot be a case.
   """
   path = pathlib.Path(path)
+  absolute = {p.absolute() for p in leave_out}
+  if channels is not None and _is_dicom(path, channels, absolute):
+    if channels != 1:
+      raise InputError(
+        f'{path}: DICOM series, of one channel each, but the model takes '
+        f'{channels}; allowed are NIfTI files with them'
+      )
+    return Found(*dicom_series.find(path, series, absolute))
+  if series:
+    raise InputError(
+      f'--series={series}, but {path} holds no DICOM series that the model '
+      'could take; leave it out'
+    )
   if path.is_dir():
-    return _in_folder(path, channels, {p.absolute() for p in leave_out})
+    return _in_folder(path, channels, absolute)
   if not path.exists() and is_file_name(path):
     there = list_folder(path.parent)
     raise InputError(
@@ -98,6 +114,17 @@ def find(
   if failures:
     raise InputError(failures[0].reason)
   return Found(cases, (), ())
+
+
+def _is_dicom(
+  path: pathlib.Path, channels: int, leave_out: Collection[pathlib.Path]
+) -> bool:
+  """Returns whether a path is DICOM, and no volume of another format is."""
+  if not path.is_dir():
+    return dicom_series.is_dicom(path)
+  if any(_is_readable(p, channels) for p in list_folder(path)):
+    return False
+  return dicom_series.lie_in(path, leave_out)
 
 
 def is_file_name(path: pathlib.Path) -> bool:

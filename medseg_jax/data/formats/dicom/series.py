@@ -1,0 +1,240 @@
+"""Frames that form a volume, in the order of their positions.
+
+Frames belong together that agree in study, series, directions, size and pixel
+spacing. They are ordered by their position along the normal: numbers and names
+of files say nothing. Where several lie at one position they are phases of one
+examination, told apart by the first attribute that separates them all.
+"""
+
+import collections
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from medseg_jax.data.formats.dicom.frames import PHASES, Frame
+from medseg_jax.runtime.errors import InputError, counted
+
+# Cosines of directions, and mm of positions and of pixels, that count as one.
+_SAME_DIRECTION, _SAME_PLACE, _SAME_SPACING = 1e-4, 1e-2, 1e-4
+# How far gaps may be off their median, a share, and slices off even ones, mm.
+_UNEVEN, _DRIFT = 0.01, 0.1
+
+
+class Series(NamedTuple):
+  """A volume `[n, rows, columns]` of slices.
+
+  Attributes:
+    frames: `n` of them, along the normal: the cross product of the directions.
+    phase: what tells it from others of its series, '' where nothing does.
+    notes: a line for each thing that was left out or is odd.
+  """
+
+  frames: tuple[Frame, ...]
+  phase: str = ''
+  notes: tuple[str, ...] = ()
+
+  @property
+  def first(self) -> Frame:
+    return self.frames[0]
+
+  @property
+  def name(self) -> str:
+    """What a person knows it by: number, description, kind and size."""
+    header = self.first.header
+    number = str(header.get('SeriesNumber') or '')
+    description = str(header.get('SeriesDescription') or '').strip()
+    size = 'x'.join(map(str, (*self.first.shape[::-1], len(self.frames))))
+    words = [number, description, self.phase, str(header.get('Modality', ''))]
+    return ' '.join(word for word in (*words, size) if word)
+
+  @property
+  def affine(self) -> np.ndarray:
+    """`[4, 4]` float64, index (column, row, slice) to mm, left and posterior.
+
+    The slices are evenly spread between the first and the last, also where they
+    are shifted against each other, as by a tilted gantry.
+    """
+    first = self.first
+    affine = np.eye(4)
+    affine[:3, 0] = first.row_direction * first.pixel_spacing[1]
+    affine[:3, 1] = first.column_direction * first.pixel_spacing[0]
+    if len(self.frames) > 1:
+      along = self.frames[-1].position - first.position
+      affine[:3, 2] = along / (len(self.frames) - 1)
+    affine[:3, 3] = first.position
+    return affine
+
+
+def series_of(
+  frames: Sequence[Frame], pixels_of: Callable[[Frame], np.ndarray]
+) -> list[Series]:
+  """Returns the volumes that frames form, by study, series and phase.
+
+  Args:
+    frames: of any files, in any order.
+    pixels_of: reads what a frame holds; asked for only of those at one place.
+
+  Raises:
+    InputError: frames at one position differ in nothing but their pixels.
+  """
+  found = []
+  for group in _alike(frames):
+    ordered = sorted(group, key=lambda f: (_height(f, group[0]), str(f.path)))
+    kept, notes = _without_copies(ordered, pixels_of)
+    found += [
+      Series(tuple(phase), name, tuple(notes)) for name, phase in _phases(kept)
+    ]
+  return sorted(found, key=_key)
+
+
+def _key(series: Series) -> tuple:
+  header = series.first.header
+  number = header.get('SeriesNumber')
+  first = series.first
+  return (
+    *(first.study, -1 if number is None else int(number), first.series),
+    *(series.phase, str(first.path)),
+  )
+
+
+def _alike(frames: Sequence[Frame]) -> list[list[Frame]]:
+  groups: list[list[Frame]] = []
+  by_key: dict[tuple, list[list[Frame]]] = collections.defaultdict(list)
+  for frame in frames:
+    own = by_key[frame.study, frame.series, frame.shape]
+    for group in own:
+      if _same_plane(frame, group[0]):
+        group.append(frame)
+        break
+    else:
+      own.append([frame])
+      groups.append(own[-1])
+  return groups
+
+
+def _same_plane(a: Frame, b: Frame) -> bool:
+  directions = (
+    np.abs(a.row_direction - b.row_direction).max(),
+    np.abs(a.column_direction - b.column_direction).max(),
+  )
+  return max(directions) < _SAME_DIRECTION and np.allclose(
+    a.pixel_spacing, b.pixel_spacing, rtol=0, atol=_SAME_SPACING
+  )
+
+
+def _height(frame: Frame, first: Frame) -> float:
+  """Returns where a frame lies along the normal of the group's first, mm."""
+  normal = np.cross(first.row_direction, first.column_direction)
+  return float(normal @ frame.position)
+
+
+def _places(frames: Sequence[Frame]) -> list[list[Frame]]:
+  """Returns frames, which are in order, by their position."""
+  places: list[list[Frame]] = []
+  for frame in frames:
+    if places and (
+      abs(_height(frame, frames[0]) - _height(places[-1][0], frames[0]))
+      < _SAME_PLACE
+    ):
+      places[-1].append(frame)
+    else:
+      places.append([frame])
+  return places
+
+
+def _without_copies(
+  frames: Sequence[Frame], pixels_of: Callable[[Frame], np.ndarray]
+) -> tuple[list[Frame], list[str]]:
+  """Returns each image at a place once, and a line for each copy."""
+  kept, notes = [], []
+  for place in _places(frames):
+    if len(place) == 1:
+      kept += place
+      continue
+    known: dict[tuple, Frame] = {}
+    for frame in place:
+      digest = hashlib.sha256(pixels_of(frame).tobytes()).digest()
+      key = (digest, frame.phase, frame.rescale)
+      if key in known:
+        notes.append(
+          f'{frame.path}: the same slice as {known[key].path}; left out'
+        )
+      else:
+        known[key] = frame
+        kept.append(frame)
+  return kept, notes
+
+
+def _phases(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
+  """Returns the frames by phase, one at each position.
+
+  Raises:
+    InputError: two frames at one position are told apart by nothing.
+  """
+  places = _places(frames)
+  if max(map(len, places)) == 1:
+    return [('', list(frames))]
+  for i, name in enumerate(PHASES):
+    values = [[frame.phase[i] for frame in place] for place in places]
+    if all(None not in own and len({*own}) == len(own) for own in values):
+      split: dict = {}
+      for frame in frames:
+        split.setdefault(frame.phase[i], []).append(frame)
+      return [
+        (f'{name} {value:g}' if isinstance(value, float) else f'{name} {value}',
+         own)
+        for value, own in sorted(split.items(), key=lambda pair: str(pair[0]))
+      ]  # fmt: skip
+  place = max(places, key=len)
+  raise InputError(
+    f'{place[0].path}: {place[1].path.name} lies at the same position '
+    f'{_text(place[0].position)} and has other pixels, and none of '
+    f'{", ".join(PHASES)} tells their series apart; allowed is one slice at '
+    'each position: move the others away'
+  )
+
+
+def check_even(series: Series) -> None:
+  """Raises InputError where slices are missing or unevenly spread.
+
+  The gap is the median of the gaps, never SliceThickness.
+  """
+  frames = series.frames
+  where = f'{series.first.path.parent}, series {series.name}'
+  if len(frames) < 2:
+    raise InputError(
+      f'{where}: a single slice; allowed is a volume of two or more'
+    )
+  heights = np.array([_height(frame, frames[0]) for frame in frames])
+  gaps = np.diff(heights)
+  gap = float(np.median(gaps))
+  for i in np.flatnonzero(np.abs(gaps - gap) > _UNEVEN * gap):
+    missing = round(gaps[i] / gap) - 1
+    between = f'{frames[i].path.name} and {frames[i + 1].path.name}'
+    if missing > 0 and abs(gaps[i] / gap - missing - 1) < 0.1:
+      place = frames[i].position + (
+        frames[i + 1].position - frames[i].position
+      ) / (missing + 1)
+      raise InputError(
+        f'{where}: {counted(missing, "slice")} missing between {between}, the '
+        f'first at {_text(place)} mm; allowed is a whole series'
+      )
+    raise InputError(
+      f'{where}: {between} are {gaps[i]:.4g} mm apart, but its slices mostly '
+      f'{gap:.4g} mm; allowed are slices at even distances'
+    )
+  even = np.linspace(frames[0].position, frames[-1].position, len(frames))
+  found = np.array([frame.position for frame in frames])
+  drift = np.linalg.norm(found - even, axis=1)
+  if (i := int(drift.argmax())) is not None and drift[i] > _DRIFT:
+    raise InputError(
+      f'{where}: {frames[i].path.name} lies {drift[i]:.3g} mm beside the line '
+      'through the first and the last slice; allowed are up to '
+      f'{_DRIFT:g} mm'
+    )
+
+
+def _text(position: np.ndarray) -> str:
+  return '({})'.format(', '.join(f'{x:.2f}' for x in position))

@@ -1,0 +1,204 @@
+"""DICOM series to predict, as a scanner or an archive has written them.
+
+A folder, with all below it, is looked through for files that begin as DICOM
+files do; their names say nothing. pydicom is imported where there are such.
+"""
+
+import itertools
+import os
+import pathlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medseg_jax.data.formats.images import name_some
+from medseg_jax.data.formats.nifti import Volume
+from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
+from medseg_jax.runtime.errors import InputError, counted
+
+if TYPE_CHECKING:
+  from medseg_jax.data.formats.dicom.series import Series
+
+ALL = 'all'
+_MOST = 1000  # files to look at for the first one
+_SKEW = 0.1  # degrees off right angles that are told
+
+
+def is_dicom(path: pathlib.Path) -> bool:
+  """Returns whether a file begins as DICOM files do (PS3.10, section 7.1)."""
+  try:
+    with open(path, 'rb') as file:
+      return file.read(132)[128:] == b'DICM'
+  except OSError:
+    return False
+
+
+def lie_in(folder: pathlib.Path, leave_out: Collection[pathlib.Path]) -> bool:
+  """Returns whether one of the first files in a folder, or below, is DICOM."""
+  files = _files_in(folder, leave_out)
+  return any(map(is_dicom, itertools.islice(files, _MOST)))
+
+
+def _files_in(
+  folder: pathlib.Path, leave_out: Collection[pathlib.Path]
+) -> Iterator[pathlib.Path]:
+  for parent, folders, names in os.walk(folder):
+    here = pathlib.Path(parent)
+    folders[:] = sorted(
+      name for name in folders if (here / name).absolute() not in leave_out
+    )
+    for path in (here / name for name in sorted(names) if name[0] != '.'):
+      if path.absolute() not in leave_out:
+        yield path
+
+
+def find(
+  path: pathlib.Path,
+  wanted: str,
+  leave_out: Collection[pathlib.Path] = (),
+) -> tuple[tuple[VolumeFiles, ...], tuple[Failure, ...], tuple[str, ...]]:
+  """Returns the cases, the damaged files, and a line for each other one.
+
+  Args:
+    path: a folder, or one multi-frame file.
+    wanted: which series: its number, UID or words of its description, or 'all';
+      '' for the only one.
+    leave_out: absolute paths that are no input.
+
+  Raises:
+    InputError: there is none of that name, or there are several.
+  """
+  reading = _reading()
+  paths = [path]
+  if path.is_dir():
+    paths = list(_files_in(path, leave_out))
+  found = reading.read_files(paths)
+  several = [s for s in found.series if len(s.frames) > 1]
+  unused = [
+    f'{_below(s.first.path, path)}: a single slice'
+    for s in found.series
+    if s not in several
+  ]
+  unused += [
+    f'{_below(x.path, path)}: {x.reason}'
+    for x in found.set_aside
+    if not x.damaged
+  ]
+  failures = [
+    Failure(x.path.name, f'{x.path}: {x.reason}')
+    for x in found.set_aside
+    if x.damaged
+  ]
+  chosen = _choose(several, wanted, path)
+  unused += [
+    f'series {s.name} in {_below(s.first.path.parent, path)}'
+    for s in several
+    if s not in chosen
+  ]
+  name = path.resolve().name or 'series'
+  names = [name] if len(chosen) == 1 else _names(chosen)
+  cases = tuple(
+    VolumeFiles(own, tuple(dict.fromkeys(f.path for f in series.frames)))
+    for own, series in zip(names, chosen, strict=True)
+  )
+  return cases, tuple(failures), tuple(unused)
+
+
+def _below(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  return path.relative_to(folder) if path != folder else path
+
+
+def _choose(
+  series: Sequence['Series'], wanted: str, path: pathlib.Path
+) -> list['Series']:
+  listed = '; '.join(each.name for each in series)
+  if not series:
+    raise InputError(
+      f'{path}: DICOM files, but no series of two slices or more among them'
+    )
+  if wanted == ALL:
+    return list(series)
+  found = list(series)
+  if wanted:
+    found = [each for each in series if _is_named(each, wanted)]
+  if len(found) == 1:
+    return found
+  asked = f'--series={wanted} names {len(found)} of ' if wanted else ''
+  raise InputError(
+    f'{path}: {asked}{counted(len(series), "series", "series")}: {listed}; '
+    f'choose one with --series= its number, UID or words of its description, '
+    f'or all of them with --series={ALL}'
+  )
+
+
+def _is_named(series: 'Series', wanted: str) -> bool:
+  first = series.first
+  number = str(first.header.get('SeriesNumber') or '')
+  return wanted in (number, first.series) or (
+    not wanted.isdigit() and wanted.lower() in series.name.lower()
+  )
+
+
+def _names(series: Sequence['Series']) -> list[str]:
+  """Returns a name for each of several: nobody's name, and no other's."""
+  names: list[str] = []
+  for i, each in enumerate(series):
+    number = each.first.header.get('SeriesNumber')
+    name = f'series_{number}' if number is not None else f'series_{i + 1:03d}'
+    names.append(name if name not in names else f'{name}_{i + 1:03d}')
+  return names
+
+
+def _only(paths: Sequence[pathlib.Path]) -> 'Series':
+  """Returns the series that files hold."""
+  found = _reading().read_files(list(paths))
+  series = [each for each in found.series if len(each.frames) > 1]
+  if len(series) != 1:
+    reasons = [f'{x.path.name} {x.reason}' for x in found.set_aside]
+    raise InputError(
+      f'{paths[0]}: {counted(len(series), "series", "series")} in its '
+      f'{counted(len(paths), "file")}'
+      + (f' ({name_some(reasons, 3)})' if reasons else '')
+      + '; allowed are the files of one series'
+    )
+  return series[0]
+
+
+def read(paths: Sequence[pathlib.Path]) -> Volume:
+  """Returns the image `[z, y, x, 1]` of the files of one series.
+
+  Raises:
+    InputError: they are of none, of several, or cannot be read.
+  """
+  return _reading().read_volume(_only(paths))
+
+
+def grid_of(paths: Sequence[pathlib.Path]) -> Any:
+  """Returns the grid of `read`'s volume, from the headers alone."""
+  return _reading().grid_of_series(_only(paths))
+
+
+def find_oddities(paths: Sequence[pathlib.Path]) -> Iterator[str]:
+  """Yields a line for each thing that is odd about one series."""
+  series = _only(paths)
+  yield from series.notes
+  axes = series.affine[:3, :3] / np.linalg.norm(series.affine[:3, :3], axis=0)
+  lean = np.degrees(np.arcsin(np.abs(axes[:, :2].T @ axes[:, 2]).max()))
+  if lean > _SKEW:
+    yield (
+      f'{paths[0].parent}: its slices are shifted against each other, as by a '
+      f'gantry tilted by {lean:.3g} degrees; the network sees them as if they '
+      'were not'
+    )
+
+
+def _reading() -> Any:
+  try:
+    from medseg_jax.data.formats.dicom import reading
+  except ImportError as error:
+    raise InputError(
+      f'DICOM files need {error.name or "pydicom"}: pip install '
+      "'medseg_jax[clinic]'"
+    ) from error
+  return reading

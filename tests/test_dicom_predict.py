@@ -1,0 +1,138 @@
+"""Masks of DICOM series: a folder in, a NIfTI file out."""
+
+import hashlib
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+from conftest import write_volumes
+from data_cases import assert_one_line
+from dicom_cases import values, write
+from small import write_untrained
+from test_volumes_loop import config_for
+
+from medseg_jax import load_model, predict
+from medseg_jax.data.formats.dicom import reading
+from medseg_jax.data.sources import to_predict
+from medseg_jax.experiment import trained_model
+from medseg_jax.runtime.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  root = tmp_path_factory.mktemp('model')
+  data = write_volumes(root / 'data', 5)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XDG_CACHE_HOME', str(root / 'cache'))
+    write_untrained(config_for(data), root / 'run')
+  return root / 'run' / 'model'
+
+
+def run(model, source, output, **options):
+  config = trained_model.read_config(None, model, '')
+  predict.run(
+    config, None, model=model, input_path=source, output_dir=output, **options
+  )
+
+
+def hashes(folder):
+  return {
+    path: (hashlib.sha256(path.read_bytes()).digest(), path.stat().st_mtime_ns)
+    for path in folder.rglob('*')
+    if path.is_file()
+  }
+
+
+def test_a_study_folder_becomes_a_mask_on_its_own_grid(model, tmp_path, capsys):
+  stored, study = values((14, 15, 13)), tmp_path / 'study'
+  c, s = np.cos(0.2), np.sin(0.2)
+  write(
+    study / 'deep' / 'series', stored, step=(0, -s * 1.2, c * 1.2),
+    directions=(1, 0, 0, 0, c, s),
+  )  # fmt: skip
+  (study / 'notes.txt').write_text('no image')
+  before = hashes(study)
+  run(model, study, tmp_path / 'out')
+  out = capsys.readouterr().out
+  assert 'notes.txt: no DICOM file' in out
+  mask = nibabel.load(tmp_path / 'out' / 'study.nii.gz')
+  assert mask.shape == (13, 15, 14)
+  [series] = reading.read_files(list(before)).series
+  expected = np.diag([-1, -1, 1, 1]) @ series.affine
+  np.testing.assert_allclose(mask.affine, expected, atol=1e-5)
+  np.testing.assert_allclose(mask.get_qform(), expected, atol=1e-5)
+  # The same voxels as a NIfTI file have the same mask.
+  (tmp_path / 'nifti').mkdir()
+  image = nibabel.Nifti1Image(stored.transpose(2, 1, 0) - 1000, expected)
+  image.to_filename(tmp_path / 'nifti' / 'study.nii.gz')
+  run(model, tmp_path / 'nifti', tmp_path / 'other')
+  other = nibabel.load(tmp_path / 'other' / 'study.nii.gz')
+  ours = mask.get_fdata()
+  assert len(np.unique(ours)) > 1
+  np.testing.assert_array_equal(ours, other.get_fdata())
+  # A second run changes nothing, and says so.
+  written = hashes(tmp_path / 'out')
+  capsys.readouterr()
+  run(model, study, tmp_path / 'out')
+  assert 'kept      1 mask of an earlier run' in capsys.readouterr().out
+  masks = {p: v for p, v in written.items() if p.name.endswith('.gz')}
+  assert masks.items() <= hashes(tmp_path / 'out').items()
+  assert hashes(study) == before
+  label = load_model(model).predict(study).label
+  counts = np.bincount(label.ravel(), minlength=3)
+  expected = np.bincount(ours.astype(int).ravel(), minlength=3)
+  np.testing.assert_array_equal(counts, expected)
+
+
+def test_several_series_are_listed_and_one_is_chosen(model, tmp_path):
+  study = tmp_path / 'study'
+  for number, words in ((3, 'T1 sagittal'), (11, 'T1 axial')):
+    write(
+      study / words, values((14, 15, 13), seed=number), SeriesNumber=number,
+      SeriesDescription=words, SeriesInstanceUID=f'1.2.3.{number}',
+    )  # fmt: skip
+
+  def found(series):
+    return to_predict.find(study, channels=1, series=series)
+
+  for asked in ('', 'T1', '12'):
+    with pytest.raises(InputError) as error:
+      found(asked)
+    assert_one_line(
+      error, '3 T1 sagittal CT 13x15x14; 11 T1 axial CT 13x15x14', '--series='
+    )
+  for asked in ('11', 'AXIAL', '1.2.3.11'):
+    chosen = found(asked)
+    assert [case.name for case in chosen.cases] == ['study']
+    assert {p.parent.name for p in chosen.cases[0].images} == {'T1 axial'}
+    assert any('3 T1 sagittal' in line for line in chosen.unused)
+  assert [c.name for c in found('all').cases] == ['series_3', 'series_11']
+  with pytest.raises(InputError, match='the model takes 2') as error:
+    to_predict.find(study, channels=2)
+  assert_one_line(error)
+
+
+def test_damage_is_named_and_nifti_files_come_first(tmp_path):
+  paths = write(tmp_path / 'a', values())
+  paths[1].write_bytes(b'version https://git-lfs.github.com/spec/v1')
+  found = to_predict.find(tmp_path / 'a', channels=1)
+  [failure] = found.failures
+  assert failure.name == paths[1].name and 'git-lfs' in failure.reason
+  data = write_volumes(tmp_path / 'data', 1) / 'imagesTr'
+  write(data / 'dicom', values())
+  found = to_predict.find(data, channels=1)
+  assert [case.name for case in found.cases] == ['case_00']
+  with pytest.raises(InputError, match='holds no DICOM series') as error:
+    to_predict.find(data, channels=1, series='3')
+  assert_one_line(error)
+
+
+def test_without_pydicom_one_line_says_what_to_install(tmp_path, monkeypatch):
+  write(tmp_path, values())
+  for name in [n for n in sys.modules if 'formats.dicom' in n]:
+    monkeypatch.delitem(sys.modules, name)
+  monkeypatch.setitem(sys.modules, 'pydicom', None)
+  with pytest.raises(InputError, match='pip install') as error:
+    to_predict.find(tmp_path, channels=1)
+  assert_one_line(error, 'medseg_jax[clinic]')
