@@ -1,0 +1,74 @@
+"""Who a series is of, and names for what is made of it."""
+
+import hashlib
+
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from medseg_jax.data.formats.dicom.series import Series
+from medseg_jax.runtime.errors import InputError
+
+# Of type 1: what refers to a series names them.
+_NEEDED = ('StudyInstanceUID', 'SeriesInstanceUID', 'FrameOfReferenceUID')
+_OF_EACH = ('SOPInstanceUID', 'SOPClassUID')
+# Of the patient and the study, of type 2 or 3: as they are, or empty.
+PATIENT = ('PatientName', 'PatientID', 'PatientBirthDate', 'PatientSex')
+STUDY = (
+  *('StudyDate', 'StudyTime', 'AccessionNumber', 'ReferringPhysicianName'),
+  *('StudyID', 'StudyDescription'),
+)
+
+
+def check(series: Series) -> None:
+  """Raises InputError where nothing could refer to a series.
+
+  One line names all that it lacks.
+  """
+  header = series.first.header
+  missing = [name for name in _NEEDED if not header.get(name)]
+  missing += [
+    name
+    for name in _OF_EACH
+    if not all(frame.header.get(name) for frame in series.frames)
+  ]
+  if missing:
+    raise InputError(
+      f'{series.first.path.parent}: the series has no {", ".join(missing)}, so '
+      'no DICOM object can refer to it; NIfTI masks can be written'
+    )
+
+
+def uid(series: Series, *of: str) -> str:
+  """Returns a UID that is the same whenever it is of the same.
+
+  Args:
+    series: what is made belongs to.
+    of: what else it is of: the model, the result, what it names.
+  """
+  digest = hashlib.sha256('\n'.join(of).encode()).hexdigest()
+  return generate_uid(entropy_srcs=[series.first.series, digest])
+
+
+def complete(header: Dataset) -> Dataset:
+  """Returns a header with what DICOM wants of patient and study, empty."""
+  whole = Dataset()
+  whole.update(header)
+  for name in (*PATIENT, *STUDY):
+    if name not in whole:
+      setattr(whole, name, None)
+  return whole
+
+
+def date(dataset: Dataset, series: Series) -> None:
+  """Gives it the date of its images: the same result is the same file."""
+  header = series.first.header
+  day = header.get('ContentDate') or header.get('StudyDate') or '19700101'
+  time = header.get('ContentTime') or header.get('StudyTime') or '000000'
+  for element in dataset.iterall():
+    if element.keyword == 'ContributionDateTime':
+      element.value = f'{day}{time}'
+    elif element.keyword in ('ContentDate', 'InstanceCreationDate'):
+      element.value = day
+    elif element.keyword in ('ContentTime', 'InstanceCreationTime'):
+      element.value = time
+  dataset.SeriesDate, dataset.SeriesTime = day, time

@@ -1,0 +1,252 @@
+"""Masks as DICOM RT Structure Sets (PS3.3, section A.19), and back."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import (
+  PYDICOM_IMPLEMENTATION_UID,
+  ExplicitVRLittleEndian,
+  RTStructureSetStorage,
+)
+
+from medseg_jax.clinic import contours, identity
+from medseg_jax.clinic.codes import Meaning
+from medseg_jax.clinic.segmentation import MANUFACTURER
+from medseg_jax.data.formats.dicom.frames import Frame
+from medseg_jax.data.formats.dicom.series import Series
+from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.files import replacing
+
+_LABEL, _NAME = 16, 64  # characters of SH and LO
+_DETACHED_STUDY = '1.2.840.10008.3.1.2.3.1'
+
+
+def write(
+  path: str | os.PathLike,
+  mask: np.ndarray,
+  series: Series,
+  *,
+  meanings: Sequence[Meaning],
+  model: str,
+  version: str,
+) -> None:
+  """Writes the contours of a mask; the same mask gives the same file.
+
+  Every class has a region of interest, also where it is empty. Holes are
+  further contours: readers combine those of one slice by exclusive or.
+
+  Args:
+    path: of the file, which appears complete or not at all.
+    mask: `[n, rows, columns]` class indices, 0 the background.
+    series: of the `n` slices.
+    meanings: of the classes but the background.
+    model: its name.
+    version: of the model or the program.
+
+  Raises:
+    InputError: the series says not who it is of.
+  """
+  identity.check(series)
+  header = identity.complete(series.first.header)
+  result = hashlib.sha256(np.ascontiguousarray(mask).tobytes()).hexdigest()
+  of = (model, version, result, 'RTSTRUCT')
+  meta = FileMetaDataset()
+  meta.MediaStorageSOPClassUID = RTStructureSetStorage
+  meta.MediaStorageSOPInstanceUID = identity.uid(series, *of)
+  meta.TransferSyntaxUID = ExplicitVRLittleEndian
+  meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
+  dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b'\0' * 128)
+  for name in (*identity.PATIENT, *identity.STUDY, 'StudyInstanceUID'):
+    dataset[name] = header[name]
+  if 'SpecificCharacterSet' in header:
+    dataset.SpecificCharacterSet = header.SpecificCharacterSet
+  dataset.SOPClassUID = RTStructureSetStorage
+  dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+  dataset.Modality = 'RTSTRUCT'
+  dataset.SeriesInstanceUID = identity.uid(series, model, version, 'RTSTRUCT')
+  dataset.SeriesNumber = None
+  dataset.SeriesDescription = f'Structures by {model}'[:_NAME]
+  dataset.OperatorsName = None
+  dataset.Manufacturer = MANUFACTURER
+  dataset.ManufacturerModelName = model[:_NAME]
+  dataset.SoftwareVersions = version[:_NAME]
+  dataset.StructureSetLabel = 'AUTOMATIC'
+  dataset.InstanceNumber = 1
+  dataset.ApprovalStatus = 'UNAPPROVED'
+  dataset.FrameOfReferenceUID = header.FrameOfReferenceUID
+  dataset.PositionReferenceIndicator = header.get('PositionReferenceIndicator')
+  dataset.ReferencedFrameOfReferenceSequence = [_reference(series)]
+  dataset.StructureSetROISequence = []
+  dataset.ROIContourSequence = []
+  dataset.RTROIObservationsSequence = []
+  for i, (meaning, name) in enumerate(
+    zip(meanings, _unique([m.name for m in meanings]), strict=True), start=1
+  ):
+    _add(dataset, i, meaning, name, mask == i, series)
+  identity.date(dataset, series)
+  dataset.StructureSetDate = dataset.SeriesDate
+  dataset.StructureSetTime = dataset.SeriesTime
+  with replacing(path) as temporary:
+    dataset.save_as(temporary, enforce_file_format=True)
+
+
+def _add(
+  dataset: Dataset,
+  number: int,
+  meaning: Meaning,
+  name: str,
+  mask: np.ndarray,
+  series: Series,
+) -> None:
+  region = Dataset()
+  region.ROINumber = number
+  region.ReferencedFrameOfReferenceUID = dataset.FrameOfReferenceUID
+  region.ROIName = name
+  region.ROIGenerationAlgorithm = 'AUTOMATIC'
+  dataset.StructureSetROISequence.append(region)
+  drawn = Dataset()
+  drawn.ROIDisplayColor = list(meaning.colour)
+  drawn.ReferencedROINumber = number
+  drawn.ContourSequence = [
+    _contour(points, frame)
+    for frame, plane in zip(series.frames, mask, strict=True)
+    for points in contours.of_slice(plane)
+  ]
+  if not drawn.ContourSequence:
+    del drawn.ContourSequence  # one that is there has an item
+  dataset.ROIContourSequence.append(drawn)
+  observed = Dataset()
+  observed.ObservationNumber = number
+  observed.ReferencedROINumber = number
+  observed.ROIObservationLabel = name[:_LABEL]
+  observed.RTROIInterpretedType = 'ORGAN'
+  observed.ROIInterpreter = None
+  dataset.RTROIObservationsSequence.append(observed)
+
+
+def _contour(points: np.ndarray, frame: Frame) -> Dataset:
+  """Returns a contour `[n, 2]` (row, column) in the patient's mm."""
+  between_rows, between_columns = frame.pixel_spacing
+  places = (
+    frame.position
+    + points[:, :1] * between_rows * frame.column_direction
+    + points[:, 1:] * between_columns * frame.row_direction
+  )
+  contour = Dataset()
+  image = Dataset()
+  image.ReferencedSOPClassUID = frame.header.SOPClassUID
+  image.ReferencedSOPInstanceUID = frame.instance
+  if frame.header.get('NumberOfFrames'):
+    image.ReferencedFrameNumber = frame.number + 1
+  contour.ContourImageSequence = [image]
+  contour.ContourGeometricType = 'CLOSED_PLANAR'
+  contour.NumberOfContourPoints = len(points)
+  # A decimal string has 16 characters at most.
+  contour.ContourData = [f'{x + 0.0:.4f}' for x in places.ravel()]
+  return contour
+
+
+def _reference(series: Series) -> Dataset:
+  """Returns the study, the series and the images that contours lie on."""
+  images = []
+  for instance, kind in dict.fromkeys(
+    (frame.instance, str(frame.header.SOPClassUID)) for frame in series.frames
+  ):
+    image = Dataset()
+    image.ReferencedSOPClassUID = kind
+    image.ReferencedSOPInstanceUID = instance
+    images.append(image)
+  own = Dataset()
+  own.SeriesInstanceUID = series.first.series
+  own.ContourImageSequence = images
+  study = Dataset()
+  study.ReferencedSOPClassUID = _DETACHED_STUDY
+  study.ReferencedSOPInstanceUID = series.first.study
+  study.RTReferencedSeriesSequence = [own]
+  frame_of_reference = Dataset()
+  frame_of_reference.FrameOfReferenceUID = (
+    series.first.header.FrameOfReferenceUID
+  )
+  frame_of_reference.RTReferencedStudySequence = [study]
+  return frame_of_reference
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+  """Returns names of at most 64 characters, each another one."""
+  found: list[str] = []
+  for name in names:
+    short, i = name[:_NAME], 2
+    while short in found:
+      short = f'{name[: _NAME - 4]}_{i}'
+      i += 1
+    found.append(short)
+  return found
+
+
+def read(
+  path: str | os.PathLike, series: Series, names: Sequence[str]
+) -> np.ndarray:
+  """Returns the mask of a structure set, `[n, rows, columns]` class indices.
+
+  Contours lie on the slice that is nearest to them; of one slice and region
+  they are combined by exclusive or. Where regions overlap the later name wins.
+
+  Args:
+    path: of the file.
+    series: that it was drawn on.
+    names: of the classes but the background.
+
+  Raises:
+    InputError: it is no structure set, has no region of such a name, or a
+      contour lies on no slice.
+  """
+  path = pathlib.Path(path)
+  try:
+    dataset = pydicom.dcmread(path)
+    numbers = {
+      str(region.ROIName): int(region.ROINumber)
+      for region in dataset.StructureSetROISequence
+    }
+    drawn = {
+      int(each.ReferencedROINumber): each.get('ContourSequence') or []
+      for each in dataset.ROIContourSequence
+    }
+  except Exception as error:  # pydicom raises all kinds
+    raise InputError(
+      f'{path}: no RT Structure Set ({type(error).__name__})'
+    ) from error
+  if missing := [name for name in names if name not in numbers]:
+    raise InputError(
+      f'{path}: no region {missing[0]!r}; it has {", ".join(numbers)}'
+    )
+  first = series.first
+  normal = np.cross(first.row_direction, first.column_direction)
+  heights = np.array([normal @ frame.position for frame in series.frames])
+  near = 0.5 * np.median(np.diff(heights))
+  mask = np.zeros((len(heights), *first.shape), np.int16)
+  for index, name in enumerate(names, start=1):
+    by_slice: dict[int, list[np.ndarray]] = {}
+    for contour in drawn.get(numbers[name], []):
+      places = np.asarray(contour.ContourData, np.float64).reshape(-1, 3)
+      i = int(np.abs(heights - normal @ places[0]).argmin())
+      if abs(heights[i] - normal @ places[0]) > near:
+        raise InputError(
+          f'{path}: a contour of {name} lies on no slice of the series'
+        )
+      offset = places - series.frames[i].position
+      points = np.stack(
+        [
+          offset @ first.column_direction / first.pixel_spacing[0],
+          offset @ first.row_direction / first.pixel_spacing[1],
+        ],
+        -1,
+      )
+      by_slice.setdefault(i, []).append(points)
+    for i, own in by_slice.items():
+      mask[i][contours.to_mask(own, first.shape)] = index
+  return mask
