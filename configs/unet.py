@@ -222,6 +222,10 @@ def get_config() -> ConfigDict:
   # Likewise CASE_disagreement, how far an ensemble's members are apart.
   config.inference.disagreement = False
 
+  # (class, SNOMED CT code, meaning) for DICOM; others are an organ or a lesion.
+  config.clinic = ConfigDict()
+  config.clinic.codes = ()
+
   # Of volumes, also mm and ml; see medseg_jax/report/summary.py.
   config.evaluation = ConfigDict()
   config.evaluation.surface_tolerance = 1.0  # mm, of surface Dice

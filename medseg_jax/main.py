@@ -78,10 +78,7 @@ _CHECKPOINT = flags.DEFINE_enum(
   'with, or the best so far.',
 )
 _INPUT = flags.DEFINE_string(
-  'input',
-  None,
-  'Folder of images for --mode=predict, or one image; of volumes also a folder '
-  'with DICOM series.',
+  'input', None, 'Folder of images, or one, or of DICOM, for --mode=predict.'
 )
 _OUTPUT = flags.DEFINE_string(
   'output',
@@ -98,8 +95,12 @@ _LABELS = flags.DEFINE_string(
 _SERIES = flags.DEFINE_string(
   'series',
   '',
-  'Which DICOM series of --input: its number, UID, or words of its '
-  'description; all for each of them.',
+  'Which DICOM series of --input: number, UID, words of its description; all.',
+)
+_FORMATS = flags.DEFINE_string(
+  'formats',
+  'nifti',
+  'What --mode=predict writes of volumes: nifti, of DICOM also seg,rtstruct.',
 )
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite',
@@ -226,7 +227,7 @@ def _run() -> None:
       overwrite=_OVERWRITE.value,
     )
     return
-  from medseg_jax.experiment import build, trained_model
+  from medseg_jax.experiment import build, dicom_results, trained_model
   from medseg_jax.runtime import sharding
 
   trained = dict(model=model, checkpoint=_CHECKPOINT.value or '')
@@ -250,6 +251,7 @@ def _run() -> None:
       output_dir=pathlib.Path(_needed('output', 'FOLDER', _OUTPUT.value)),
       overwrite=_OVERWRITE.value,
       series=_SERIES.value,
+      formats=dicom_results.parse(_FORMATS.value),
       mesh=mesh,
       started=_STARTED,
       **trained,

@@ -4,6 +4,7 @@ import errno
 import os
 import pathlib
 import time
+from collections.abc import Sequence
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -44,6 +45,7 @@ def run(
   model: pathlib.Path | None = None,
   overwrite: bool = False,
   series: str = '',
+  formats: Sequence[str] = ('nifti',),
   mesh: Mesh | None = None,
   started: float | None = None,
 ) -> None:
@@ -66,6 +68,7 @@ def run(
     model: a model folder or its zip, in place of the workdir.
     overwrite: make all masks anew, whatever files are in their place.
     series: which of several DICOM series, see `dicom_series.find`.
+    formats: of the masks of volumes, see `experiment.dicom_results`.
     mesh: what the tiles are spread over, which need not be the training's;
       None for all devices of this process.
     started: `time.perf_counter()` when the program began.
@@ -87,7 +90,9 @@ def run(
     took['start'] = clock - started
   mesh = mesh or sharding.local_mesh()
   work = multihost.from_primary(
-    lambda: prediction_jobs.plan(config, input_path, output_dir, series)
+    lambda: prediction_jobs.plan(
+      config, input_path, output_dir, series, formats
+    )
   )
   lap('look at the input')
   if work.unused:
@@ -161,7 +166,7 @@ def run(
           prediction_jobs.write(
             job,
             prediction,
-            label_values=config.data.label_values,
+            config=config,
             image_hash=hashes.pop(job.name),
             record=record,
             maker=maker,

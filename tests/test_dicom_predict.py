@@ -3,6 +3,7 @@
 import hashlib
 import sys
 
+import highdicom as hd
 import nibabel
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from conftest import write_volumes
 from data_cases import assert_one_line
 from dicom_cases import values, write
 from small import write_untrained
+from test_clinic import complete
 from test_volumes_loop import config_for
 
 from medseg_jax import load_model, predict
+from medseg_jax.clinic import structure_set
 from medseg_jax.data.formats.dicom import reading
 from medseg_jax.data.sources import to_predict
-from medseg_jax.experiment import trained_model
+from medseg_jax.experiment import dicom_results, trained_model
 from medseg_jax.runtime.errors import InputError
 
 
@@ -83,6 +86,63 @@ def test_a_study_folder_becomes_a_mask_on_its_own_grid(model, tmp_path, capsys):
   counts = np.bincount(label.ravel(), minlength=3)
   expected = np.bincount(ours.astype(int).ravel(), minlength=3)
   np.testing.assert_array_equal(counts, expected)
+
+
+def test_formats_of_a_study(model, tmp_path, capsys):
+  study = tmp_path / 'study'
+  paths = write(study, values((14, 15, 13)))
+  with pytest.raises(InputError, match='FrameOfReferenceUID') as error:
+    run(model, study, tmp_path / 'lacking', formats=('nifti', 'seg'))
+  assert_one_line(error)
+  assert [p.name for p in (tmp_path / 'lacking' / 'study').iterdir()] == [
+    'mask.nii.gz'
+  ]
+  complete(paths)
+  out = tmp_path / 'out'
+  before = hashes(study)
+  run(model, study, out, formats=('nifti', 'seg', 'rtstruct'))
+  names = {path.name for path in (out / 'study').iterdir()}
+  assert names == {'mask.nii.gz', 'seg.dcm', 'rtstruct.dcm'}
+  [series] = reading.read_files(paths).series
+  mask = nibabel.load(out / 'study' / 'mask.nii.gz').get_fdata()
+  native = mask.transpose(2, 1, 0).astype(int)
+  assert len(np.unique(native)) > 1
+  drawn = structure_set.read(
+    out / 'study' / 'rtstruct.dcm', series, ('left', 'right')
+  )
+  np.testing.assert_array_equal(drawn, native)
+  segments = hd.seg.segread(out / 'study' / 'seg.dcm')
+  read = segments.get_pixels_by_source_instance(
+    [frame.instance for frame in series.frames],
+    segment_numbers=[1, 2],
+    assert_missing_frames_are_empty=True,
+  )
+  np.testing.assert_array_equal(read, native[..., None] == [1, 2])
+  assert 'study,left' in (out / 'volumes.csv').read_text()
+  written = hashes(out / 'study')
+  capsys.readouterr()
+  run(model, study, out, formats=('nifti', 'seg', 'rtstruct'))
+  assert 'kept      1 mask of an earlier run' in capsys.readouterr().out
+  assert hashes(out / 'study') == written and hashes(study) == before
+  # One that was deleted is made again; one format lies in the folder itself.
+  (out / 'study' / 'seg.dcm').unlink()
+  run(model, study, out, formats=('nifti', 'seg', 'rtstruct'))
+  again = (out / 'study' / 'seg.dcm').read_bytes()
+  path = out / 'study' / 'seg.dcm'
+  assert hashlib.sha256(again).digest() == written[path][0]
+  run(model, study, tmp_path / 'one', formats=('seg',))
+  assert (tmp_path / 'one' / 'study.dcm').read_bytes() == again
+
+
+def test_formats_that_cannot_be_are_one_line(model, tmp_path):
+  data = write_volumes(tmp_path / 'data', 1) / 'imagesTr'
+  with pytest.raises(InputError, match='is none') as error:
+    run(model, data, tmp_path / 'out', formats=('seg',))
+  assert_one_line(error, '--formats has seg')
+  with pytest.raises(InputError, match="--formats has 'mesh'") as error:
+    dicom_results.parse('nifti,mesh')
+  assert_one_line(error)
+  assert dicom_results.parse('seg, nifti,seg') == ('seg', 'nifti')
 
 
 def test_several_series_are_listed_and_one_is_chosen(model, tmp_path):

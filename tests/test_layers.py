@@ -35,7 +35,7 @@ FLOORS = (
     *('optim', 'planner', 'postprocessing', 'report'),
   ),
   ('data', 'state', 'surface'),
-  ('inference', 'step', 'training'),
+  ('clinic', 'inference', 'step', 'training'),
   ('experiment',),
   ('benchmarking',),
   ('plan', 'prepare', 'evaluate', 'export', 'predict', 'score'),
@@ -132,13 +132,13 @@ def test_tensorflow_is_imported_late_and_only_for_data():
 
 def test_dicom_stays_in_its_folder():
   places = {name.rpartition('.')[0] for name, *_ in outside({'pydicom'})}
-  assert places == {'data.formats.dicom'}
-  # It is an extra: the rest imports the folder only where it is asked for.
+  assert places == {'data.formats.dicom', 'clinic'}
+  # It is an extra: the rest imports the folders only where they are asked for.
+  extra = ('data.formats.dicom', 'clinic')
   for path in files():
     for module, top in imports(path):
-      if module.startswith('medseg_jax.data.formats.dicom'):
-        inside = module_of(path).startswith('data.formats.dicom')
-        assert inside or not top, path
+      if top and module.startswith(tuple(f'medseg_jax.{x}' for x in extra)):
+        assert module_of(path).startswith(extra), path
 
 
 def test_configs_stop_at_the_programs():

@@ -19,40 +19,16 @@ from medseg_jax.data.sources import (
   volume_geometry,
 )
 from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
-from medseg_jax.experiment import calibrated, sampled_voxels
+from medseg_jax.experiment import calibrated, dicom_results, sampled_voxels
+from medseg_jax.experiment.dicom_results import NIFTI, RTSTRUCT, SEG
 from medseg_jax.experiment.prediction_record import Maker, Record
+from medseg_jax.experiment.prediction_targets import Job, job_of
 from medseg_jax.inference.own_grid import Prediction
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import flush_names
 
 PICTURES = 'panels'  # folder beside the masks
 VOLUMES = 'volumes.csv'  # file beside the masks, see `volume_table`
-
-
-class Job(NamedTuple):
-  """One image to segment.
-
-  Attributes:
-    name: of the case.
-    images: its files.
-    target: the mask to write.
-    probs_target: the file of its probabilities, or None.
-    sample_target: that of the logits of some voxels, or None.
-    entropy_target: that of the entropy, or None.
-    apart_target: that of the members' disagreement, or None.
-  """
-
-  name: str
-  images: tuple[pathlib.Path, ...]
-  target: pathlib.Path
-  probs_target: pathlib.Path | None
-  sample_target: pathlib.Path | None = None
-  entropy_target: pathlib.Path | None = None
-  apart_target: pathlib.Path | None = None
-
-  @property
-  def targets(self) -> tuple[pathlib.Path, ...]:
-    return tuple(path for path in self[2:] if path is not None)
 
 
 class Work(NamedTuple):
@@ -76,6 +52,7 @@ def plan(
   input_path: pathlib.Path,
   output: pathlib.Path,
   series: str = '',
+  formats: Sequence[str] = (NIFTI,),
 ) -> Work:
   """Returns what there is to do.
 
@@ -84,6 +61,8 @@ def plan(
     input_path: a folder of images or volumes, or one file.
     output: the folder of the masks; of one file also that of the mask.
     series: which of several DICOM series, see `dicom_series.find`.
+    formats: of the masks of volumes, see `dicom_results`; of several each case
+      has a folder.
 
   Raises:
     InputError: nothing to read, or no place for masks.
@@ -95,7 +74,13 @@ def plan(
       'PNG holds no probabilities'
     )
   suffixes = SUFFIXES if volumes else ('.png',)
-  file = _wanted_file(output, input_path, suffixes)
+  plain = tuple(formats) == (NIFTI,)
+  if not plain and not volumes:
+    raise InputError(
+      f'--formats={",".join(formats)}, but the model is of 2-D images, whose '
+      'masks are PNG; leave it out'
+    )
+  file = plain and _wanted_file(output, input_path, suffixes)
   folder = output.parent if file else output
   leave_out = [folder]
   if input_path.is_dir() and folder.resolve() == input_path.resolve():
@@ -108,22 +93,18 @@ def plan(
     leave_out=leave_out,
     series=series,
   )
-  jobs = []
+  jobs, failures = [], [*found.failures]
   for case in found.cases:
-    target = output if file else folder / f'{case.name}{suffixes[0]}'
-    probs = entropy = apart = None
-    stem = nifti.stem(target) if volumes else target.stem
-    if config.inference.probabilities:
-      probs = target.with_name(f'{stem}_probabilities.nii.gz')
-    if config.inference.uncertainty:
-      entropy = target.with_name(f'{stem}_entropy{suffixes[0]}')
-    if config.inference.disagreement:
-      apart = target.with_name(f'{stem}_disagreement{suffixes[0]}')
-    jobs.append(
-      Job(case.name, case.images, target, probs, None, entropy, apart)
-    )
+    dicom_results.check(case.images, formats)
+    place = output if file else folder / f'{case.name}{suffixes[0]}'
+    job = job_of(case.name, case.images, place, formats=formats, config=config)
+    if reason := dicom_results.missing(case.images, formats):
+      failures.append(Failure(case.name, reason))
+      job = job._replace(seg_target=None, rtstruct_target=None)
+    if not reason or NIFTI in formats:
+      jobs.append(job)
   _check_apart(jobs, found.cases)
-  return Work(folder, tuple(jobs), found.failures, found.unused)
+  return Work(folder, tuple(jobs), tuple(failures), found.unused)
 
 
 def find_oddities(
@@ -166,7 +147,7 @@ def write(
   job: Job,
   prediction: Prediction,
   *,
-  label_values: Sequence[int],
+  config: ConfigDict,
   image_hash: str,
   record: Record,
   maker: Maker,
@@ -176,13 +157,15 @@ def write(
   Args:
     job: says where.
     prediction: of the image, on its own grid.
-    label_values: the value of each class in a mask.
+    config: of the model, resolved.
     image_hash: of the image's files.
     record: of the folder, which is told first.
     maker: what the mask was made with.
   """
+  label_values = config.data.label_values
   for target in reversed(job.targets):  # the mask last: with it all is there
     unfinished = _unfinished(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
       if target == job.probs_target:
         nifti.write_volume(unfinished, prediction.probs, _grid_of(job))
@@ -192,6 +175,13 @@ def write(
         _write_map(unfinished, prediction.disagreement, job)
       elif target == job.sample_target:
         sampled_voxels.write(unfinished, prediction.sample)
+      elif target in (job.seg_target, job.rtstruct_target):
+        dicom_results.write(
+          SEG if target == job.seg_target else RTSTRUCT,
+          *(unfinished, prediction.label, job.images),
+          config=config,
+          weights=maker.weights,
+        )
       elif target.name.lower().endswith('.png'):
         images.write_mask(unfinished, prediction.label, tuple(label_values))
       else:
@@ -200,7 +190,8 @@ def write(
       own, more = maker.of_the_rest(), {}
       if target == job.target:
         own, more = maker, _size_of(prediction, label_values)
-      record.add(unfinished, target.name, job.images, image_hash, own, **more)
+      name = record.name_of(target)
+      record.add(unfinished, name, job.images, image_hash, own, **more)
       unfinished.replace(target)
       flush_names(target.parent)
     finally:

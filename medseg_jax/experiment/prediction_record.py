@@ -117,6 +117,7 @@ class Record:
   """
 
   def __init__(self, folder: pathlib.Path):
+    self.folder = folder
     self.path = folder / MASK_LIST
     self.lines: dict[str, dict[str, Any]] = {}
     if not self.path.exists():
@@ -133,6 +134,10 @@ class Record:
     if not _BEGIN.startswith(begin):
       raise InputError(f'{mistaken}; move it away, or name another --output')
 
+  def name_of(self, target: pathlib.Path) -> str:
+    """Returns what a file below the folder is called in the lines."""
+    return target.relative_to(self.folder).as_posix()
+
   def differs(
     self, target: pathlib.Path, sources: Sequence[pathlib.Path], maker: Maker
   ) -> str:
@@ -143,7 +148,7 @@ class Record:
       sources: the files of its image.
       maker: of the mask that would be made.
     """
-    line = self.lines.get(target.name)
+    line = self.lines.get(self.name_of(target))
     if line is None:
       return 'nothing tells that this program made it'
     if line['sha256'] != hash_files([target]):
@@ -176,7 +181,7 @@ class Record:
     reason = self.differs(target, sources, maker)
     if not reason:
       return False
-    line = self.lines.get(target.name)
+    line = self.lines.get(self.name_of(target))
     if line is None or line['sha256'] != hash_files([target]):
       raise InputError(
         f'{target}: is not overwritten: {reason}; move it away, and it is made '

@@ -230,7 +230,8 @@ def _write(
 ) -> None:
   unfinished = path.with_name(f'.unfinished-{path.name}')
   previous_stage.write(unfinished, mask)
-  record.add(unfinished, path.name, images, hash_files(images), maker)
+  name = record.name_of(path)
+  record.add(unfinished, name, images, hash_files(images), maker)
   unfinished.replace(path)
 
 

@@ -52,13 +52,15 @@ def write(
       f'warning   {path}: is not overwritten, as it is no table of volumes of '
       'this program; move it away, and it is written'
     )
-  lines = Record(folder).lines
+  record = Record(folder)
+  lines = record.lines
   unit = calibrated.unit_of(config.data.source)
   number = untold = 0
   for job in jobs:
     if not job.target.is_file():
       continue
-    line = lines.get(job.target.name, {})
+    name = record.name_of(job.target)
+    line = lines.get(name, {})
     if (line.get('weights'), line.get('settings')) != maker[:2]:
       continue
     counts = line.get('voxels')
@@ -66,8 +68,9 @@ def write(
       untold += 1
       continue
     number += 1
-    name = job.target.name
     case = nifti.stem(name) if nifti.stem(name) != name else job.target.stem
+    if '/' in name:  # each has a folder of its own
+      case = job.name
     case = _printable(case)
     size = line['voxel_size']
     rows[case] = [

@@ -236,7 +236,6 @@ def predict(
   )
   record = Record(folder)
   predictor = trained_model.compile_predictor(weights, mesh)
-  label_values = weights.parts[0].config.data.label_values
 
   def fail(mask: HeldOutMask, error: Exception) -> None:
     failures.add(error, case=mask.name)
@@ -259,7 +258,7 @@ def predict(
       prediction_jobs.write(
         job,
         prediction,
-        label_values=label_values,
+        config=weights.parts[0].config,
         image_hash=hash_files(job.images),
         record=record,
         maker=maker,

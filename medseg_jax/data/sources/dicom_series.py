@@ -150,7 +150,7 @@ def _names(series: Sequence['Series']) -> list[str]:
   return names
 
 
-def _only(paths: Sequence[pathlib.Path]) -> 'Series':
+def only(paths: Sequence[pathlib.Path]) -> 'Series':
   """Returns the series that files hold."""
   found = _reading().read_files(list(paths))
   series = [each for each in found.series if len(each.frames) > 1]
@@ -171,17 +171,17 @@ def read(paths: Sequence[pathlib.Path]) -> Volume:
   Raises:
     InputError: they are of none, of several, or cannot be read.
   """
-  return _reading().read_volume(_only(paths))
+  return _reading().read_volume(only(paths))
 
 
 def grid_of(paths: Sequence[pathlib.Path]) -> Any:
   """Returns the grid of `read`'s volume, from the headers alone."""
-  return _reading().grid_of_series(_only(paths))
+  return _reading().grid_of_series(only(paths))
 
 
 def find_oddities(paths: Sequence[pathlib.Path]) -> Iterator[str]:
   """Yields a line for each thing that is odd about one series."""
-  series = _only(paths)
+  series = only(paths)
   yield from series.notes
   axes = series.affine[:3, :3] / np.linalg.norm(series.affine[:3, :3], axis=0)
   lean = np.degrees(np.arcsin(np.abs(axes[:, :2].T @ axes[:, 2]).max()))

@@ -1,0 +1,188 @@
+"""Masks as DICOM objects: read back, checked by others, where they should lie."""
+
+import shutil
+import subprocess
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from data_cases import assert_one_line
+from dicom_cases import change, enhanced, values, write
+from matplotlib.path import Path
+
+from medseg_jax.clinic import codes, contours, segmentation, structure_set
+from medseg_jax.data.formats.dicom import reading
+from medseg_jax.runtime.errors import InputError
+
+CLASSES = ('background', 'liver', 'tumour', 'nowhere')
+MEANINGS = codes.meanings(CLASSES, (('liver', '10200004', 'Liver'),))
+OF = dict(meanings=MEANINGS, model='some model', version='1.2')
+MODULES = {'seg': segmentation, 'rtstruct': structure_set}
+
+
+def complete(paths):
+  """Gives made slices what a scanner's have."""
+  for i, path in enumerate(paths):
+    change(
+      path, FrameOfReferenceUID='1.2.9', PatientID='p', PatientName='Some^Body',
+      StudyID='1', StudyDate='20200101', StudyTime='120000', InstanceNumber=i,
+    )  # fmt: skip
+
+
+def series_of(folder, shape=(5, 9, 11), **more):
+  complete(write(folder, values(shape), **more))
+  [series] = reading.read_files(list(folder.iterdir())).series
+  return series
+
+
+def noise(shape=(5, 9, 11)):
+  """Returns a mask with holes, single voxels and diagonal contacts."""
+  return np.random.default_rng(0).integers(0, 3, shape)
+
+
+def assert_valid(path):
+  if shutil.which('dciodvfy') is None:
+    pytest.skip('dciodvfy (Debian: dicom3tools) is not installed')
+  done = subprocess.run(
+    ['dciodvfy', '-new', path], capture_output=True, text=True
+  )
+  lines = (done.stdout + done.stderr).splitlines()
+  assert not [line for line in lines if line.startswith('Error')]
+
+
+@pytest.mark.parametrize('degrees', [0, 10, 25])
+@pytest.mark.parametrize('labelmap', [False, True])
+def test_segments_are_on_their_slices_also_of_a_shear(
+  tmp_path, degrees, labelmap
+):
+  shear = 2.5 * np.tan(np.radians(degrees))
+  series = series_of(tmp_path / 'in', step=(0, shear, 2.5))
+  mask, path = noise(), tmp_path / 'seg.dcm'
+  segmentation.write(path, mask, series, labelmap=labelmap, **OF)
+  found = hd.seg.segread(path)
+  assert [s.SegmentLabel for s in found.SegmentSequence][-3:] == [*CLASSES[1:]]
+  read = found.get_pixels_by_source_instance(
+    [frame.instance for frame in series.frames],
+    segment_numbers=[1, 2, 3],
+    assert_missing_frames_are_empty=True,
+  )
+  np.testing.assert_array_equal(read, mask[..., None] == [1, 2, 3])
+  places = {tuple(np.round(frame.position, 4)) for frame in series.frames}
+  for group in found.PerFrameFunctionalGroupsSequence:
+    place = group.PlanePositionSequence[0].ImagePositionPatient
+    assert min(np.abs(np.subtract(place, p)).max() for p in places) < 1e-4
+
+
+@pytest.mark.parametrize('kind', MODULES)
+@pytest.mark.parametrize('empty', [False, True])
+def test_objects_are_valid_and_the_same_each_time(tmp_path, kind, empty):
+  series = series_of(tmp_path / 'in')
+  mask = noise() * (not empty)
+  paths = [tmp_path / name for name in 'ab']
+  for path in paths:
+    MODULES[kind].write(path, mask, series, **OF)
+  assert paths[0].read_bytes() == paths[1].read_bytes()
+  found = pydicom.dcmread(paths[0])
+  assert found.PatientName == 'Some^Body' and found.StudyInstanceUID == '1.2.3'
+  assert found.FrameOfReferenceUID == '1.2.9'
+  assert found.SeriesInstanceUID != series.first.series
+  assert found.ManufacturerModelName == 'some model'
+  MODULES[kind].write(paths[1], 1 - np.minimum(mask, 1), series, **OF)
+  other = pydicom.dcmread(paths[1])
+  assert other.SOPInstanceUID != found.SOPInstanceUID
+  assert other.SeriesInstanceUID == found.SeriesInstanceUID
+  assert_valid(paths[0])
+
+
+def test_codes_and_colours_of_segments(tmp_path):
+  series, path = series_of(tmp_path / 'in'), tmp_path / 'seg.dcm'
+  segmentation.write(path, noise(), series, **OF)
+  segments = pydicom.dcmread(path).SegmentSequence
+  kinds = [s.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for s in segments]
+  assert kinds == ['Liver', 'Lesion', 'Organ']
+  assert [m.generic for m in MEANINGS] == [False, True, True]
+  assert all(s.SegmentAlgorithmType == 'AUTOMATIC' for s in segments)
+  assert all('RecommendedDisplayCIELabValue' in s for s in segments)
+  with pytest.raises(InputError, match='config.clinic.codes') as error:
+    codes.meanings(CLASSES, (('spleen', '1', 'Spleen'),))
+  assert_one_line(error)
+
+
+@pytest.mark.parametrize('spacing', [(1, 1), (0.5, 1.0)])
+def test_contours_come_back_as_the_same_mask(tmp_path, spacing):
+  c, s = np.cos(0.4), np.sin(0.4)
+  series = series_of(
+    tmp_path / 'in', spacing=spacing, directions=(1, 0, 0, 0, c, s),
+    step=(0, -2.5 * s, 2.5 * c),
+  )  # fmt: skip
+  mask, path = noise(), tmp_path / 'rt.dcm'
+  structure_set.write(path, mask, series, **OF)
+  read = structure_set.read(path, series, CLASSES[1:])
+  np.testing.assert_array_equal(read, mask)
+  # A point lies half a pixel beside the centre of a pixel, in the plane.
+  found = pydicom.dcmread(path)
+  contour = found.ROIContourSequence[0].ContourSequence[0]
+  assert max(len(str(x)) for x in contour.ContourData) <= 16
+  instance = contour.ContourImageSequence[0].ReferencedSOPInstanceUID
+  [frame] = [f for f in series.frames if f.instance == instance]
+  offset = np.reshape(np.float64(contour.ContourData), (-1, 3)) - frame.position
+  assert np.abs(offset @ np.cross(frame.row_direction, frame.column_direction)
+    ).max() < 0.01  # fmt: skip
+  at = np.stack(
+    [
+      offset @ frame.column_direction / spacing[0],
+      offset @ frame.row_direction / spacing[1],
+    ],
+    -1,
+  )
+  halves = np.abs(np.abs(at - np.round(at)) - 0.5).min(1)
+  np.testing.assert_allclose(halves, 0, atol=0.01)
+
+
+def test_the_area_of_a_disc_is_that_of_its_pixels():
+  grid = np.mgrid[-20:21, -20:21]
+  for radius in (3, 6, 12):
+    disc = (grid**2).sum(0) <= radius**2
+    [points] = contours.of_slice(disc)
+    x, y = points.T
+    area = 0.5 * abs(x @ np.roll(y, 1) - y @ np.roll(x, 1))
+    assert area == pytest.approx(disc.sum(), rel=0.06 / (radius / 3))
+
+
+def test_rasterising_is_that_of_even_and_odd():
+  rng = np.random.default_rng(1)
+  shapes = [rng.uniform(-2, 22, (7, 2)) for _ in range(3)]
+  centres = np.stack(np.mgrid[:20, :20], -1).reshape(-1, 2)
+  expected = np.zeros(400, bool)
+  for points in shapes:
+    # Matplotlib fills by winding; a triangle fan has each once.
+    for a, b in zip(points[1:], points[2:], strict=False):
+      expected ^= Path([points[0], a, b]).contains_points(centres)
+  found = contours.to_mask(shapes, (20, 20))
+  assert (
+    found.ravel() != expected
+  ).mean() < 0.005  # on an edge either is right
+
+
+def test_frames_of_one_file_are_referred_to(tmp_path):
+  stored = values((4, 9, 11))
+  path = tmp_path / 'all'
+  enhanced(path, stored, (2, 0, 3, 1))
+  complete([path])
+  [series] = reading.read_files([path]).series
+  mask = noise((4, 9, 11))
+  structure_set.write(tmp_path / 'rt.dcm', mask, series, **OF)
+  read = structure_set.read(tmp_path / 'rt.dcm', series, CLASSES[1:])
+  np.testing.assert_array_equal(read, mask)
+
+
+def test_a_series_that_is_nobodys_is_one_line(tmp_path):
+  paths = write(tmp_path, values())
+  for path in paths:
+    change(path, SOPInstanceUID=None)
+  [series] = reading.read_files(paths).series
+  for module in MODULES.values():
+    with pytest.raises(InputError) as error:
+      module.write(tmp_path / 'x', noise((5, 6, 7)), series, **OF)
+    assert_one_line(error, 'FrameOfReferenceUID', 'SOPInstanceUID')
