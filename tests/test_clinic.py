@@ -1,4 +1,4 @@
-"""Masks as DICOM objects: read back, checked by others, where they should lie."""
+"""Masks as DICOM objects: read back, checked by others, in their place."""
 
 import shutil
 import subprocess
