@@ -91,6 +91,11 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
   early_stop.check(config, sources)
   tx, schedule = build.optimizer_of(config)
   stages = build.stages_of(config)
+  # What of the config makes no sense is told before the data is prepared.
+  train_steps: list[TrainStep] = [
+    build.train_step_of(own, model, tx, schedule)
+    for own in patch_growth.configs(config, stages)
+  ]
   arguments = build.state_arguments(config, model, tx, mesh)
   with contextlib.closing(
     Checkpoints(
@@ -138,7 +143,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
         (workdir / held_out.FILE).unlink(missing_ok=True)
 
     multihost.from_primary(write)
-    # Each process predicts cases of its own, on its own devices.
+    # Each process predicts cases of its own.
     own_mesh, predict_fn = sharding.own_part(mesh), None
     if sources.keys() & {'val', 'test'}:
       predict_fn = trained_model.compile_predict(
@@ -152,7 +157,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
       step: int, state: TrainState, before: CompiledSteps | None = None
     ) -> CompiledSteps:
       own = patch_growth.at(config, stages, step)
-      train_step: TrainStep = build.train_step_of(own, model, tx, schedule)
+      train_step = train_steps[patch_growth.index_at(stages, step)]
       return compile_steps(train_step, state, cache, own, mesh, before)
 
     validation = None
@@ -254,13 +259,12 @@ def train(
       of one stage, and their batches; `before` is of the stage before, or None.
     cache: of the training split.
     config: for the intervals, the seed and the pipeline.
-    stages: of the patches that grow, mostly one.
+    stages: of patches that grow, mostly one.
     mesh: of the state and the batches.
     checkpoints: where to save.
     writer: of metrics.
     validation: None where nothing is held out for it.
-    since_log: what was saved with `state`: the sums that the next log line
-      begins with, so that it is the one of a run that nobody stopped.
+    since_log: saved with `state`, the sums that the next log line begins with.
     title: of the progress.
   """
   first_step, end = int(state.step), early_stop.end_of(state, config)
@@ -270,8 +274,7 @@ def train(
   multihost.barrier()  # devices give up on those that still compile
   unread: list[tuple[int, dict]] = []  # (count, metrics) of calls not read yet
   sums = {**dict.fromkeys(_SUMMED, 0.0), **since_log}
-  # Of this process since the last log line: steps, seconds in them, and of
-  # these waiting for data.
+  # Of this process since the last log line: steps, seconds, of these waiting.
   timed, busy, waited = 0, 0.0, 0.0
   with (
     stop_on_signal() as stop,
@@ -339,8 +342,8 @@ def train(
       waited += time.perf_counter() - begin
       state, newest = compiled.advance(state, data, count)
       unread.append((count, newest))
-      # Keeps the host at most two calls ahead: nothing is read here, but
-      # batches do not pile up on the device, and slow data shows as a wait.
+      # At most two calls ahead: batches do not pile up on the device, and slow
+      # data shows as a wait.
       if len(unread) > 2:
         made, oldest = unread[-3]
         jax.block_until_ready(oldest)

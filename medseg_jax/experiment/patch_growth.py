@@ -77,6 +77,11 @@ def stages_of(config: ConfigDict, divisor: Sequence[int]) -> tuple[Stage, ...]:
   return tuple(stages) or (Stage(0, config.num_steps, patch),)
 
 
+def index_at(stages: tuple[Stage, ...], step: int) -> int:
+  """Returns the number of the stage that a step, of updates made, is in."""
+  return sum(stage.first_step <= step for stage in stages) - 1
+
+
 def at(config: ConfigDict, stages: tuple[Stage, ...], step: int) -> ConfigDict:
   """Returns the config of the stage that a step is in, `num_steps` its end.
 
@@ -87,10 +92,15 @@ def at(config: ConfigDict, stages: tuple[Stage, ...], step: int) -> ConfigDict:
   """
   if len(stages) == 1:
     return config
-  [*_, stage] = [s for s in stages if s.first_step <= step]
+  stage = stages[index_at(stages, step)]
   own = ConfigDict(config.to_dict())
   own.patch_size, own.num_steps = stage.patch_size, stage.end
   return own
+
+
+def configs(config: ConfigDict, stages: tuple[Stage, ...]) -> list[ConfigDict]:
+  """Returns the config of each stage, see `at`."""
+  return [at(config, stages, stage.first_step) for stage in stages]
 
 
 def by_voxels(

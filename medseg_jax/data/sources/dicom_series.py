@@ -96,6 +96,7 @@ def find(
     for s in several
     if s not in chosen
   ]
+  unused += [note for s in chosen for note in s.notes]
   name = path.resolve().name or 'series'
   names = [name] if len(chosen) == 1 else _names(chosen)
   cases = tuple(
@@ -134,7 +135,7 @@ def _choose(
 
 def _is_named(series: 'Series', wanted: str) -> bool:
   first = series.first
-  number = str(first.header.get('SeriesNumber') or '')
+  number = str(first.header.get('SeriesNumber', ''))
   return wanted in (number, first.series) or (
     not wanted.isdigit() and wanted.lower() in series.name.lower()
   )
@@ -182,7 +183,6 @@ def grid_of(paths: Sequence[pathlib.Path]) -> Any:
 def find_oddities(paths: Sequence[pathlib.Path]) -> Iterator[str]:
   """Yields a line for each thing that is odd about one series."""
   series = only(paths)
-  yield from series.notes
   axes = series.affine[:3, :3] / np.linalg.norm(series.affine[:3, :3], axis=0)
   lean = np.degrees(np.arcsin(np.abs(axes[:, :2].T @ axes[:, 2]).max()))
   if lean > _SKEW:

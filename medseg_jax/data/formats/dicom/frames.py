@@ -38,6 +38,10 @@ class NoSlice(ValueError):
   """Why a file, or a frame of it, is no slice of a volume."""
 
 
+class Damaged(NoSlice):
+  """Why a file that should hold a slice does not."""
+
+
 class Frame(NamedTuple):
   """One slice as it is stored.
 
@@ -80,11 +84,23 @@ def frames_of(path: pathlib.Path, header: Dataset) -> list[Frame]:
     header: its data set, which needs no pixels.
 
   Raises:
-    NoSlice: it holds none.
+    NoSlice: it holds none; Damaged, where it should.
   """
+  kind = getattr(header.get('SOPClassUID'), 'name', '')
   if 'Rows' not in header or 'Columns' not in header:
-    kind = getattr(header.get('SOPClassUID'), 'name', '') or 'of no known kind'
+    if not kind or kind.endswith('Image Storage'):
+      raise Damaged('cut off: neither its size nor its pixels are there')
     raise NoSlice(f'no image ({kind})')
+  try:
+    return _slices(path, header)
+  except (TypeError, ValueError, AttributeError, IndexError) as error:
+    if isinstance(error, NoSlice):
+      raise
+    text = ' '.join(str(error).split())[:100]
+    raise Damaged(f'its attributes make no sense ({text})') from error
+
+
+def _slices(path: pathlib.Path, header: Dataset) -> list[Frame]:
   colour = str(header.get('PhotometricInterpretation', ''))
   if int(header.get('SamplesPerPixel', 1)) != 1 or 'PALETTE' in colour:
     raise NoSlice(

@@ -1,6 +1,7 @@
 """DICOM files to series, and a series to its voxels."""
 
 import functools
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +10,12 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from medseg_jax.data.formats.dicom.frames import Frame, NoSlice, frames_of
+from medseg_jax.data.formats.dicom.frames import (
+  Damaged,
+  Frame,
+  NoSlice,
+  frames_of,
+)
 from medseg_jax.data.formats.dicom.series import Series, check_even, series_of
 from medseg_jax.data.formats.nifti import Volume
 from medseg_jax.data.formats.nifti_geometry import (
@@ -55,9 +61,6 @@ def read_files(paths: Sequence[pathlib.Path]) -> Found:
   """Returns the series that files form, from their headers.
 
   Names of files, and their order, say nothing.
-
-  Raises:
-    InputError: slices at one position that nothing tells apart.
   """
   frames: list[Frame] = []
   set_aside = []
@@ -69,7 +72,8 @@ def read_files(paths: Sequence[pathlib.Path]) -> Found:
     try:
       frames += frames_of(path, header)
     except NoSlice as error:
-      set_aside.append(SetAside(path, str(error), False))
+      damaged = isinstance(error, Damaged)
+      set_aside.append(SetAside(path, str(error), damaged))
   return Found(tuple(series_of(frames, _stored)), tuple(set_aside))
 
 
@@ -103,12 +107,23 @@ def read_volume(series: Series) -> Volume:
   """
   check_even(series)
   grid = grid_of_series(series)
-  planes = [_values(frame) for frame in series.frames]
-  whole = all(plane.dtype.kind in 'iu' for plane in planes)
-  dtype = np.int32 if whole else np.float32
-  array = np.stack(planes).astype(dtype).transpose(2, 1, 0)[..., None]
-  if whole and abs(array).max() < 2**15:
-    array = array.astype(np.int16)
+  slices = [_values(frame) for frame in series.frames]
+  planes = np.stack([values for values, _ in slices])
+  nothing = np.stack([empty for _, empty in slices])
+  where = series.first.path.parent
+  if nothing.all() or planes.min() == planes.max():
+    raise InputError(f'{where}: one intensity everywhere, nothing to see')
+  if nothing.any():
+    air = str(series.first.header.get('Modality', '')) == 'CT'
+    planes[nothing] = AIR if air else planes[~nothing].min()
+  if planes.dtype.kind in 'iu':
+    whole = [np.int16, np.int32, np.float32]  # the first that holds them
+    limits = [np.iinfo(kind) for kind in whole[:2]]
+    fits = [k.min <= planes.min() and planes.max() <= k.max for k in limits]
+    planes = planes.astype(whole[fits.index(True) if any(fits) else 2])
+  else:
+    planes = planes.astype(np.float32)
+  array = planes.transpose(2, 1, 0)[..., None]
   return Volume(np.ascontiguousarray(from_file_order(array, grid)), grid)
 
 
@@ -118,13 +133,29 @@ def to_native(array: np.ndarray, series: Series) -> np.ndarray:
 
 
 def grid_of_series(series: Series) -> Grid:
-  """Returns where the voxels of `read_volume` lie."""
+  """Returns where the voxels of `read_volume` lie.
+
+  The spacing of slices that are shifted against each other is the distance of
+  their planes: the product of all three is a voxel's volume.
+  """
   rows, columns = series.first.shape
-  return grid_of(_TO_RAS @ series.affine, (columns, rows, len(series.frames)))
+  affine = _TO_RAS @ series.affine
+  grid = grid_of(affine, (columns, rows, len(series.frames)))
+  volume = abs(np.linalg.det(affine[:3, :3]))
+  between = volume / math.prod(series.first.pixel_spacing)
+  return grid._replace(
+    spacing=tuple(
+      float(between) if axis == 2 else size
+      for axis, size in zip(grid.axes, grid.spacing, strict=True)
+    )
+  )
 
 
-def _values(frame: Frame) -> np.ndarray:
-  """Returns a slice's values, `[rows, columns]`: HU of a CT."""
+def _values(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+  """Returns a slice's values, HU of a CT, and where it has none.
+
+  Both `[rows, columns]`.
+  """
   stored, header = _stored(frame), frame.header
   modality = str(header.get('Modality', ''))
   if frame.rescale is None and modality == 'CT':
@@ -133,18 +164,25 @@ def _values(frame: Frame) -> np.ndarray:
       'its values are in Hounsfield units cannot be told'
     )
   slope, intercept = frame.rescale or (1.0, 0.0)
+  if not np.isfinite([slope, intercept]).all():
+    raise InputError(
+      f'{frame.path}: RescaleSlope {slope:g}, RescaleIntercept {intercept:g}; '
+      'allowed are numbers'
+    )
   if slope == 1 and float(intercept).is_integer():
-    values = stored.astype(np.int32) + int(intercept)
+    values = stored.astype(np.int64) + int(intercept)
   else:
     values = (stored * slope + intercept).astype(np.float32)
+  nothing = np.zeros(stored.shape, bool)
   if (padding := header.get('PixelPaddingValue')) is not None:
-    last = header.get('PixelPaddingRangeLimit', padding)
-    low, high = sorted((int(padding), int(last)))
+    limit = header.get('PixelPaddingRangeLimit', padding)
+    # Often written as unsigned where the pixels are signed: the same bits.
+    low, high = sorted(
+      int(np.asarray(int(x) % 2**32, np.uint32).astype(stored.dtype))
+      for x in (padding, limit)
+    )
     nothing = (stored >= low) & (stored <= high)
-    if nothing.any() and not nothing.all():
-      rest = AIR if modality == 'CT' else values[~nothing].min()
-      values[nothing] = rest
-  return values
+  return values, nothing
 
 
 def _stored(frame: Frame) -> np.ndarray:

@@ -29,11 +29,13 @@ class Series(NamedTuple):
     frames: `n` of them, along the normal: the cross product of the directions.
     phase: what tells it from others of its series, '' where nothing does.
     notes: a line for each thing that was left out or is odd.
+    reason: why it cannot be read, '' where it can.
   """
 
   frames: tuple[Frame, ...]
   phase: str = ''
   notes: tuple[str, ...] = ()
+  reason: str = ''
 
   @property
   def first(self) -> Frame:
@@ -43,7 +45,8 @@ class Series(NamedTuple):
   def name(self) -> str:
     """What a person knows it by: number, description, kind and size."""
     header = self.first.header
-    number = str(header.get('SeriesNumber') or '')
+    number = str(header.get('SeriesNumber', ''))
+    number = '' if number == 'None' else number
     description = str(header.get('SeriesDescription') or '').strip()
     size = 'x'.join(map(str, (*self.first.shape[::-1], len(self.frames))))
     words = [number, description, self.phase, str(header.get('Modality', ''))]
@@ -75,26 +78,27 @@ def series_of(
   Args:
     frames: of any files, in any order.
     pixels_of: reads what a frame holds; asked for only of those at one place.
-
-  Raises:
-    InputError: frames at one position differ in nothing but their pixels.
   """
   found = []
   for group in _alike(frames):
     ordered = sorted(group, key=lambda f: (_height(f, group[0]), str(f.path)))
-    kept, notes = _without_copies(ordered, pixels_of)
-    found += [
-      Series(tuple(phase), name, tuple(notes)) for name, phase in _phases(kept)
-    ]
+    try:
+      kept, notes = _without_copies(ordered, pixels_of)
+      found += [
+        Series(tuple(phase), name, tuple(notes))
+        for name, phase in _phases(kept)
+      ]
+    except InputError as error:  # it costs none of the others
+      found.append(Series(tuple(ordered), reason=str(error)))
   return sorted(found, key=_key)
 
 
 def _key(series: Series) -> tuple:
   header = series.first.header
-  number = header.get('SeriesNumber')
+  number = str(header.get('SeriesNumber', ''))
   first = series.first
   return (
-    *(first.study, -1 if number is None else int(number), first.series),
+    *(first.study, int(number) if number.isdigit() else -1, first.series),
     *(series.phase, str(first.path)),
   )
 
@@ -178,7 +182,9 @@ def _phases(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
     return [('', list(frames))]
   for i, name in enumerate(PHASES):
     values = [[frame.phase[i] for frame in place] for place in places]
-    if all(None not in own and len({*own}) == len(own) for own in values):
+    # Each phase has a slice at every place.
+    alike = len({frozenset(own) for own in values}) == 1
+    if alike and None not in values[0] and len({*values[0]}) == len(values[0]):
       split: dict = {}
       for frame in frames:
         split.setdefault(frame.phase[i], []).append(frame)
@@ -197,10 +203,12 @@ def _phases(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
 
 
 def check_even(series: Series) -> None:
-  """Raises InputError where slices are missing or unevenly spread.
+  """Raises InputError where slices are missing, doubled or unevenly spread.
 
   The gap is the median of the gaps, never SliceThickness.
   """
+  if series.reason:
+    raise InputError(series.reason)
   frames = series.frames
   where = f'{series.first.path.parent}, series {series.name}'
   if len(frames) < 2:
