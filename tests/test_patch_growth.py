@@ -9,7 +9,12 @@ from data_cases import assert_one_line
 from small import load, shrink
 
 from medseg_jax import train
-from medseg_jax.experiment import build, compiled_steps, patch_growth
+from medseg_jax.experiment import (
+  build,
+  compiled_steps,
+  early_stop,
+  patch_growth,
+)
 from medseg_jax.experiment.patch_growth import Stage
 from medseg_jax.runtime.errors import InputError, Stopped
 
@@ -52,7 +57,8 @@ def test_stages_are_even_and_suit_network_and_devices():
 
 
 @pytest.mark.parametrize(
-  'shares', [(0.5,), (0.5, 0.5, 1.0), (0.0, 1.0), (2.0,)]
+  'shares',
+  [(0.5,), (0.5, 0.5, 1.0), (0.0, 1.0), (2.0,), ('a',), (None, 1.0), (True,)],
 )
 def test_what_does_not_grow_to_the_whole_is_refused(shares):
   with pytest.raises(InputError, match='config.patch_growth') as error:
@@ -69,6 +75,29 @@ def test_the_schedule_goes_by_voxels():
   np.testing.assert_allclose(got, seen / 240 * 30, rtol=1e-5)
   same = patch_growth.by_voxels(moved, three[:1])
   assert same is moved
+
+
+def test_patches_too_small_for_the_norm_blame_their_own_key():
+  config = config_of(patch_growth=(0.1, 1.0))
+  config.patch_size, config.model.norm = (16, 16), 'instance'
+  config.data.classes = ('background', 'disc')
+  model = build.model_of(config, build.mesh_of(config))
+  with pytest.raises(InputError, match='config.patch_growth') as error:
+    build.check_statistics(config, model)
+  assert_one_line(error, 'larger shares')
+
+
+def test_an_early_end_is_decided_on_whole_patches(tmp_path):
+  config = config_of(num_steps=30)
+  config.stop.patience, config.data.classes = 1, ('background', 'disc')
+  with open(tmp_path / 'metrics.jsonl', 'w') as file:
+    for step in range(2, 29, 2):
+      line = {'step': step, 'split': 'val', 'dice': 0.5}
+      file.write(json.dumps(line) + '\n')
+  # Stages of ten steps: the last begins at 20, and its second evaluation is the
+  # first that has not risen.
+  ends = {step: early_stop.due(tmp_path, step, config) for step in range(2, 29)}
+  assert [step for step, end in ends.items() if end] == [24]
 
 
 def losses(workdir):

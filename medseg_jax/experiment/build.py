@@ -220,6 +220,13 @@ def check_statistics(config: ConfigDict, model: Model) -> None:
   values = lowest * batch if norm == 'batch' else lowest
   if values > 1 or (norm == 'group' and _channels_of_a_group(config) > 1):
     return
+  if patch != tuple(config.patch_size):
+    raise InputError(
+      f'config.patch_growth {tuple(config.patch_growth)} begins with patches '
+      f'of {patch}, which leave a single voxel at the lowest of '
+      f'{counted(config.model.depth, "resolution")}, of which {norm} norm '
+      'takes no mean and deviation; allowed are larger shares to begin with'
+    )
   more = ', a batch (or part of one) of 2 or more' if norm == 'batch' else ''
   raise InputError(
     f'config.patch_size {patch} leaves a single voxel at the lowest of '

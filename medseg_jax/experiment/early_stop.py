@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import ensemble, model_folder
+from medseg_jax.experiment import build, ensemble, model_folder
 from medseg_jax.runtime import multihost, sharding
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.metric_writer import read_lines
@@ -84,8 +84,10 @@ def due(workdir: pathlib.Path, step: int, config: ConfigDict) -> int:
   def decide() -> int:
     if not config.stop.patience:
       return 0
+    # Of patches that grow: networks of smaller ones stand still earlier.
+    begin = build.stages_of(config)[-1].first_step
     lines = read_lines(workdir, 'val')
-    dices = [values.get('dice') for at, values in lines if at <= step]
+    dices = [values.get('dice') for at, values in lines if begin < at <= step]
     if not stands_still(dices, config.stop.patience):
       return 0
     end = step + max(1, math.ceil(config.stop.anneal * step))

@@ -38,8 +38,11 @@ class Stage(NamedTuple):
 def check(config: ConfigDict) -> None:
   """Raises InputError where the shares are no growth up to the full patch."""
   shares = tuple(config.patch_growth)
-  rising = all(a < b for a, b in zip(shares, shares[1:], strict=False))
-  if shares and not (shares[0] > 0 and rising and shares[-1] == 1):
+  rising = all(
+    isinstance(share, int | float) and not isinstance(share, bool)
+    for share in shares
+  ) and all(a < b for a, b in zip(shares, shares[1:], strict=False))
+  if shares and not (rising and shares[0] > 0 and shares[-1] == 1):
     raise InputError(
       f'config.patch_growth is {shares}; allowed are shares of '
       'config.patch_size above 0, each larger than the one before and the last '

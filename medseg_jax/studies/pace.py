@@ -84,7 +84,8 @@ def measure(
     feed = compile_steps(train_step, state, cache, endless, mesh, feed)
     setup += time.perf_counter() - begin
     own_step, state = _seconds_of_step(feed, state, seconds / len(stages))
-    step += own_step * (stage.end - stage.first_step) / config.num_steps
+    share = (stage.end - stage.first_step) / max(config.num_steps, 1)
+    step += own_step * share
   return multihost.from_primary(lambda: Pace(setup, step, case))
 
 
