@@ -1,16 +1,20 @@
 """Who a series is of, and names for what is made of it."""
 
 import hashlib
+from collections.abc import Sequence
 
+import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from medseg_jax.clinic.codes import Meaning
 from medseg_jax.data.formats.dicom.series import Series
 from medseg_jax.runtime.errors import InputError
 
 # Of type 1: what refers to a series names them.
 _NEEDED = ('StudyInstanceUID', 'SeriesInstanceUID', 'FrameOfReferenceUID')
 _OF_EACH = ('SOPInstanceUID', 'SOPClassUID')
+UTF_8 = 'ISO_IR 192'  # names of classes may have any letters
 # Of the patient and the study, of type 2 or 3: as they are, or empty.
 PATIENT = ('PatientName', 'PatientID', 'PatientBirthDate', 'PatientSex')
 STUDY = (
@@ -45,8 +49,42 @@ def uid(series: Series, *of: str) -> str:
     series: what is made belongs to.
     of: what else it is of: the model, the result, what it names.
   """
-  digest = hashlib.sha256('\n'.join(of).encode()).hexdigest()
+  slices = [f'{frame.instance} {frame.number}' for frame in series.frames]
+  words = [series.first.series, series.phase, *slices, *of]
+  digest = hashlib.sha256('\n'.join(words).encode()).hexdigest()
   return generate_uid(entropy_srcs=[series.first.series, digest])
+
+
+def result_of(
+  mask: np.ndarray, series: Series, meanings: Sequence[Meaning], form: str
+) -> str:
+  """Returns a text that differs where what is written of a mask differs.
+
+  Raises:
+    ValueError: the mask is not one of these slices.
+  """
+  shape = (len(series.frames), *series.first.shape)
+  if mask.shape != shape:
+    raise ValueError(f'a mask {mask.shape} for slices {shape}')
+  plain = np.ascontiguousarray(mask, '<i4')
+  digest = hashlib.sha256(plain.tobytes()).hexdigest()
+  return f'{form} {digest} {[tuple(meaning) for meaning in meanings]}'
+
+
+def unique(names: Sequence[str], longest: int) -> list[str]:
+  """Returns names as DICOM can have them, each another one.
+
+  Args:
+    names: any; a backslash would be two values.
+    longest: characters that they may have.
+  """
+  found: list[str] = []
+  for name in (name.replace('\\', '/') for name in names):
+    short, i = name[:longest], 2
+    while short in found:
+      short, i = f'{name[: longest - 4]}_{i}', i + 1
+    found.append(short)
+  return found
 
 
 def complete(header: Dataset) -> Dataset:

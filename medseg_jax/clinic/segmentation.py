@@ -1,6 +1,5 @@
 """Masks as DICOM Segmentation objects (PS3.3, section A.51), by highdicom."""
 
-import hashlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -45,7 +44,9 @@ def write(
     InputError: the series says not who it is of.
   """
   identity.check(series)
-  result = hashlib.sha256(np.ascontiguousarray(mask).tobytes()).hexdigest()
+  form = 'LABELMAP' if labelmap else 'BINARY'
+  result = identity.result_of(mask, series, meanings, form)
+  labels = identity.unique([meaning.name for meaning in meanings], 64)
   algorithm = hd.AlgorithmIdentificationSequence(
     name=model[:64],
     version=version[:64],
@@ -57,7 +58,7 @@ def write(
     descriptions.append(
       hd.seg.SegmentDescription(
         segment_number=i + 1,
-        segment_label=meaning.name[:64],
+        segment_label=labels[i],
         segmented_property_category=Code(
           meaning.category[0], 'SCT', meaning.category[1]
         ),
@@ -65,7 +66,7 @@ def write(
         algorithm_type='AUTOMATIC',
         algorithm_identification=algorithm,
         tracking_uid=identity.uid(series, *of, 'tracking'),
-        tracking_id=meaning.name[:64],
+        tracking_id=labels[i],
         display_color=hd.color.CIELabColor.from_rgb(*meaning.colour),
       )
     )
@@ -76,7 +77,7 @@ def write(
     dataset = hd.seg.Segmentation(
       source_images=headers[:1] if several else headers,
       pixel_array=mask.astype(np.uint8 if len(meanings) < 256 else np.uint16),
-      segmentation_type='LABELMAP' if labelmap else 'BINARY',
+      segmentation_type=form,
       segment_descriptions=descriptions,
       series_instance_uid=identity.uid(series, model, version, 'SEG'),
       series_number=_series_number(series),
@@ -91,6 +92,7 @@ def write(
       omit_empty_frames=bool(mask.any()),
       **_geometry(series),
     )
+  dataset.SpecificCharacterSet = identity.UTF_8
   dataset.SeriesDescription = f'Segmentation by {model}'[:64]
   identity.date(dataset, series)
   dimensions = identity.uid(series, model, version, result, 'dimensions')

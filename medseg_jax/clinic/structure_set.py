@@ -1,6 +1,5 @@
 """Masks as DICOM RT Structure Sets (PS3.3, section A.19), and back."""
 
-import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -53,8 +52,8 @@ def write(
   """
   identity.check(series)
   header = identity.complete(series.first.header)
-  result = hashlib.sha256(np.ascontiguousarray(mask).tobytes()).hexdigest()
-  of = (model, version, result, 'RTSTRUCT')
+  result = identity.result_of(mask, series, meanings, 'RTSTRUCT')
+  of = (model, version, result)
   meta = FileMetaDataset()
   meta.MediaStorageSOPClassUID = RTStructureSetStorage
   meta.MediaStorageSOPInstanceUID = identity.uid(series, *of)
@@ -63,8 +62,7 @@ def write(
   dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b'\0' * 128)
   for name in (*identity.PATIENT, *identity.STUDY, 'StudyInstanceUID'):
     dataset[name] = header[name]
-  if 'SpecificCharacterSet' in header:
-    dataset.SpecificCharacterSet = header.SpecificCharacterSet
+  dataset.SpecificCharacterSet = identity.UTF_8
   dataset.SOPClassUID = RTStructureSetStorage
   dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
   dataset.Modality = 'RTSTRUCT'
@@ -84,10 +82,15 @@ def write(
   dataset.StructureSetROISequence = []
   dataset.ROIContourSequence = []
   dataset.RTROIObservationsSequence = []
-  for i, (meaning, name) in enumerate(
-    zip(meanings, _unique([m.name for m in meanings]), strict=True), start=1
+  names = [meaning.name for meaning in meanings]
+  regions = zip(
+    *(identity.unique(names, longest) for longest in (_NAME, _LABEL)),
+    strict=True,
+  )
+  for i, (meaning, (name, label)) in enumerate(
+    zip(meanings, regions, strict=True), start=1
   ):
-    _add(dataset, i, meaning, name, mask == i, series)
+    _add(dataset, i, meaning, name, label, mask == i, series)
   identity.date(dataset, series)
   dataset.StructureSetDate = dataset.SeriesDate
   dataset.StructureSetTime = dataset.SeriesTime
@@ -100,6 +103,7 @@ def _add(
   number: int,
   meaning: Meaning,
   name: str,
+  label: str,
   mask: np.ndarray,
   series: Series,
 ) -> None:
@@ -123,7 +127,7 @@ def _add(
   observed = Dataset()
   observed.ObservationNumber = number
   observed.ReferencedROINumber = number
-  observed.ROIObservationLabel = name[:_LABEL]
+  observed.ROIObservationLabel = label
   observed.RTROIInterpretedType = 'ORGAN'
   observed.ROIInterpreter = None
   dataset.RTROIObservationsSequence.append(observed)
@@ -176,18 +180,6 @@ def _reference(series: Series) -> Dataset:
   return frame_of_reference
 
 
-def _unique(names: Sequence[str]) -> list[str]:
-  """Returns names of at most 64 characters, each another one."""
-  found: list[str] = []
-  for name in names:
-    short, i = name[:_NAME], 2
-    while short in found:
-      short = f'{name[: _NAME - 4]}_{i}'
-      i += 1
-    found.append(short)
-  return found
-
-
 def read(
   path: str | os.PathLike, series: Series, names: Sequence[str]
 ) -> np.ndarray:
@@ -216,6 +208,11 @@ def read(
       int(each.ReferencedROINumber): each.get('ContourSequence') or []
       for each in dataset.ROIContourSequence
     }
+    places = {
+      (number, i): np.asarray(contour.ContourData, np.float64).reshape(-1, 3)
+      for number, own in drawn.items()
+      for i, contour in enumerate(own)
+    }
   except Exception as error:  # pydicom raises all kinds
     raise InputError(
       f'{path}: no RT Structure Set ({type(error).__name__})'
@@ -231,14 +228,14 @@ def read(
   mask = np.zeros((len(heights), *first.shape), np.int16)
   for index, name in enumerate(names, start=1):
     by_slice: dict[int, list[np.ndarray]] = {}
-    for contour in drawn.get(numbers[name], []):
-      places = np.asarray(contour.ContourData, np.float64).reshape(-1, 3)
-      i = int(np.abs(heights - normal @ places[0]).argmin())
-      if abs(heights[i] - normal @ places[0]) > near:
+    for number in range(len(drawn.get(numbers[name], []))):
+      own = places[numbers[name], number]
+      i = int(np.abs(heights - normal @ own[0]).argmin())
+      if np.abs(heights[i] - own @ normal).max() > near:
         raise InputError(
           f'{path}: a contour of {name} lies on no slice of the series'
         )
-      offset = places - series.frames[i].position
+      offset = own - series.frames[i].position
       points = np.stack(
         [
           offset @ first.column_direction / first.pixel_spacing[0],
@@ -247,6 +244,6 @@ def read(
         -1,
       )
       by_slice.setdefault(i, []).append(points)
-    for i, own in by_slice.items():
-      mask[i][contours.to_mask(own, first.shape)] = index
+    for i, drawn_there in by_slice.items():
+      mask[i][contours.to_mask(drawn_there, first.shape)] = index
   return mask
