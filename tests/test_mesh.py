@@ -32,6 +32,8 @@ MASKS = {
   'specks': noise(0.04),
   'sponge': noise(0.4),
   'holes': noise(0.93),
+  # Smoothed in full, it would enclose too much wherever it is cut.
+  'dense': np.random.default_rng(5).random((16, 17, 18)) < 0.7,
 }
 
 

@@ -213,8 +213,9 @@ def _place(
   if margins is None:
     for larger in _WEIGHTS[1:]:
       before, weight = weight, np.full(number, larger)
-      reached = volumes(np.ones(number)) >= cuts.sizes
-      weight = np.where(reached, weight, before)
+      least, most = (volumes(np.full(number, end)) for end in (0.0, 1.0))
+      within_reach = (least <= cuts.sizes) & (cuts.sizes <= most)
+      weight = np.where(within_reach, weight, before)
   low, high = np.zeros(number), np.ones(number)
   for _ in range(_HALVINGS):
     level = (low + high) / 2
