@@ -46,7 +46,10 @@ setup(
   python_requires='>=3.11',
   packages=find_packages(include=['medseg_jax', 'medseg_jax.*']),
   cmdclass={'build_py': BuildWithDefaults},
-  package_data={'medseg_jax': ['py.typed']},
+  package_data={
+    'medseg_jax': ['py.typed'],
+    'medseg_jax.clinic': ['page.html'],
+  },
   install_requires=[
     'absl-py',
     'flax>=0.12',

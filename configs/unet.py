@@ -225,6 +225,8 @@ def get_config() -> ConfigDict:
   # (class, SNOMED CT code, meaning) for DICOM; others are an organ or a lesion.
   config.clinic = ConfigDict()
   config.clinic.codes = ()
+  # Classes whose parts are measured one by one; () for those named like it.
+  config.clinic.lesions = ()
 
   # Of volumes, also mm and ml; see medseg_jax/report/summary.py.
   config.evaluation = ConfigDict()

@@ -227,7 +227,7 @@ def _run() -> None:
       overwrite=_OVERWRITE.value,
     )
     return
-  from medseg_jax.experiment import build, dicom_results, trained_model
+  from medseg_jax.experiment import build, clinic_formats, trained_model
   from medseg_jax.runtime import sharding
 
   trained = dict(model=model, checkpoint=_CHECKPOINT.value or '')
@@ -251,7 +251,7 @@ def _run() -> None:
       output_dir=pathlib.Path(_needed('output', 'FOLDER', _OUTPUT.value)),
       overwrite=_OVERWRITE.value,
       series=_SERIES.value,
-      formats=dicom_results.parse(_FORMATS.value),
+      formats=clinic_formats.parse(_FORMATS.value),
       mesh=mesh,
       started=_STARTED,
       **trained,

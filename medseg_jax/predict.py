@@ -68,7 +68,7 @@ def run(
     model: a model folder or its zip, in place of the workdir.
     overwrite: make all masks anew, whatever files are in their place.
     series: which of several DICOM series, see `dicom_series.find`.
-    formats: of the masks of volumes, see `experiment.dicom_results`.
+    formats: of the masks of volumes, see `experiment.clinic_formats`.
     mesh: what the tiles are spread over, which need not be the training's;
       None for all devices of this process.
     started: `time.perf_counter()` when the program began.
@@ -111,7 +111,6 @@ def run(
       'single model; allowed with an ensemble, such as --mode=crossval writes'
     )
   maker, made_of = maker_of(weights), (weights.step, weights.which)
-  calibration = weights.calibration
   lap('weights')
 
   def look() -> tuple[Job, ...]:
@@ -193,9 +192,7 @@ def run(
   _tell(config, work, done, len(work.jobs) - len(jobs), made_of)
   pictures.tell()
   line = multihost.from_primary(
-    lambda: volume_table.write(
-      work.folder, work.jobs, config, calibration, maker
-    )
+    lambda: volume_table.write(work.folder, work.jobs, config, maker)
   )
   if line:
     print(line)

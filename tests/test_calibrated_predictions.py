@@ -21,8 +21,8 @@ from medseg_jax.experiment import (
   volume_table,
 )
 from medseg_jax.experiment.calibrated import Calibration
-from medseg_jax.experiment.prediction_jobs import Job
 from medseg_jax.experiment.prediction_record import Maker, Record
+from medseg_jax.experiment.prediction_targets import MASK, Job, Target
 from medseg_jax.inference import decoding
 from medseg_jax.runtime.errors import InputError, Stopped
 
@@ -214,16 +214,17 @@ def test_large_areas_keep_their_digits_and_odd_names_have_one_row(tmp_path):
   config.data.source, config.data.classes = 'folder', ('background', 'a', 'b')
   target = tmp_path / 'caf\udce9.png'
   target.write_bytes(b'a mask')
-  job, maker = Job('', (), target, None), Maker('these weights', {})
+  job = Job('', (), (Target(MASK, target),))
+  maker = Maker('these weights', {})
   Record(tmp_path).add(
     target, target.name, (), '', maker, voxels=[1, 1234567, 0], voxel_size=1.0
   )
   for _ in range(2):
-    volume_table.write(tmp_path, [job], config, Calibration(), maker)
+    volume_table.write(tmp_path, [job], config, maker)
   rows = rows_of(tmp_path)
   assert [row['volume'] for row in rows] == ['1234567', '0']
   # Those of a mask that other weights have made stay as they are.
   bands = {'a': VolumeBand(-2.0, 3.5, 40, 2)}
   other = Calibration((), bands, 'pixels', 0.9)
-  volume_table.write(tmp_path, [job], config, other, Maker('others', {}))
+  volume_table.write(tmp_path, [job], config, Maker('others', {}, other))
   assert rows_of(tmp_path) == rows

@@ -1,12 +1,14 @@
 """Masks of DICOM series: a folder in, a NIfTI file out."""
 
 import hashlib
+import json
 import sys
 
 import highdicom as hd
 import nibabel
 import numpy as np
 import pytest
+import trimesh
 from conftest import write_volumes
 from data_cases import assert_one_line
 from dicom_cases import values, write
@@ -18,7 +20,7 @@ from medseg_jax import load_model, predict
 from medseg_jax.clinic import structure_set
 from medseg_jax.data.formats.dicom import reading
 from medseg_jax.data.sources import to_predict
-from medseg_jax.experiment import dicom_results, trained_model
+from medseg_jax.experiment import clinic_formats, trained_model
 from medseg_jax.runtime.errors import InputError
 
 
@@ -139,10 +141,56 @@ def test_formats_that_cannot_be_are_one_line(model, tmp_path):
   with pytest.raises(InputError, match='is none') as error:
     run(model, data, tmp_path / 'out', formats=('seg',))
   assert_one_line(error, '--formats has seg')
-  with pytest.raises(InputError, match="--formats has 'mesh'") as error:
-    dicom_results.parse('nifti,mesh')
+  with pytest.raises(InputError, match="--formats has 'stl'") as error:
+    clinic_formats.parse('nifti,stl')
   assert_one_line(error)
-  assert dicom_results.parse('seg, nifti,seg') == ('seg', 'nifti')
+  assert clinic_formats.parse('seg, nifti,seg') == ('seg', 'nifti')
+
+
+def test_surfaces_and_a_report_of_any_volume(model, tmp_path, capsys):
+  data = write_volumes(tmp_path / 'data', 2) / 'imagesTr'
+  out = tmp_path / 'out'
+  formats = ('nifti', 'mesh', 'report')
+  run(model, data, out, formats=formats)
+  folder = out / 'case_00'
+  assert {path.name for path in folder.iterdir()} == {
+    *('mask.nii.gz', 'left.stl', 'right.stl', 'surfaces.ply'),
+    *('report.html', 'report.json', 'measurements.csv'),
+  }
+  mask = nibabel.load(folder / 'mask.nii.gz')
+  report = json.loads((folder / 'report.json').read_text())
+  label = mask.get_fdata()
+  for i, structure in enumerate(report['structures']):
+    assert structure['voxels'] == (label == i + 1).sum()
+    if not structure['voxels']:  # the network is untrained
+      assert structure['centroid_lps_mm'] is None
+      continue
+    volume = trimesh.load_mesh(folder / f'{structure["name"]}.stl').volume
+    assert volume / 1000 == pytest.approx(structure['volume_ml'], rel=0.01)
+    places = nibabel.affines.apply_affine(
+      mask.affine, np.argwhere(label == i + 1)
+    )
+    np.testing.assert_allclose(
+      structure['centroid_lps_mm'], places.mean(0) * [-1, -1, 1], rtol=1e-4
+    )
+  rows = (folder / 'measurements.csv').read_text().splitlines()
+  assert rows[1].startswith('case_00,left,,') and len(rows) == 3
+  # A second run changes nothing; another table of codes makes its files anew.
+  written = hashes(folder)
+  capsys.readouterr()
+  run(model, data, out, formats=formats)
+  assert 'kept      2 masks' in capsys.readouterr().out
+  assert hashes(folder) == written
+  run(model, data, tmp_path / 'alone', formats=('report',))
+  names = {path.name for path in (tmp_path / 'alone').iterdir()}
+  assert names >= {'case_00.html', 'case_00.json', 'case_01.csv'}
+  config = trained_model.read_config(None, model, '')
+  config.clinic.codes = (('left', '123', 'Left'),)
+  with pytest.raises(InputError, match='report.*another clinic.codes'):
+    predict.run(
+      config, None, model=model, input_path=data, output_dir=out,
+      formats=formats,
+    )  # fmt: skip
 
 
 def test_several_series_are_listed_and_one_is_chosen(model, tmp_path):

@@ -29,6 +29,7 @@ from medseg_jax.experiment import (
   prediction_jobs,
   trained_model,
 )
+from medseg_jax.experiment.prediction_targets import MASK, Job, Target
 from medseg_jax.inference import decoding
 from medseg_jax.inference.cases import predict_cases as predict_cases_of_library
 from medseg_jax.inference.cases import predict_each
@@ -81,7 +82,7 @@ def test_a_killed_prediction_goes_on(workdir, scans, tmp_path, monkeypatch):
       run(workdir, scans, out)
   assert list(masks(out)) == ['a.png']
   # What a kill by -9 leaves besides: a file half written, a line half written.
-  job = prediction_jobs.Job('b', (), out / 'b.png', None)
+  job = Job('b', (), (Target(MASK, out / 'b.png'),))
   unfinished = prediction_jobs._unfinished(job.target)
   unfinished.write_bytes(b'half')
   unfinished.with_name(f'.{unfinished.name}.99.tmp').write_bytes(b'half')

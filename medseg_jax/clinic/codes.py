@@ -24,6 +24,7 @@ class Meaning(NamedTuple):
     category: SNOMED CT code and meaning.
     kind: likewise.
     generic: whether the kind is a guess by the name alone.
+    lesion: whether its components are measured one by one.
     colour: red, green, blue, 0..255.
   """
 
@@ -31,11 +32,14 @@ class Meaning(NamedTuple):
   category: tuple[str, str]
   kind: tuple[str, str]
   generic: bool
+  lesion: bool
   colour: tuple[int, int, int]
 
 
 def meanings(
-  classes: Sequence[str], table: Sequence[Sequence[str]] = ()
+  classes: Sequence[str],
+  table: Sequence[Sequence[str]] = (),
+  lesions: Sequence[str] = (),
 ) -> tuple[Meaning, ...]:
   """Returns what each class is, the background, which is first, left out.
 
@@ -43,6 +47,8 @@ def meanings(
     classes: of the model.
     table: (class, SNOMED CT code, meaning) of those that are known, as
       `config.clinic.codes` has them; the others are an organ or a lesion.
+    lesions: the classes that are, as `config.clinic.lesions` has them; () for
+      those whose names say so.
 
   Raises:
     InputError: the table is of another form, or of a class that there is not.
@@ -55,9 +61,14 @@ def meanings(
         f'code, meaning) of {", ".join(classes[1:])}'
       )
     known = {**known, row[0]: (str(row[1]), str(row[2]))}
+  if unknown := [name for name in lesions if name not in classes[1:]]:
+    raise InputError(
+      f'config.clinic.lesions has {unknown[0]!r}; allowed are '
+      f'{", ".join(classes[1:])}'
+    )
   found = []
   for i, name in enumerate(classes[1:]):
-    lesion = _LESIONS.search(name) is not None
+    lesion = name in lesions if lesions else bool(_LESIONS.search(name))
     kind = known.get(name, LESION if lesion else ORGAN)
     # As far apart as a circle of hues allows, whatever their number.
     rgb = colorsys.hsv_to_rgb((0.58 + 0.618034 * i) % 1, 0.65, 0.9)
@@ -68,6 +79,7 @@ def meanings(
         ALTERED if lesion else STRUCTURE,
         kind,
         name not in known,
+        lesion,
         (red, green, blue),
       )
     )

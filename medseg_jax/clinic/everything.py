@@ -1,6 +1,20 @@
 """All that writing a result takes, to be imported at one place, late."""
 
-from medseg_jax.clinic import codes, identity, segmentation, structure_set
+from medseg_jax.clinic import (
+  codes,
+  identity,
+  measurements,
+  mesh,
+  mesh_files,
+  numbers,
+  page,
+  segmentation,
+  structure_set,
+  viewer,
+)
 from medseg_jax.data.formats.dicom.reading import to_native
 
-__all__ = ('codes', 'identity', 'segmentation', 'structure_set', 'to_native')
+__all__ = (
+  'codes', 'identity', 'measurements', 'mesh', 'mesh_files', 'numbers', 'page',
+  'segmentation', 'structure_set', 'to_native', 'viewer',
+)  # fmt: skip

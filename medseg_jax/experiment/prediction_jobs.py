@@ -19,10 +19,18 @@ from medseg_jax.data.sources import (
   volume_geometry,
 )
 from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
-from medseg_jax.experiment import calibrated, dicom_results, sampled_voxels
-from medseg_jax.experiment.dicom_results import NIFTI, RTSTRUCT, SEG
+from medseg_jax.experiment import calibrated, clinic_formats, sampled_voxels
+from medseg_jax.experiment.clinic_formats import CLINIC, NIFTI
+from medseg_jax.experiment.clinic_results import ClinicResults
 from medseg_jax.experiment.prediction_record import Maker, Record
-from medseg_jax.experiment.prediction_targets import Job, job_of
+from medseg_jax.experiment.prediction_targets import (
+  APART,
+  ENTROPY,
+  PROBS,
+  SAMPLE,
+  Job,
+  job_of,
+)
 from medseg_jax.inference.own_grid import Prediction
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import flush_names
@@ -61,7 +69,7 @@ def plan(
     input_path: a folder of images or volumes, or one file.
     output: the folder of the masks; of one file also that of the mask.
     series: which of several DICOM series, see `dicom_series.find`.
-    formats: of the masks of volumes, see `dicom_results`; of several each case
+    formats: of the masks of volumes, see `clinic_formats`; of several each case
       has a folder.
 
   Raises:
@@ -95,13 +103,14 @@ def plan(
   )
   jobs, failures = [], [*found.failures]
   for case in found.cases:
-    dicom_results.check(case.images, formats)
+    clinic_formats.check(case.images, formats)
     place = output if file else folder / f'{case.name}{suffixes[0]}'
     job = job_of(case.name, case.images, place, formats=formats, config=config)
-    if reason := dicom_results.missing(case.images, formats):
+    if reason := clinic_formats.missing(case.images, formats):
       failures.append(Failure(case.name, reason))
-      job = job._replace(seg_target=None, rtstruct_target=None)
-    if not reason or NIFTI in formats:
+      rest = [t for t in job.targets if t.kind not in clinic_formats.OF_SERIES]
+      job = job._replace(targets=tuple(rest))
+    if set(formats) - set(clinic_formats.OF_SERIES) or not reason:
       jobs.append(job)
   _check_apart(jobs, found.cases)
   return Work(folder, tuple(jobs), tuple(failures), found.unused)
@@ -163,37 +172,38 @@ def write(
     maker: what the mask was made with.
   """
   label_values = config.data.label_values
+  clinic = None
   for target in reversed(job.targets):  # the mask last: with it all is there
-    unfinished = _unfinished(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    kind, path = target.kind, target.path
+    unfinished = _unfinished(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-      if target == job.probs_target:
+      if kind == PROBS:
         nifti.write_volume(unfinished, prediction.probs, _grid_of(job))
-      elif target == job.entropy_target:
+      elif kind == ENTROPY:
         _write_map(unfinished, prediction.entropy, job)
-      elif target == job.apart_target:
+      elif kind == APART:
         _write_map(unfinished, prediction.disagreement, job)
-      elif target == job.sample_target:
+      elif kind == SAMPLE:
         sampled_voxels.write(unfinished, prediction.sample)
-      elif target in (job.seg_target, job.rtstruct_target):
-        dicom_results.write(
-          SEG if target == job.seg_target else RTSTRUCT,
-          *(unfinished, prediction.label, job.images),
-          config=config,
-          weights=maker.weights,
+      elif kind in CLINIC:
+        clinic = clinic or ClinicResults(
+          job, prediction, config=config, maker=maker
         )
-      elif target.name.lower().endswith('.png'):
+        clinic.write(target, unfinished)
+      elif path.name.lower().endswith('.png'):
         images.write_mask(unfinished, prediction.label, tuple(label_values))
       else:
         values = np.asarray(label_values, np.int16)[prediction.label]
         nifti.write_label(unfinished, values, _grid_of(job))
-      own, more = maker.of_the_rest(), {}
-      if target == job.target:
-        own, more = maker, _size_of(prediction, label_values)
-      name = record.name_of(target)
+      more = {}
+      if path == job.target:
+        more = _size_of(prediction, label_values)
+      name = record.name_of(path)
+      own = maker.of(kind)
       record.add(unfinished, name, job.images, image_hash, own, **more)
-      unfinished.replace(target)
-      flush_names(target.parent)
+      unfinished.replace(path)
+      flush_names(path.parent)
     finally:
       unfinished.unlink(missing_ok=True)
 
@@ -241,26 +251,20 @@ def still_to_do(
   """
   rest, in_the_way = [], []
   for job in jobs:
-    there = [path for path in job.targets if path.exists()]
-    for path in there:
-      if path.is_dir():
+    there = [target for target in job.targets if target.path.exists()]
+    for target in there:
+      if target.path.is_dir():
         raise InputError(
-          f'{path}: a folder, where a mask is to be written; move it away, or '
-          'name another --output'
+          f'{target.path}: a folder, where a mask is to be written; move it '
+          'away, or name another --output'
         )
     if overwrite:
       rest.append(job)
       continue
     reasons = [
       f'{path}: is there already and is not overwritten: {reason}'
-      for path in there
-      if (
-        reason := record.differs(
-          path,
-          job.images,
-          maker if path == job.target else maker.of_the_rest(),
-        )
-      )
+      for kind, path, _ in there
+      if (reason := record.differs(path, job.images, maker.of(kind)))
     ]
     in_the_way += reasons
     if len(there) < len(job.targets):
@@ -278,7 +282,7 @@ def still_to_do(
 
 def remove_unfinished(jobs: Sequence[Job]) -> None:
   """Removes what a killed prediction left of these jobs' masks."""
-  targets = [path for job in jobs for path in job.targets]
+  targets = [target.path for job in jobs for target in job.targets]
   names = {_unfinished(path).name for path in targets}
   for folder in {path.parent for path in targets}:
     for path in folder.glob('.*unfinished-*'):
@@ -330,16 +334,14 @@ def _wanted_file(
 def _check_apart(jobs: Sequence[Job], cases: Sequence[VolumeFiles]) -> None:
   """Raises InputError where a mask would replace an image, or another one."""
   inputs = {path.resolve() for case in cases for path in case.images}
-  same = [
-    path for job in jobs for path in job.targets if path.resolve() in inputs
-  ]
+  paths = [target.path for job in jobs for target in job.targets]
+  same = [path for path in paths if path.resolve() in inputs]
   if same:
     raise InputError(
       f'{name_some(same, 1)}: the mask would replace the image itself; name '
       'another --output'
     )
-  targets = collections.Counter(path for job in jobs for path in job.targets)
-  twice = [path for path, count in targets.items() if count > 1]
+  twice = [path for path, n in collections.Counter(paths).items() if n > 1]
   if twice:
     raise InputError(
       f'{twice[0]}: both the mask of one case and what is written beside '

@@ -23,7 +23,15 @@ from ml_collections import ConfigDict
 
 from medseg_jax.data.sources.to_predict import MASK_LIST
 from medseg_jax.experiment import build, mirroring
+from medseg_jax.experiment.calibrated import Calibration
+from medseg_jax.experiment.clinic_formats import CLINIC, FILES, REPORT
 from medseg_jax.experiment.members import Weights
+from medseg_jax.experiment.prediction_targets import (
+  APART,
+  ENTROPY,
+  PROBS,
+  SAMPLE,
+)
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime.errors import InputError
 
@@ -40,19 +48,28 @@ class Maker(NamedTuple):
   Attributes:
     weights: hash of the network's variables.
     settings: what of the config has a part in a mask.
-    temperature: of the probabilities, which has none; () for 1.
+    calibration: of its probabilities and volumes, which has none.
+    clinic: what of the config has a part in files for the clinic alone.
   """
 
   weights: str
   settings: dict[str, Any]
-  temperature: tuple[float, ...] = ()
+  calibration: Calibration = Calibration()
+  clinic: Mapping[str, Any] = {}
 
-  def of_the_rest(self) -> 'Maker':
-    """Returns what makes the files beside the mask."""
-    if not self.temperature:
-      return self
-    more = {'temperature': list(self.temperature)}
-    return self._replace(settings=self.settings | more)
+  def of(self, kind: str) -> 'Maker':
+    """Returns what makes a file of this kind; see `prediction_targets`."""
+    more: dict[str, Any] = {}
+    found = self.calibration
+    if kind in (PROBS, SAMPLE, ENTROPY, APART) and found.temperature:
+      more['temperature'] = list(found.temperature)
+    if kind in FILES[REPORT] and found.bands:
+      more['volume_bands'] = {
+        name: [band.low, band.high] for name, band in found.bands.items()
+      }
+    if kind in CLINIC:
+      more |= self.clinic
+    return self._replace(settings=self.settings | more) if more else self
 
 
 def maker_of(model: Weights) -> Maker:
@@ -75,7 +92,10 @@ def maker_of(model: Weights) -> Maker:
     settings['postprocessing'] = model.postprocessing
   # As the file will have them: lists in place of tuples.
   settings = json.loads(json.dumps(settings))
-  return Maker(weights, settings, model.calibration.temperature)
+  clinic = model.parts[0].config.get('clinic', ConfigDict()).to_dict()
+  clinic = {f'clinic.{key}': value for key, value in clinic.items() if value}
+  clinic = json.loads(json.dumps(clinic))
+  return Maker(weights, settings, model.calibration, clinic)
 
 
 def _settings_of(config: ConfigDict) -> dict[str, Any]:

@@ -7,7 +7,24 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from medseg_jax.data.formats import nifti
-from medseg_jax.experiment.dicom_results import NIFTI, RTSTRUCT, SEG
+from medseg_jax.experiment.clinic_formats import FILES, MESH, NIFTI, library
+
+MASK, PROBS, SAMPLE = 'mask', 'probabilities', 'sample'
+ENTROPY, APART = 'entropy', 'disagreement'
+
+
+class Target(NamedTuple):
+  """One file that is written of an image.
+
+  Attributes:
+    kind: `MASK` and so on, or one of `clinic_formats`.
+    path: of the file.
+    index: of the class that it is of, where it is of one alone.
+  """
+
+  kind: str
+  path: pathlib.Path
+  index: int = 0
 
 
 class Job(NamedTuple):
@@ -16,29 +33,18 @@ class Job(NamedTuple):
   Attributes:
     name: of the case.
     images: its files.
-    target: the mask to write.
-    probs_target: the file of its probabilities, or None.
-    sample_target: that of the logits of some voxels, or None.
-    entropy_target: that of the entropy, or None.
-    apart_target: that of the members' disagreement, or None.
-    seg_target: the mask as DICOM Segmentation, or None.
-    rtstruct_target: the mask as RT Structure Set, or None.
+    targets: what to write: the mask first, of whatever format, then what else
+      is asked for.
   """
 
   name: str
   images: tuple[pathlib.Path, ...]
-  target: pathlib.Path
-  probs_target: pathlib.Path | None
-  sample_target: pathlib.Path | None = None
-  entropy_target: pathlib.Path | None = None
-  apart_target: pathlib.Path | None = None
-  seg_target: pathlib.Path | None = None
-  rtstruct_target: pathlib.Path | None = None
+  targets: tuple[Target, ...]
 
   @property
-  def targets(self) -> tuple[pathlib.Path, ...]:
-    paths = [path for path in self[2:] if path is not None]
-    return tuple(dict.fromkeys(paths))  # the mask may be DICOM itself
+  def target(self) -> pathlib.Path:
+    """The file of the mask: with it all is there."""
+    return self.targets[0].path
 
 
 def job_of(
@@ -56,8 +62,8 @@ def job_of(
   Args:
     name: of the case.
     images: its files.
-    place: of the mask, were it alone and no DICOM: a NIfTI file or a PNG.
-    formats: see `dicom_results`; ('nifti',) for images, too.
+    place: of the mask, were it alone and a plain image: a NIfTI file or a PNG.
+    formats: see `clinic_formats`; ('nifti',) for images, too.
     config: of the model, resolved.
   """
   several = len(formats) > 1
@@ -66,27 +72,28 @@ def job_of(
   suffix = place.name[len(stem) :]
   if several:
     place, stem = place.with_name(name) / f'mask{suffix}', 'mask'
-
-  def dicom(kind: str) -> pathlib.Path | None:
-    if kind not in formats:
-      return None
-    return place.with_name(f'{kind if several else stem}.dcm')
-
-  def beside(word: str, asked: bool) -> pathlib.Path | None:
-    return place.with_name(f'{stem}_{word}{suffix}') if asked else None
-
-  seg, rtstruct = dicom(SEG), dicom(RTSTRUCT)
+  targets = []
+  if NIFTI in formats:
+    targets.append(Target(MASK, place))
+  for kind, file in (
+    pair for of in formats for pair in FILES.get(of, {}).items()
+  ):
+    own = file if several else f'{stem}{pathlib.PurePath(file).suffix}'
+    targets.append(Target(kind, place.with_name(own)))
+  if MESH in formats:
+    classes = tuple(config.data.classes)[1:]
+    files = library(formats).mesh_files.file_names(classes)
+    for i, file in enumerate(files):
+      own = file if several else f'{stem}_{file}'
+      targets.append(Target(MESH, place.with_name(own), index=i + 1))
   inference = config.inference
-  probs = None
   if inference.probabilities:  # of volumes
-    probs = place.with_name(f'{stem}_probabilities.nii.gz')
-  return Job(
-    name=name,
-    images=images,
-    target=place if NIFTI in formats else seg or rtstruct or place,
-    probs_target=probs,
-    entropy_target=beside('entropy', inference.uncertainty),
-    apart_target=beside('disagreement', inference.disagreement),
-    seg_target=seg,
-    rtstruct_target=rtstruct,
-  )
+    path = place.with_name(f'{stem}_probabilities.nii.gz')
+    targets.append(Target(PROBS, path))
+  for kind, asked in (
+    (ENTROPY, inference.uncertainty),
+    (APART, inference.disagreement),
+  ):
+    if asked:
+      targets.append(Target(kind, place.with_name(f'{stem}_{kind}{suffix}')))
+  return Job(name, images, tuple(targets))

@@ -28,7 +28,6 @@ def write(
   folder: pathlib.Path,
   jobs: Sequence[Job],
   config: ConfigDict,
-  calibration: Calibration,
   maker: Maker,
 ) -> str:
   """Writes the rows of this model's masks; returns a line for people.
@@ -41,10 +40,9 @@ def write(
     folder: of the masks.
     jobs: of this run, done or kept.
     config: of the model, resolved.
-    calibration: of the model.
     maker: of its masks; those that another has made keep their rows.
   """
-  path = folder / VOLUMES
+  path, calibration = folder / VOLUMES, maker.calibration
   try:
     rows = _read(path)
   except (OSError, ValueError, csv.Error):
@@ -61,7 +59,8 @@ def write(
       continue
     name = record.name_of(job.target)
     line = lines.get(name, {})
-    if (line.get('weights'), line.get('settings')) != maker[:2]:
+    own = maker.of(job.targets[0].kind)
+    if (line.get('weights'), line.get('settings')) != own[:2]:
       continue
     counts = line.get('voxels')
     if counts is None:

@@ -26,11 +26,16 @@ from medseg_jax.experiment import (
   trained_model,
 )
 from medseg_jax.experiment.failures import Failures
-from medseg_jax.experiment.prediction_jobs import Job
 from medseg_jax.experiment.prediction_record import (
   Record,
   hash_files,
   maker_of,
+)
+from medseg_jax.experiment.prediction_targets import (
+  MASK,
+  SAMPLE,
+  Job,
+  Target,
 )
 from medseg_jax.inference.cases import predict_each
 from medseg_jax.postprocessing import Pieces
@@ -197,9 +202,7 @@ def predict(
     mask.name: Job(
       mask.name,
       _images_of(mask.source, mask.index),
-      mask.path,
-      None,
-      mask.sample_path,
+      (Target(MASK, mask.path), Target(SAMPLE, mask.sample_path)),
     )
     for mask in masks
   }
@@ -214,11 +217,16 @@ def predict(
       job
       for job in jobs.values()
       # All of them: something else in one's place is to be told.
-      if any([record.is_to_make(t, job.images, maker) for t in job.targets])
+      if any(
+        [
+          record.is_to_make(t.path, job.images, maker.of(t.kind))
+          for t in job.targets
+        ]
+      )
     ]
     for job in left:  # of older weights; half replaced it would be nobody's
       for target in job.targets:
-        target.unlink(missing_ok=True)
+        target.path.unlink(missing_ok=True)
     prediction_jobs.remove_unfinished(left)
     return [job.name for job in left]
 

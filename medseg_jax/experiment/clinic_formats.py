@@ -1,18 +1,33 @@
-"""Masks of DICOM series as DICOM objects: `--formats=seg,rtstruct`."""
+"""The formats of `--formats`, and which files each of them is."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from ml_collections import ConfigDict
-
-import medseg_jax
 from medseg_jax.data.sources import dicom_series
 from medseg_jax.runtime.errors import InputError
 
 NIFTI, SEG, RTSTRUCT = 'nifti', 'seg', 'rtstruct'
-FORMATS = (NIFTI, SEG, RTSTRUCT)
+MESH, REPORT = 'mesh', 'report'
+FORMATS = (NIFTI, SEG, RTSTRUCT, MESH, REPORT)
+# Kinds of files: the surfaces of all classes, and what a report is made of.
+SCENE, PAGE, NUMBERS, TABLE = 'scene', 'page', 'numbers', 'table'
+# Names of the files of each format, by kind; surfaces of single classes have
+# those of the classes.
+FILES: Mapping[str, Mapping[str, str]] = {
+  SEG: {SEG: 'seg.dcm'},
+  RTSTRUCT: {RTSTRUCT: 'rtstruct.dcm'},
+  MESH: {SCENE: 'surfaces.ply'},
+  REPORT: {
+    PAGE: 'report.html',
+    NUMBERS: 'report.json',
+    TABLE: 'measurements.csv',
+  },
+}
+# All kinds that `clinic_results` writes.
+CLINIC = (MESH, *(kind for files in FILES.values() for kind in files))
+# What refers to the slices of a series.
+OF_SERIES = (SEG, RTSTRUCT)
 
 
 def parse(text: str) -> tuple[str, ...]:
@@ -37,12 +52,15 @@ def check(paths: Sequence[pathlib.Path], formats: Sequence[str]) -> None:
     paths: the files of an image.
     formats: that are asked for.
   """
-  wanted = [name for name in formats if name != NIFTI]
+  wanted = [name for name in formats if name in OF_SERIES]
   if wanted and not dicom_series.is_dicom(paths[0]):
+    allowed = [name for name in FORMATS if name not in OF_SERIES]
     raise InputError(
       f'--formats has {wanted[0]}, which refers to the slices of a DICOM '
-      f'series, and {paths[0]} is none; allowed is {NIFTI}'
+      f'series, and {paths[0]} is none; allowed are {", ".join(allowed)}'
     )
+  if set(formats) != {NIFTI}:
+    library(formats)
 
 
 def missing(paths: Sequence[pathlib.Path], formats: Sequence[str]) -> str:
@@ -50,9 +68,9 @@ def missing(paths: Sequence[pathlib.Path], formats: Sequence[str]) -> str:
 
   Arguments are those of `check`, which comes first.
   """
-  if set(formats) == {NIFTI}:
+  if not set(formats) & set(OF_SERIES):
     return ''
-  clinic = _clinic()
+  clinic = library(formats)
   try:
     clinic.identity.check(dicom_series.only(paths))
   except InputError as error:
@@ -60,41 +78,8 @@ def missing(paths: Sequence[pathlib.Path], formats: Sequence[str]) -> str:
   return ''
 
 
-def write(
-  kind: str,
-  path: pathlib.Path,
-  label: np.ndarray,
-  paths: Sequence[pathlib.Path],
-  *,
-  config: ConfigDict,
-  weights: str,
-) -> None:
-  """Writes a mask for the slices of its series.
-
-  Args:
-    kind: 'seg' or 'rtstruct'.
-    path: of the file.
-    label: `[z, y, x]` class indices.
-    paths: the files of the series.
-    config: of the model, resolved.
-    weights: hash of the model's, which is its name.
-  """
-  clinic = _clinic()
-  series = dicom_series.only(paths)
-  module = clinic.segmentation if kind == SEG else clinic.structure_set
-  table = config.get('clinic', ConfigDict()).get('codes', ())
-  module.write(
-    path,
-    clinic.to_native(label, series),
-    series,
-    meanings=clinic.codes.meanings(tuple(config.data.classes), table),
-    model=f'medseg_jax {weights[:12]}',
-    version=medseg_jax.__version__,
-  )
-
-
-def _clinic() -> Any:
-  """Returns the library, which needs an extra.
+def library(formats: Sequence[str]) -> Any:
+  """Returns what writes them, which needs an extra.
 
   Raises:
     InputError: that is not installed.
@@ -102,8 +87,8 @@ def _clinic() -> Any:
   try:
     from medseg_jax.clinic import everything
   except ImportError as error:
+    asked = ','.join(name for name in formats if name != NIFTI)
     raise InputError(
-      f'--formats=seg and rtstruct need {error.name}: pip install '
-      "'medseg_jax[clinic]'"
+      f"--formats={asked} needs {error.name}: pip install 'medseg_jax[clinic]'"
     ) from error
   return everything

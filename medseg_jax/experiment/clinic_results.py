@@ -1,0 +1,178 @@
+"""Files for the clinic made of a mask: DICOM objects, surfaces, a report."""
+
+import functools
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import medseg_jax
+from medseg_jax.data.sources import dicom_series
+from medseg_jax.experiment import calibrated
+from medseg_jax.experiment.clinic_formats import (
+  MESH,
+  NUMBERS,
+  PAGE,
+  RTSTRUCT,
+  SCENE,
+  SEG,
+  TABLE,
+  library,
+)
+from medseg_jax.experiment.prediction_record import Maker
+from medseg_jax.experiment.prediction_targets import Job, Target
+from medseg_jax.inference.own_grid import Prediction
+
+
+class ClinicResults:
+  """What is made of one case; what several files share is made once.
+
+  Args:
+    job: of the case.
+    prediction: on the case's own grid.
+    config: of the model, resolved.
+    maker: of the mask.
+  """
+
+  def __init__(
+    self,
+    job: Job,
+    prediction: Prediction,
+    *,
+    config: ConfigDict,
+    maker: Maker,
+  ):
+    self._job = job
+    self._case = prediction.case
+    self._label = prediction.label
+    self._config = config
+    self._model = f'medseg_jax {maker.weights[:12]}'
+    self._calibration = maker.calibration
+    self._clinic = library(sorted({target.kind for target in job.targets}))
+
+  def write(self, target: Target, path: pathlib.Path) -> None:
+    """Writes one file.
+
+    Args:
+      target: one of the job's.
+      path: where.
+    """
+    clinic = self._clinic
+    if target.kind in (SEG, RTSTRUCT):
+      of = clinic.segmentation if target.kind == SEG else clinic.structure_set
+      of.write(
+        path,
+        clinic.to_native(self._label, self._series),
+        self._series,
+        meanings=self._meanings,
+        model=self._model,
+        version=medseg_jax.__version__,
+      )
+    elif target.kind == MESH:
+      surface = self._surfaces[self._config.data.classes[target.index]]
+      clinic.mesh_files.write_stl(path, surface)
+    elif target.kind == SCENE:
+      colours = [meaning.colour for meaning in self._meanings]
+      clinic.mesh_files.write_ply(path, self._surfaces, colours)
+    elif target.kind == NUMBERS:
+      text = json.dumps(self._report, indent=2, ensure_ascii=False)
+      path.write_text(f'{text}\n', 'utf-8')
+    elif target.kind == TABLE:
+      text = clinic.numbers.to_csv(self._report, self._channels)
+      path.write_text(text, 'utf-8')
+    elif target.kind == PAGE:
+      path.write_text(self._page(), 'utf-8')
+    else:
+      raise ValueError(f'{target.kind} is no kind of file for the clinic')
+
+  @functools.cached_property
+  def _series(self) -> Any:
+    return dicom_series.only(self._job.images)
+
+  @functools.cached_property
+  def _meanings(self) -> Any:
+    """What the classes but the background are."""
+    return self._meanings_of(tuple(self._config.data.classes))
+
+  def _meanings_of(self, names: tuple[str, ...]) -> Any:
+    clinic = self._config.get('clinic', ConfigDict())
+    return self._clinic.codes.meanings(
+      names, clinic.get('codes', ()), clinic.get('lesions', ())
+    )
+
+  @functools.cached_property
+  def _surfaces(self) -> dict[str, Any]:
+    """The surface of each class but the background."""
+    names = self._config.data.classes[1:]
+    return {
+      name: self._clinic.mesh.surface_of(
+        self._label == i + 1, self._case.affine
+      )
+      for i, name in enumerate(names)
+    }
+
+  @functools.cached_property
+  def _structures(self) -> list[tuple[Any, tuple[int, ...]]]:
+    """What is measured, and of which classes it is: classes or regions."""
+    data = self._config.data
+    indices = {name: (i,) for i, name in enumerate(data.classes) if i}
+    if data.regions:
+      indices = {name: tuple(of) for name, of in data.regions}
+    meanings = self._meanings_of(('background', *indices))
+    return [*zip(meanings, indices.values(), strict=True)]
+
+  def _page(self) -> str:
+    meanings = [meaning for meaning, _ in self._structures]
+    viewer = self._clinic.viewer.data_of(
+      self._label,
+      self._case.image,
+      self._case.affine,
+      classes=self._config.data.classes[1:],
+      colours=[meaning.colour for meaning in self._meanings],
+      members=[of for _, of in self._structures],
+    )
+    return self._clinic.page.write_page(
+      self._report,
+      viewer,
+      colours={meaning.name: meaning.colour for meaning in meanings},
+    )
+
+  @property
+  def _channels(self) -> tuple[str, ...]:
+    return tuple(f'channel_{i}' for i in range(self._case.image.shape[-1]))
+
+  @functools.cached_property
+  def _report(self) -> dict[str, Any]:
+    """The numbers of the report."""
+    data, calibration = self._config.data, self._calibration
+    structures = []
+    for meaning, of in self._structures:
+      measured = self._clinic.measurements.measure(
+        self._label,
+        self._case.image,
+        self._case.affine,
+        indices=of,
+        lesions=meaning.lesion,
+      )
+      interval = calibration.interval(
+        meaning.name, measured.volume, calibrated.unit_of(data.source)
+      )
+      structures.append(
+        self._clinic.numbers.Structure(meaning, measured, interval)
+      )
+    about = {
+      'model': {'name': self._model, 'version': medseg_jax.__version__},
+      'image': {
+        'shape': list(self._label.shape),
+        'spacing_mm': [float(f'{x:.6g}') for x in self._case.spacing],
+        'channels': list(self._channels),
+      },
+    }
+    return self._clinic.numbers.to_json(
+      self._job.name,
+      structures,
+      channels=self._channels,
+      coverage=calibration.coverage,
+      about=about,
+    )
