@@ -10,8 +10,17 @@ import pytest
 from data_cases import assert_one_line
 from dicom_cases import change, enhanced, values, write
 from matplotlib.path import Path
+from pydicom.sr.coding import Code
 
-from medseg_jax.clinic import codes, contours, segmentation, structure_set
+from medseg_jax.clinic import (
+  codes,
+  contours,
+  measurements,
+  numbers,
+  segmentation,
+  structure_set,
+  structured_report,
+)
 from medseg_jax.data.formats.dicom import reading
 from medseg_jax.runtime.errors import InputError
 
@@ -93,6 +102,79 @@ def test_objects_are_valid_and_the_same_each_time(tmp_path, kind, empty):
   assert other.SOPInstanceUID != found.SOPInstanceUID
   assert other.SeriesInstanceUID == found.SeriesInstanceUID
   assert_valid(paths[0])
+
+
+def measured_of(mask, series):
+  """Returns what is told of each class of a mask of native slices."""
+  volume = reading.read_volume(series)
+  label = mask.astype(np.int16)  # axial: z, y, x are slices, rows, columns
+  found = []
+  for i, meaning in enumerate(MEANINGS):
+    measured = measurements.measure(
+      label, volume.array, volume.affine, indices=(i + 1,),
+      lesions=meaning.lesion,
+    )  # fmt: skip
+    bounds = (measured.volume / 2, measured.volume * 3) if i == 0 else ()
+    found.append(numbers.Structure(meaning, measured, bounds))
+  return found
+
+
+@pytest.mark.parametrize('empty', [False, True])
+def test_measurements_refer_to_the_segments_and_are_read_back(tmp_path, empty):
+  series = series_of(tmp_path / 'in')
+  mask = noise() * (not empty)
+  segmentation.write(tmp_path / 'seg.dcm', mask, series, **OF)
+  segments = pydicom.dcmread(tmp_path / 'seg.dcm')
+  paths = [tmp_path / name for name in 'ab']
+  structures = measured_of(mask, series)
+  for path in paths:
+    structured_report.write(path, structures, mask, series, **OF)
+  assert paths[0].read_bytes() == paths[1].read_bytes()
+  report = hd.sr.srread(paths[0])
+  assert report.PatientName == 'Some^Body' and report.VerificationFlag
+  content, tumour = report.content, structures[1].measured
+  groups = content.get_volumetric_roi_measurement_groups()
+  assert [group.tracking_identifier for group in groups] == [*CLASSES[1:]]
+  for i, group in enumerate(groups):
+    refers = group.referenced_segment
+    assert refers.referenced_sop_instance_uid == segments.SOPInstanceUID
+    assert np.ravel(refers.referenced_segment_numbers).tolist() == [i + 1]
+    told = assert_tells(group, structures[i].measured)
+    if i == 1:
+      assert told['Quantity'] == len(tumour.lesions)
+  lesions = content.get_image_measurement_groups()
+  assert len(lesions) == len(tumour.lesions) and bool(lesions) != empty
+  for i, group in enumerate(lesions):
+    assert group.tracking_identifier == f'tumour {i + 1}'
+    assert_tells(group, tumour.lesions[i])
+    [line] = group.get_measurements(name=Code('103339001', 'SCT', ''))
+    [ends] = line.referenced_coordinates
+    np.testing.assert_allclose(ends.value, tumour.lesions[i].ends[:2], 1e-5)
+  kinds = {item.ReferencedSOPInstanceUID for item in _referenced(report)}
+  assert segments.SOPInstanceUID in kinds and len(kinds) == 1 + len(mask)
+  assert_valid(paths[0])
+
+
+def assert_tells(group, measured):
+  """Returns the values of a group by name, which are those measured."""
+  values = {}
+  for item in group.get_measurements():
+    derived = f' {item.derivation.meaning}' if item.derivation else ''
+    values[f'{item.name.meaning}{derived}'] = item.value
+  assert values['Volume'] == pytest.approx(measured.volume, rel=1e-5)
+  assert ('Long axis' in values) == bool(measured.voxels)
+  if measured.voxels:
+    longest = measured.diameters.longest
+    assert values['Long axis'] == pytest.approx(longest, rel=1e-5)
+    mean = values['Attenuation Coefficient Mean']
+    assert mean == pytest.approx(measured.intensity[0].mean, rel=1e-4)
+  return values
+
+
+def _referenced(report):
+  for study in report.CurrentRequestedProcedureEvidenceSequence:
+    for of in study.ReferencedSeriesSequence:
+      yield from of.ReferencedSOPSequence
 
 
 def test_codes_and_colours_of_segments(tmp_path):

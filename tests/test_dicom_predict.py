@@ -102,9 +102,13 @@ def test_formats_of_a_study(model, tmp_path, capsys):
   complete(paths)
   out = tmp_path / 'out'
   before = hashes(study)
-  run(model, study, out, formats=('nifti', 'seg', 'rtstruct'))
+  formats = ('nifti', 'seg', 'rtstruct', 'report')
+  run(model, study, out, formats=formats)
   names = {path.name for path in (out / 'study').iterdir()}
-  assert names == {'mask.nii.gz', 'seg.dcm', 'rtstruct.dcm'}
+  assert names == {
+    *('mask.nii.gz', 'seg.dcm', 'rtstruct.dcm', 'measurements.dcm'),
+    *('report.html', 'report.json', 'measurements.csv'),
+  }
   [series] = reading.read_files(paths).series
   mask = nibabel.load(out / 'study' / 'mask.nii.gz').get_fdata()
   native = mask.transpose(2, 1, 0).astype(int)
@@ -123,12 +127,12 @@ def test_formats_of_a_study(model, tmp_path, capsys):
   assert 'study,left' in (out / 'volumes.csv').read_text()
   written = hashes(out / 'study')
   capsys.readouterr()
-  run(model, study, out, formats=('nifti', 'seg', 'rtstruct'))
+  run(model, study, out, formats=formats)
   assert 'kept      1 mask of an earlier run' in capsys.readouterr().out
   assert hashes(out / 'study') == written and hashes(study) == before
   # One that was deleted is made again; one format lies in the folder itself.
   (out / 'study' / 'seg.dcm').unlink()
-  run(model, study, out, formats=('nifti', 'seg', 'rtstruct'))
+  run(model, study, out, formats=formats)
   again = (out / 'study' / 'seg.dcm').read_bytes()
   path = out / 'study' / 'seg.dcm'
   assert hashlib.sha256(again).digest() == written[path][0]

@@ -10,11 +10,12 @@ from medseg_jax.clinic import (
   page,
   segmentation,
   structure_set,
+  structured_report,
   viewer,
 )
 from medseg_jax.data.formats.dicom.reading import to_native
 
 __all__ = (
   'codes', 'identity', 'measurements', 'mesh', 'mesh_files', 'numbers', 'page',
-  'segmentation', 'structure_set', 'to_native', 'viewer',
+  'segmentation', 'structure_set', 'structured_report', 'to_native', 'viewer',
 )  # fmt: skip

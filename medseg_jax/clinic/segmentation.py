@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import highdicom as hd
 import numpy as np
@@ -14,6 +15,39 @@ from medseg_jax.data.formats.dicom.series import Series
 from medseg_jax.runtime.files import replacing
 
 MANUFACTURER = 'medseg_jax'
+
+
+class Identity(NamedTuple):
+  """Names of a segmentation.
+
+  Attributes:
+    series: UID.
+    instance: UID.
+    result: text that differs where what is written differs.
+  """
+
+  series: str
+  instance: str
+  result: str
+
+
+def identity_of(
+  mask: np.ndarray,
+  series: Series,
+  *,
+  meanings: Sequence[Meaning],
+  model: str,
+  version: str,
+  labelmap: bool = False,
+) -> Identity:
+  """Returns the names of what `write` writes; arguments are the same."""
+  form = 'LABELMAP' if labelmap else 'BINARY'
+  result = identity.result_of(mask, series, meanings, form)
+  return Identity(
+    identity.uid(series, model, version, 'SEG'),
+    identity.uid(series, model, version, result, 'SEG'),
+    result,
+  )
 
 
 def write(
@@ -45,7 +79,15 @@ def write(
   """
   identity.check(series)
   form = 'LABELMAP' if labelmap else 'BINARY'
-  result = identity.result_of(mask, series, meanings, form)
+  own = identity_of(
+    mask,
+    series,
+    meanings=meanings,
+    model=model,
+    version=version,
+    labelmap=labelmap,
+  )
+  result = own.result
   labels = identity.unique([meaning.name for meaning in meanings], 64)
   algorithm = hd.AlgorithmIdentificationSequence(
     name=model[:64],
@@ -79,9 +121,9 @@ def write(
       pixel_array=mask.astype(np.uint8 if len(meanings) < 256 else np.uint16),
       segmentation_type=form,
       segment_descriptions=descriptions,
-      series_instance_uid=identity.uid(series, model, version, 'SEG'),
-      series_number=_series_number(series),
-      sop_instance_uid=identity.uid(series, model, version, result, 'SEG'),
+      series_instance_uid=own.series,
+      series_number=series_number(series),
+      sop_instance_uid=own.instance,
       instance_number=1,
       manufacturer=MANUFACTURER,
       manufacturer_model_name=model[:64],
@@ -129,6 +171,6 @@ def _geometry(series: Series) -> dict:
   }
 
 
-def _series_number(series: Series) -> int:
+def series_number(series: Series) -> int:
   """Returns a number that the study's own series hardly have."""
   return 9000 + int(series.first.header.get('SeriesNumber') or 0) % 900

@@ -12,6 +12,7 @@ MESH, REPORT = 'mesh', 'report'
 FORMATS = (NIFTI, SEG, RTSTRUCT, MESH, REPORT)
 # Kinds of files: the surfaces of all classes, and what a report is made of.
 SCENE, PAGE, NUMBERS, TABLE = 'scene', 'page', 'numbers', 'table'
+MEASUREMENTS = 'measurements'
 # Names of the files of each format, by kind; surfaces of single classes have
 # those of the classes.
 FILES: Mapping[str, Mapping[str, str]] = {
@@ -25,9 +26,10 @@ FILES: Mapping[str, Mapping[str, str]] = {
   },
 }
 # All kinds that `clinic_results` writes.
-CLINIC = (MESH, *(kind for files in FILES.values() for kind in files))
+CLINIC = (MESH, MEASUREMENTS)
+CLINIC += tuple(kind for files in FILES.values() for kind in files)
 # What refers to the slices of a series.
-OF_SERIES = (SEG, RTSTRUCT)
+OF_SERIES = (SEG, RTSTRUCT, MEASUREMENTS)
 
 
 def parse(text: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import medseg_jax
 from medseg_jax.data.sources import dicom_series
 from medseg_jax.experiment import calibrated
 from medseg_jax.experiment.clinic_formats import (
+  MEASUREMENTS,
   MESH,
   NUMBERS,
   PAGE,
@@ -49,6 +50,7 @@ class ClinicResults:
     self._config = config
     self._model = f'medseg_jax {maker.weights[:12]}'
     self._calibration = maker.calibration
+    self._found: dict[Any, Any] = {}  # what is measured already
     self._clinic = library(sorted({target.kind for target in job.targets}))
 
   def write(self, target: Target, path: pathlib.Path) -> None:
@@ -81,6 +83,19 @@ class ClinicResults:
     elif target.kind == TABLE:
       text = clinic.numbers.to_csv(self._report, self._channels)
       path.write_text(text, 'utf-8')
+    elif target.kind == MEASUREMENTS:
+      clinic.structured_report.write(
+        path,
+        [
+          self._measured(meaning, (i + 1,))
+          for i, meaning in enumerate(self._meanings)
+        ],
+        clinic.to_native(self._label, self._series),
+        self._series,
+        meanings=self._meanings,
+        model=self._model,
+        version=medseg_jax.__version__,
+      )
     elif target.kind == PAGE:
       path.write_text(self._page(), 'utf-8')
     else:
@@ -138,6 +153,26 @@ class ClinicResults:
       colours={meaning.name: meaning.colour for meaning in meanings},
     )
 
+  def _measured(self, meaning: Any, of: tuple[int, ...]) -> Any:
+    """Returns what is told of some classes, with the model's interval."""
+    if (found := self._found.get((meaning, of))) is not None:
+      return found
+    measured = self._clinic.measurements.measure(
+      self._label,
+      self._case.image,
+      self._case.affine,
+      indices=of,
+      lesions=meaning.lesion,
+    )
+    interval = self._calibration.interval(
+      meaning.name,
+      measured.volume,
+      calibrated.unit_of(self._config.data.source),
+    )
+    found = self._clinic.numbers.Structure(meaning, measured, interval)
+    self._found[meaning, of] = found
+    return found
+
   @property
   def _channels(self) -> tuple[str, ...]:
     return tuple(f'channel_{i}' for i in range(self._case.image.shape[-1]))
@@ -145,22 +180,6 @@ class ClinicResults:
   @functools.cached_property
   def _report(self) -> dict[str, Any]:
     """The numbers of the report."""
-    data, calibration = self._config.data, self._calibration
-    structures = []
-    for meaning, of in self._structures:
-      measured = self._clinic.measurements.measure(
-        self._label,
-        self._case.image,
-        self._case.affine,
-        indices=of,
-        lesions=meaning.lesion,
-      )
-      interval = calibration.interval(
-        meaning.name, measured.volume, calibrated.unit_of(data.source)
-      )
-      structures.append(
-        self._clinic.numbers.Structure(meaning, measured, interval)
-      )
     about = {
       'model': {'name': self._model, 'version': medseg_jax.__version__},
       'image': {
@@ -171,8 +190,8 @@ class ClinicResults:
     }
     return self._clinic.numbers.to_json(
       self._job.name,
-      structures,
+      [self._measured(meaning, of) for meaning, of in self._structures],
       channels=self._channels,
-      coverage=calibration.coverage,
+      coverage=self._calibration.coverage,
       about=about,
     )

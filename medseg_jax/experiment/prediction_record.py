@@ -24,7 +24,12 @@ from ml_collections import ConfigDict
 from medseg_jax.data.sources.to_predict import MASK_LIST
 from medseg_jax.experiment import build, mirroring
 from medseg_jax.experiment.calibrated import Calibration
-from medseg_jax.experiment.clinic_formats import CLINIC, FILES, REPORT
+from medseg_jax.experiment.clinic_formats import (
+  CLINIC,
+  FILES,
+  MEASUREMENTS,
+  REPORT,
+)
 from medseg_jax.experiment.members import Weights
 from medseg_jax.experiment.prediction_targets import (
   APART,
@@ -63,7 +68,7 @@ class Maker(NamedTuple):
     found = self.calibration
     if kind in (PROBS, SAMPLE, ENTROPY, APART) and found.temperature:
       more['temperature'] = list(found.temperature)
-    if kind in FILES[REPORT] and found.bands:
+    if kind in (*FILES[REPORT], MEASUREMENTS) and found.bands:
       more['volume_bands'] = {
         name: [band.low, band.high] for name, band in found.bands.items()
       }

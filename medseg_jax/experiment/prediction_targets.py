@@ -7,7 +7,15 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from medseg_jax.data.formats import nifti
-from medseg_jax.experiment.clinic_formats import FILES, MESH, NIFTI, library
+from medseg_jax.experiment.clinic_formats import (
+  FILES,
+  MEASUREMENTS,
+  MESH,
+  NIFTI,
+  REPORT,
+  SEG,
+  library,
+)
 
 MASK, PROBS, SAMPLE = 'mask', 'probabilities', 'sample'
 ENTROPY, APART = 'entropy', 'disagreement'
@@ -86,6 +94,9 @@ def job_of(
     for i, file in enumerate(files):
       own = file if several else f'{stem}_{file}'
       targets.append(Target(MESH, place.with_name(own), index=i + 1))
+  if {SEG, REPORT} <= set(formats):  # it refers to the segments
+    path = place.with_name('measurements.dcm')
+    targets.append(Target(MEASUREMENTS, path))
   inference = config.inference
   if inference.probabilities:  # of volumes
     path = place.with_name(f'{stem}_probabilities.nii.gz')
