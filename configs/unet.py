@@ -227,6 +227,7 @@ def get_config() -> ConfigDict:
   config.clinic.codes = ()
   # Classes whose parts are measured one by one; () for those named like it.
   config.clinic.lesions = ()
+  config.clinic.name_patient = False  # in the report of a DICOM series
 
   # Of volumes, also mm and ml; see medseg_jax/report/summary.py.
   config.evaluation = ConfigDict()

@@ -1,12 +1,15 @@
 """Masks as DICOM objects: read back, checked by others, in their place."""
 
+import json
 import shutil
 import subprocess
+import sys
 
 import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 from data_cases import assert_one_line
 from dicom_cases import change, enhanced, values, write
 from matplotlib.path import Path
@@ -169,6 +172,40 @@ def assert_tells(group, measured):
     mean = values['Attenuation Coefficient Mean']
     assert mean == pytest.approx(measured.intensity[0].mean, rel=1e-4)
   return values
+
+
+def test_dcmqi_reads_the_segments_and_the_measurements(tmp_path):
+  """Frames of 51x35 pixels do not end where a byte does."""
+  pytest.importorskip('dcmqi')
+  series = series_of(tmp_path / 'in', (5, 35, 51))
+  mask = noise((5, 35, 51))
+  segmentation.write(tmp_path / 'seg.dcm', mask, series, **OF)
+  structured_report.write(
+    tmp_path / 'sr.dcm', measured_of(mask, series), mask, series, **OF
+  )
+  (tmp_path / 'out').mkdir()
+  for name, *options in (
+    ('segimage2itkimage', 'seg.dcm', '--outputDirectory', 'out'),
+    ('tid1500reader', 'sr.dcm', '--outputMetadata', 'sr.json'),
+  ):
+    of = [sys.executable, '-c', f'import dcmqi; dcmqi.{name}()']
+    options.insert(0, '--inputDICOM')
+    subprocess.run([*of, *options], cwd=tmp_path, check=True)
+  for i in range(3):
+    read = sitk.ReadImage(tmp_path / 'out' / f'{i + 1}.nrrd')
+    found = sitk.GetArrayFromImage(read) > 0
+    np.testing.assert_array_equal(found, mask == i + 1)
+  groups = json.loads((tmp_path / 'sr.json').read_text())['Measurements']
+  volumes = {
+    group['TrackingIdentifier']: float(item['value'])
+    for group in groups
+    for item in group['measurementItems']
+    if item['quantity']['CodeMeaning'] == 'Volume'
+  }
+  voxel = abs(np.linalg.det(series.affine[:3, :3])) / 1000
+  for i, name in enumerate(CLASSES[1:]):
+    expected = (mask == i + 1).sum() * voxel
+    assert volumes[name] == pytest.approx(expected, rel=1e-4)
 
 
 def _referenced(report):

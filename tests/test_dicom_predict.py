@@ -151,6 +151,36 @@ def test_formats_that_cannot_be_are_one_line(model, tmp_path):
   assert clinic_formats.parse('seg, nifti,seg') == ('seg', 'nifti')
 
 
+def test_a_patient_is_named_only_where_that_is_asked_for(
+  model, tmp_path, capsys
+):
+  study = tmp_path / 'BODY^SOME_1970'
+  complete(write(study, values((14, 15, 13))))
+  config = trained_model.read_config(None, model, '')
+  out = tmp_path / 'out'
+  formats = ('nifti', 'mesh', 'report')
+  run(model, study, out, formats=formats)
+  [folder] = [p.parent for p in out.rglob('report.json')]
+  assert folder.name.startswith('series_')
+  assert f"the patient's: {folder.name} is used" in capsys.readouterr().out
+  assert not [path for path in out.rglob('*') if 'BODY' in path.name]
+  told = (
+    b''.join(path.read_bytes() for path in folder.iterdir())
+    + (out / 'volumes.csv').read_bytes()
+  )
+  assert b'some' not in told.lower().replace(b'something', b'')
+  config.clinic.name_patient = True
+  predict.run(
+    config, None, model=model, input_path=study, output_dir=tmp_path / 'named',
+    formats=formats,
+  )  # fmt: skip
+  report = (tmp_path / 'named' / folder.name / 'report.json').read_text()
+  patient = json.loads(report)['patient']
+  assert patient['name'] == 'Some^Body' and patient['study_date'] == '20200101'
+  page = (tmp_path / 'named' / folder.name / 'report.html').read_text()
+  assert 'Patient name Some^Body' in page
+
+
 def test_surfaces_and_a_report_of_any_volume(model, tmp_path, capsys):
   data = write_volumes(tmp_path / 'data', 2) / 'imagesTr'
   out = tmp_path / 'out'

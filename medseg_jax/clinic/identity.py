@@ -71,6 +71,20 @@ def result_of(
   return f'{form} {digest} {[tuple(meaning) for meaning in meanings]}'
 
 
+def patient(series: Series) -> dict[str, str]:
+  """Returns who a series is of, as a report for people says it."""
+  header = series.first.header
+  told = {
+    'name': 'PatientName',
+    'id': 'PatientID',
+    'birth_date': 'PatientBirthDate',
+    'study_date': 'StudyDate',
+  }
+  return {
+    key: str(header.get(name)) for key, name in told.items() if header.get(name)
+  }
+
+
 def unique(names: Sequence[str], longest: int) -> list[str]:
   """Returns names as DICOM can have them, each another one.
 

@@ -42,8 +42,10 @@ def _about(report: Mapping[str, Any]) -> str:
   spacing = ' × '.join(f'{x:.3g}' for x in reversed(image['spacing_mm']))
   lines = [f'Model {model["name"]}, version {model["version"]}.']
   if patient := report.get('patient'):
-    told = ', '.join(f'{key} {value}' for key, value in patient.items())
-    lines.insert(0, f'{told}.')
+    told = ', '.join(
+      f'{key.replace("_", " ")} {value}' for key, value in patient.items()
+    )
+    lines.insert(0, f'Patient {told}.')
   lines.append(f'Image of {shape} voxels of {spacing} mm.')
   guessed = [
     one['name'] for one in report['structures'] if one['code']['generic']

@@ -188,6 +188,10 @@ class ClinicResults:
         'channels': list(self._channels),
       },
     }
+    clinic = self._config.get('clinic', {})
+    of_series = dicom_series.is_dicom(self._job.images[0])
+    if of_series and clinic.get('name_patient', False):
+      about['patient'] = self._clinic.identity.patient(self._series)
     return self._clinic.numbers.to_json(
       self._job.name,
       [self._measured(meaning, of) for meaning, of in self._structures],

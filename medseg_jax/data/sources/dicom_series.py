@@ -7,6 +7,7 @@ files do; their names say nothing. pydicom is imported where there are such.
 import itertools
 import os
 import pathlib
+import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 ALL = 'all'
 _MOST = 1000  # files to look at for the first one
+_TELLING = 4  # letters of a patient's name that tell it
 _SKEW = 0.1  # degrees off right angles that are told
 
 
@@ -97,8 +99,15 @@ def find(
     if s not in chosen
   ]
   unused += [note for s in chosen for note in s.notes]
-  name = path.resolve().name or 'series'
-  names = [name] if len(chosen) == 1 else _names(chosen)
+  names = _names(chosen)
+  name = path.resolve().name
+  if len(chosen) == 1 and name:
+    if _tells(name, chosen[0]):
+      unused.append(
+        f"the name of the folder, the patient's: {names[0]} is used"
+      )
+    else:
+      names = [name]
   cases = tuple(
     VolumeFiles(own, tuple(dict.fromkeys(f.path for f in series.frames)))
     for own, series in zip(names, chosen, strict=True)
@@ -149,6 +158,18 @@ def _names(series: Sequence['Series']) -> list[str]:
     name = f'series_{number}' if number is not None else f'series_{i + 1:03d}'
     names.append(name if name not in names else f'{name}_{i + 1:03d}')
   return names
+
+
+def _tells(name: str, series: 'Series') -> bool:
+  """Returns whether a name tells who the patient is, as archives name folders.
+
+  It would be that of masks, tables and reports, which go to others.
+  """
+  header = series.first.header
+  words = re.split(r'[\W_]+', str(header.get('PatientName', '')))
+  words.append(str(header.get('PatientID', '')))
+  own = name.casefold()
+  return any(len(w) >= _TELLING and w.casefold() in own for w in words)
 
 
 def only(paths: Sequence[pathlib.Path]) -> 'Series':
