@@ -1,5 +1,5 @@
-"""Masks as viewers and planning systems take them: DICOM objects.
+"""Masks as clinics take them: DICOM objects, surfaces, and a report.
 
-They are written for the slices of a series (`data.formats.dicom.series`), with
-the extra `clinic`: pydicom, highdicom, contourpy.
+DICOM objects are written for the slices of a series
+(`data.formats.dicom.series`). All of it needs the extra `clinic`.
 """

@@ -208,7 +208,7 @@ def _place(
   def volumes(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     of_face = _volumes(place(level), cuts.faces)
     component = cuts.components[cuts.faces[:, 0]]
-    return np.bincount(component, of_face, number)
+    return np.bincount(component, of_face, number).astype(np.float64)
 
   if margins is None:
     for larger in _WEIGHTS[1:]:

@@ -61,7 +61,7 @@ def to_json(
         for i, lesion in enumerate(measured.lesions)
       ]
     code, words = meaning.kind
-    told = {'scheme': 'SCT', 'code': code, 'meaning': words}
+    told: dict[str, Any] = {'scheme': 'SCT', 'code': code, 'meaning': words}
     told['generic'] = meaning.generic
     found.append({'name': meaning.name, 'code': told} | own)
   return {

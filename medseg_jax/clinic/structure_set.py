@@ -9,6 +9,7 @@ import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import (
   PYDICOM_IMPLEMENTATION_UID,
+  UID,
   ExplicitVRLittleEndian,
   RTStructureSetStorage,
 )
@@ -56,7 +57,7 @@ def write(
   of = (model, version, result)
   meta = FileMetaDataset()
   meta.MediaStorageSOPClassUID = RTStructureSetStorage
-  meta.MediaStorageSOPInstanceUID = identity.uid(series, *of)
+  meta.MediaStorageSOPInstanceUID = UID(identity.uid(series, *of))
   meta.TransferSyntaxUID = ExplicitVRLittleEndian
   meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
   dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b'\0' * 128)

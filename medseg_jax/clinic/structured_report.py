@@ -79,7 +79,7 @@ def write(
   of = segmentation.identity_of(
     mask, series, meanings=meanings, model=model, version=version
   )
-  groups = []
+  groups: list[Any] = []
   for i, structure in enumerate(structures):
     segment = hd.sr.ReferencedSegment(
       sop_class_uid=SegmentationStorage,
@@ -91,7 +91,7 @@ def write(
   header = identity.complete(series.first.header)
   modality = str(header.get('Modality', ''))
   device = hd.sr.ObserverContext(
-    observer_type=Code('121007', 'DCM', 'Device'),
+    observer_type=hd.sr.CodedConcept('121007', 'DCM', 'Device'),
     observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
       uid=identity.uid(series, model, version, 'device'),
       name=model[:64],
@@ -201,15 +201,17 @@ def _measurements(
       (_LONG, measured.diameters.longest, measured.ends[:2]),
       (_SHORT, measured.diameters.perpendicular, measured.ends[2:]),
     ):
-      line = None
+      lines = None
       if with_ends:
-        line = hd.sr.CoordinatesForMeasurement3D(
-          graphic_type='POLYLINE',
-          graphic_data=np.array(ends),
-          frame_of_reference_uid=place,
-        )
+        lines = [
+          hd.sr.CoordinatesForMeasurement3D(
+            graphic_type='POLYLINE',
+            graphic_data=np.array(ends),
+            frame_of_reference_uid=place,
+          )
+        ]
       yield hd.sr.Measurement(
-        name, _short(length), _MM, referenced_coordinates=line and [line]
+        name, _short(length), _MM, referenced_coordinates=lines
       )
   modality = str(series.first.header.get('Modality', ''))
   if measured.intensity and modality in _INTENSITIES:

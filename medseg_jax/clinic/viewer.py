@@ -40,11 +40,11 @@ def data_of(
     members: the classes, from 1, of each structure that can be hidden.
   """
   steps = [math.ceil(size / _MOST) for size in label.shape]
-  strided = tuple(slice(None, None, step) for step in steps)
+  thin = image[tuple(slice(None, None, step) for step in steps)]
   small = _largest_in_blocks(label, steps).astype(np.uint8)
   pictures = []
   for channel in range(image.shape[-1]):
-    grey, window = _grey(image[(*strided, channel)], small > 0)
+    grey, window = _grey(thin[..., channel], small > 0)
     pictures.append({'src': _encode(grey, 'JPEG'), 'window': window})
   sizes = np.linalg.norm(affine[:3, :3], axis=0)
   return {
@@ -83,7 +83,7 @@ def _to_voxel(
   blocks[:3, :3] = np.diag(steps)
   blocks[:3, 3] = (np.array(steps) - 1) / 2
   to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine @ blocks
-  return np.linalg.inv(to_lps)[:3]
+  return np.asarray(np.linalg.inv(to_lps)[:3], np.float64)
 
 
 def _largest_in_blocks(
