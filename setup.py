@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
   r"__version__ = '(.+)'", (ROOT / 'medseg_jax' / '__init__.py').read_text()
 )[1]
-# DICOM in and out.
+# DICOM in and out, NRRD in.
 CLINIC = [
   'contourpy',
   'highdicom>=0.28',
@@ -18,6 +18,7 @@ CLINIC = [
   'pyjpegls',
   'pylibjpeg',
   'pylibjpeg-openjpeg',
+  'pynrrd',
   'python-gdcm',  # of JPEG Lossless
   'scikit-image',
 ]

@@ -100,7 +100,8 @@ _SERIES = flags.DEFINE_string(
 _FORMATS = flags.DEFINE_string(
   'formats',
   'nifti',
-  'What --mode=predict writes of volumes: nifti, of DICOM also seg,rtstruct.',
+  'What --mode=predict writes of volumes: nifti, which stands for NRRD and '
+  'MetaImage of such images, and of DICOM also seg,rtstruct.',
 )
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite',

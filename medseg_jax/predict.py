@@ -52,7 +52,7 @@ def run(
   """Writes a mask for every image of `input_path`, on the image's own grid.
 
   A mask has its image's stem and holds the label values of the training masks:
-  a PNG, or for volumes a NIfTI with the image's geometry. Masks that are there
+  a PNG, or for volumes one with the image's geometry. Masks that are there
   already and were made of the same images by the same weights and settings are
   kept, as `predictions.jsonl` beside them tells; so a prediction that was
   killed goes on. `volumes.csv` has the volumes of their classes.
@@ -60,7 +60,7 @@ def run(
   Args:
     config: resolved, as training left it.
     workdir: of the training. None with a `model`.
-    input_path: a folder of images, or of NIfTI files, or one of these files; of
+    input_path: a folder of images, or of volumes, or one of these files; of
       volumes also a folder with DICOM files in it, or below.
     output_dir: made where it does not exist; its folder `panels` gets pictures
       of the first masks. Of one file also the name of the mask.

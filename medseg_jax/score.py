@@ -48,7 +48,7 @@ def run(
   label has counts as a wrong class, and is told.
 
   Args:
-    predictions: folder of masks, NIfTI volumes or images.
+    predictions: folder of masks, volumes or images.
     labels: folder of the labels; a mask's partner has its stem.
     output: folder of the report, made where it does not exist.
     keys: (key, text) to set in `settings`.

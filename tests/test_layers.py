@@ -141,6 +141,10 @@ def test_dicom_stays_in_its_folder():
         assert module_of(path).startswith(extra), path
 
 
+def test_nrrd_is_imported_late_and_in_one_file():
+  assert outside({'nrrd'}) == [('data.formats.nrrd', 'nrrd', False)]
+
+
 def test_configs_stop_at_the_programs():
   lowest = FLOOR['experiment']
   for name, *_ in outside({'ml_collections'}):

@@ -133,7 +133,7 @@ def test_the_library_takes_all_channels_of_a_case(tmp_path, monkeypatch):
     np.testing.assert_array_equal(model.predict(path).label, wanted)
   with pytest.raises(InputError, match='the image has 1 channel; allowed is'):
     model.predict(both[0], affine=affine)
-  with pytest.raises(InputError, match='a folder; allowed is one NIfTI file'):
+  with pytest.raises(InputError, match='a folder; allowed is one volume'):
     model.predict(tmp_path / 'data')
   paths[1].unlink()
   with pytest.raises(InputError, match='case a has no file a_0001'):

@@ -304,7 +304,7 @@ def test_another_report_is_not_lost(tmp_path):
     (['--predictions=pred'], ['--mode=score needs --labels=FOLDER']),
     (['--predictions=pred', '--labels=no'], ['no: no such folder']),
     (['--predictions=true', '--labels=empty'], ['empty: no masks; found']),
-    (['--predictions=empty', '--labels=true'], ['empty: no NIfTI files']),
+    (['--predictions=empty', '--labels=true'], ['empty: no volumes']),
     (['--config.data.clases=a,b'], ['config.data.clases', 'data.classes?']),
     (['--config.data.label_values=(0,x)'], ['config.data.label_values', 'x']),
     (['--config.data.grid_tolerance=-1'], ['data.grid_tolerance is -1']),

@@ -31,10 +31,10 @@ def test_a_flat_folder(tmp_path):
     save(tmp_path / f'{name}.nii.gz', image_array(seed))
   (tmp_path / 'readme.txt').write_text('')
   (tmp_path / 'later').mkdir()
-  (tmp_path / 'old.mha').write_text('')
+  (tmp_path / 'old.mgz').write_text('')
   source = opened(tmp_path)
   [line] = source.oddities
-  assert 'later, old.mha; what is read are' in line
+  assert 'later, old.mgz; what is read are' in line
   assert source.names == ('a', 'b') and source.channel_names == ('channel_0',)
   assert source.classes == source.label_values == ()
   case = source[0]

@@ -97,7 +97,7 @@ def test_nothing_to_predict_is_an_error(tmp_path):
   (tmp_path / 'a.png').write_bytes(b'')
   with pytest.raises(InputError) as error:
     find(tmp_path, 1)
-  assert_one_line(error, 'no NIfTI files; found a.png')
+  assert_one_line(error, 'no volumes; found a.png')
   for name in ('b.nii', 'b.nii.gz'):
     save(tmp_path / name, image_array())
   (failure,) = find(tmp_path, 1).failures
@@ -120,7 +120,7 @@ def test_no_folder_or_no_layout(tmp_path):
   (tmp_path / 'images').mkdir()
   assert_one_line(error_of(tmp_path), 'no labels; found Task09, images;')
   (tmp_path / 'labels').mkdir()
-  assert_one_line(error_of(tmp_path), 'images: no NIfTI files; found nothing')
+  assert_one_line(error_of(tmp_path), 'images: no volumes; found nothing')
   (tmp_path / 'masks').mkdir()
   assert_one_line(error_of(tmp_path), 'both labels and masks')
   (tmp_path / 'val').mkdir()

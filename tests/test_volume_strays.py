@@ -18,7 +18,7 @@ from medseg_jax.data.sources.volumes import open_volumes
 def test_what_is_not_used_is_named(tmp_path):
   write_pairs(tmp_path, 'ab', images='imagesTr', labels='labelsTr')
   write_pairs(tmp_path, 'c', images='imagesTs', labels='later')
-  (tmp_path / 'imagesTr' / 'c.mha').write_bytes(b'')
+  (tmp_path / 'imagesTr' / 'c.mgz').write_bytes(b'')
   (tmp_path / 'imagesTr' / 'more').mkdir()
   (tmp_path / 'imagesTr' / '.DS_Store').write_bytes(b'')
   (tmp_path / 'labelsTs').mkdir()
@@ -27,8 +27,8 @@ def test_what_is_not_used_is_named(tmp_path):
   sources = open_volumes(tmp_path)
   assert list(sources) == ['train']
   first, second, third = sources['train'].oddities
-  assert_all_in(first, 'imagesTr: not used: c.mha, more;', '.nii.gz .nii')
-  assert_all_in(second, 'labelsTs: no NIfTI files', 'no test split', 'readme')
+  assert_all_in(first, 'imagesTr: not used: c.mgz, more;', '.nii.gz .nii')
+  assert_all_in(second, 'labelsTs: no volumes', 'no test split', 'readme')
   assert_all_in(third, f'{tmp_path}: not used: later; what is read is imagesTr')
 
 
@@ -52,8 +52,8 @@ def test_what_lies_beside_the_folders_is_named(tmp_path, layout):
   (tmp_path / 'table.csv').write_bytes(b'')
   names = ['imagesTs', 'scan.nii.gz', 'table.csv']
   if layout == 'splits':
-    (tmp_path / 'test' / 'more.mha').write_bytes(b'')
-    names.append('test/more.mha')
+    (tmp_path / 'test' / 'more.mgz').write_bytes(b'')
+    names.append('test/more.mgz')
   (line,) = open_volumes(tmp_path, known=known)['train'].oddities
   assert_all_in(line, f'{tmp_path}: not used: {", ".join(names)}; what is read')
 

@@ -84,10 +84,10 @@ class LoadedModel:
 
     Args:
       image: `[*S]` or `[*S, C]` with intensities in the units of the training
-        data, or a file: NIfTI for models of volumes, else any image. A volume
-        has its axes in the order (z, y, x) towards superior, posterior and
-        left, unless `affine` says otherwise. Of a case with a file for each
-        channel any of them.
+        data, or a file: a volume for models of volumes, else any image. An
+        array of a volume has its axes in the order (z, y, x) towards superior,
+        posterior and left, unless `affine` says otherwise. Of a case with a
+        file for each channel any of them.
       spacing: of an array, in mm along each axis of it.
       affine: of an array of three axes in any order, `[4, 4]` voxel index to
         world in mm, towards right, anterior and superior as in NIfTI; it
@@ -133,7 +133,7 @@ class LoadedModel:
       return VolumeFiles(path.stem, (path,))
     if path.is_dir() and not dicom_series.lie_in(path, ()):
       raise InputError(
-        f'{path}: a folder; allowed is one NIfTI file, or the folder of a '
+        f'{path}: a folder; allowed is one volume, or the folder of a '
         'DICOM series'
       )
     channels = self._config.data.channels

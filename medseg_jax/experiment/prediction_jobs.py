@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import images, nifti
 from medseg_jax.data.formats.images import name_some
-from medseg_jax.data.formats.nifti_header import SUFFIXES
+from medseg_jax.data.formats.volume_formats import WRITTEN, mask_suffix
 from medseg_jax.data.sources import (
   dicom_series,
   to_predict,
@@ -81,7 +81,7 @@ def plan(
       'config.inference.probabilities is True; allowed is False for images, as '
       'PNG holds no probabilities'
     )
-  suffixes = SUFFIXES if volumes else ('.png',)
+  suffixes = WRITTEN if volumes else ('.png',)
   plain = tuple(formats) == (NIFTI,)
   if not plain and not volumes:
     raise InputError(
@@ -104,7 +104,8 @@ def plan(
   jobs, failures = [], [*found.failures]
   for case in found.cases:
     clinic_formats.check(case.images, formats)
-    place = output if file else folder / f'{case.name}{suffixes[0]}'
+    suffix = mask_suffix(case.images[0]) if volumes else suffixes[0]
+    place = output if file else folder / f'{case.name}{suffix}'
     job = job_of(case.name, case.images, place, formats=formats, config=config)
     if reason := clinic_formats.missing(case.images, formats):
       failures.append(Failure(case.name, reason))
@@ -216,7 +217,7 @@ def _grid_of(job: Job) -> pathlib.Path | nifti.Grid:
 
 
 def _write_map(path: pathlib.Path, values: np.ndarray, job: Job) -> None:
-  """Writes numbers from 0 to 1: as they are in NIfTI, in PNG times 255."""
+  """Writes numbers from 0 to 1: as they are in volumes, in PNG times 255."""
   if path.name.endswith('.png'):
     grey = np.rint(255 * values.astype(np.float32).clip(0, 1)).astype(int)
     images.write_mask(path, grey, tuple(range(256)))

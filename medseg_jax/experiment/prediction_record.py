@@ -21,6 +21,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from medseg_jax.data.formats.volume_formats import data_files
 from medseg_jax.data.sources.to_predict import MASK_LIST
 from medseg_jax.experiment import build, mirroring
 from medseg_jax.experiment.calibrated import Calibration
@@ -119,9 +120,12 @@ def _settings_of(config: ConfigDict) -> dict[str, Any]:
 
 
 def hash_files(paths: Sequence[pathlib.Path]) -> str:
-  """Returns a hash of the content of files, in this order."""
+  """Returns a hash of the content of files, in this order.
+
+  With that of the files beside them that hold the voxels of some.
+  """
   digest = hashlib.sha256()
-  for path in paths:
+  for path in (*paths, *data_files(paths)):
     with open(path, 'rb') as file:
       digest.update(hashlib.file_digest(file, 'sha256').digest())
   return digest.hexdigest()

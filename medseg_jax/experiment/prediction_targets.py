@@ -65,12 +65,13 @@ def job_of(
 ) -> Job:
   """Returns what is to be written of an image.
 
-  One format is FOLDER/NAME.nii.gz, or .dcm; of several NAME has a folder.
+  One format is FOLDER/NAME.nii.gz, .nrrd, .mha or .dcm; of several NAME has a
+  folder.
 
   Args:
     name: of the case.
     images: its files.
-    place: of the mask, were it alone and a plain image: a NIfTI file or a PNG.
+    place: of the mask, were it alone and a plain image: a volume or a PNG.
     formats: see `clinic_formats`; ('nifti',) for images, too.
     config: of the model, resolved.
   """

@@ -45,7 +45,7 @@ def check(config: ConfigDict) -> None:
   if data.source != 'volumes':
     raise InputError(
       f'config.data.source is {data.source!r} with config.pretrain.mask_share '
-      f"{share:g}; allowed is 'volumes', a folder of NIfTI files"
+      f"{share:g}; allowed is 'volumes', a folder of volumes"
     )
   if data.fold != 'all':
     raise InputError(

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax.data.cache import num_workers
 from medseg_jax.data.case import Source
+from medseg_jax.data.formats.volume_formats import data_files
 from medseg_jax.data.sources.unlabelled import open_unlabelled
 from medseg_jax.data.sources.volumes import VolumeSource, open_volumes
 from medseg_jax.experiment import pretraining
@@ -128,8 +129,8 @@ def sizes(source: Source) -> list[int]:
 
 def num_bytes(paths: Iterable[pathlib.Path]) -> int:
   """Returns the bytes of files together; 0 for one that is gone."""
-  found = 0
-  for path in paths:
+  found, paths = 0, list(paths)
+  for path in (*paths, *data_files(paths)):
     with contextlib.suppress(OSError):  # told by whoever reads it
       found += path.stat().st_size
   return found

@@ -1,1 +1,1 @@
-"""Files to arrays and back: images and NIfTI."""
+"""Files to arrays and back: images and volumes."""

@@ -1,12 +1,12 @@
-"""NIfTI files to arrays in one axis order, and back on a file's own grid.
+"""Volumes to arrays in one axis order, and back on a file's own grid.
 
 Arrays are (z, y, x), see `nifti_geometry`. A file is only flipped and permuted
-for that, never resampled.
+for that, never resampled. It is NIfTI, or of the formats that `volume_formats`
+gives the same form.
 """
 
 import contextlib
 import dataclasses
-import gzip
 import math
 import os
 import pathlib
@@ -20,21 +20,24 @@ from medseg_jax.data.formats.nifti_align import (
   align,
   gap_between,
 )
-from medseg_jax.data.formats.nifti_geometry import Grid, times, to_file_order
-from medseg_jax.data.formats.nifti_header import (
-  SUFFIXES,
-  File,
-  file_dims,
-  header_of,
-  new_header,
-  parse,
+from medseg_jax.data.formats.nifti_geometry import (
+  Grid,
+  file_shape,
+  times,
+  to_file_order,
 )
+from medseg_jax.data.formats.nifti_header import File, file_dims
 from medseg_jax.data.formats.nifti_stream import (
   check_memory,
   check_room,
-  open_file,
   read_end,
   truncated,
+)
+from medseg_jax.data.formats.volume_formats import (
+  SUFFIXES,
+  WRITTEN,
+  begin_file,
+  open_volume,
 )
 from medseg_jax.runtime.errors import InputError, counted
 from medseg_jax.runtime.files import replacing
@@ -49,7 +52,6 @@ __all__ = (
 _LARGEST = 1e30
 # Labels saved with a scale of 255 levels come back as 1.004, say.
 _WHOLE = 0.01
-_LEVEL = 4  # of compression; more takes long and saves little
 
 
 class Volume(NamedTuple):
@@ -77,17 +79,17 @@ class Volume(NamedTuple):
 def read_image(path: str | os.PathLike) -> Volume:
   """Returns the image `[z, y, x, C]` of a file of one or several channels.
 
-  Channels are the fourth axis of the file, or the fifth of a vector image.
+  Channels are the fourth axis of the file, the fifth of a vector image, or the
+  components of each voxel.
   Integers keep their dtype where the file does not scale them; everything
   else becomes float32.
 
   Raises:
-    InputError: no complete NIfTI file of real numbers, a single slice, no
+    InputError: no complete volume of real numbers, a single slice, no
       usable geometry, or values that are not finite or beyond 1e30.
   """
   path = pathlib.Path(path)
-  with open_file(path) as stream:
-    file = parse(path, stream)
+  with open_volume(path) as (stream, file):
     keep = file.dtype.kind in 'iu' and file.scale is None
     dtype = file.dtype.newbyteorder('=') if keep else np.dtype(np.float32)
 
@@ -161,12 +163,11 @@ def read_label(path: str | os.PathLike) -> Volume:
       numbers of at most 31 bits.
   """
   path = pathlib.Path(path)
-  with open_file(path) as stream:
-    file = parse(path, stream)
+  with open_volume(path) as (stream, file):
     if file.grid.channels > 1:
       raise InputError(
         f'{path}: a label with {file.grid.channels} channels, shape '
-        f'{times(file_dims(file.header))} in the file, as of one mask for each '
+        f'{times(_dims(file))} in the file, as of one mask for each '
         'class; allowed are 3 axes, one id for each voxel'
       )
     whole = file.dtype.kind in 'iu' and file.scale is None
@@ -201,8 +202,8 @@ def read_header(path: str | os.PathLike) -> Grid:
     InputError: as `read_image`, as far as the header tells.
   """
   path = pathlib.Path(path)
-  with open_file(path) as stream:
-    return parse(path, stream).grid
+  with open_volume(path) as (_, file):
+    return file.grid
 
 
 def write_label(
@@ -214,10 +215,10 @@ def write_label(
   or not at all.
 
   Args:
-    path: file to write or replace, `.nii` or `.nii.gz`.
+    path: file to write or replace, of a suffix of `WRITTEN`.
     label: `[z, y, x]` integers of at least 0.
-    like: a NIfTI file; the label is on the grid that its reading gives. Or a
-      grid, of what is no NIfTI file.
+    like: a volume; the label is on the grid that its reading gives. Or a grid,
+      of what is no such file.
 
   Raises:
     InputError: `like` cannot be read.
@@ -235,7 +236,10 @@ def write_label(
 def write_volume(
   path: str | os.PathLike, array: np.ndarray, like: str | os.PathLike | Grid
 ) -> None:
-  """Writes `[z, y, x]` or `[z, y, x, K]` as float32; see `write_label`."""
+  """Writes `[z, y, x]` as float32; see `write_label`.
+
+  Of NIfTI also `[z, y, x, K]`.
+  """
   array = np.asarray(array)
   if (rank := array.ndim) not in (3, 4):
     raise ValueError(f'need an array [z, y, x(, K)], got {array.shape}')
@@ -244,7 +248,7 @@ def write_volume(
 
 
 def stem(path: str | os.PathLike) -> str:
-  """Returns the file's name without `.nii` or `.nii.gz`."""
+  """Returns a volume's name without its suffix, such as `.nii.gz`."""
   name = pathlib.Path(path).name
   for suffix in SUFFIXES:
     if name.lower().endswith(suffix):
@@ -262,21 +266,32 @@ def _read_voxels(
   """Returns `[z, y, x, C]`, read plane by plane: nothing is held twice."""
   shape = (*file.grid.shape, file.grid.channels)
   wanted = file.offset + file.dtype.itemsize * math.prod(shape)
-  check_room(path, stream, wanted)
+  check_room(file.place, stream, wanted)
   check_memory(path, dtype.itemsize * math.prod(shape))
   array = np.empty(shape, dtype)
   view = to_file_order(array, file.grid)
-  plane_bytes = view[:, :, 0, 0].size * file.dtype.itemsize
-  stream.seek(file.offset)
-  for channel in range(view.shape[3]):
+  if file.offset:
+    stream.seek(file.offset)
+  left = wanted - file.offset
+  for channel in [slice(None)] if file.interleaved else range(view.shape[3]):
     for k in range(view.shape[2]):
-      block = stream.read(plane_bytes)
-      if len(block) < plane_bytes:
-        raise truncated(path, stream.tell(), wanted)
-      plane = np.frombuffer(block, file.dtype).reshape(view.shape[1::-1]).T
-      view[:, :, k, channel] = convert(plane)
+      plane = view[:, :, k, channel]
+      block = stream.read(plane.size * file.dtype.itemsize)
+      left -= len(block)
+      if len(block) < plane.size * file.dtype.itemsize:
+        raise truncated(file.place, wanted - left, wanted)
+      sizes = plane.shape[1], plane.shape[0], *plane.shape[2:]
+      values = np.frombuffer(block, file.dtype).reshape(sizes)
+      plane[...] = convert(values.swapaxes(0, 1))
   read_end(stream)
   return array
+
+
+def _dims(file: File) -> tuple[int, ...]:
+  """Returns the shape in the file, all axes."""
+  if file.header is not None:
+    return file_dims(file.header)
+  return (*file_shape(file.grid), file.grid.channels)
 
 
 def _scaled(plane: np.ndarray, file: File) -> np.ndarray:
@@ -327,27 +342,23 @@ def _write(
 ) -> None:
   """Writes `[z, y, x, K]` with `rank` axes and the geometry of `like`."""
   if isinstance(like, Grid):
-    grid, old = like, header_of(like)
+    grid, header = like, None
   else:
-    like = pathlib.Path(like)
-    with open_file(like) as stream:
-      file = parse(like, stream)
-    grid, old = file.grid, file.header
-  if not path.name.lower().endswith(SUFFIXES) or array.shape[:3] != grid.shape:
+    with open_volume(pathlib.Path(like)) as (_, file):
+      grid, header = file.grid, file.header
+  if not path.name.lower().endswith(WRITTEN) or array.shape[:3] != grid.shape:
     raise ValueError(
-      f'need a .nii or .nii.gz file and an array on the grid {grid.shape} of '
-      f'{like}, got {path.name} and {array.shape[:3]}'
+      f'need a file {" ".join(WRITTEN)} and an array on the grid {grid.shape} '
+      f'of {like}, got {path.name} and {array.shape[:3]}'
     )
   view = to_file_order(array, grid)
   dtype = dtype.newbyteorder('<')
-  header = new_header(old, view.shape[:rank], dtype)
   with replacing(path) as temporary, contextlib.ExitStack() as stack:
-    stream = stack.enter_context(open(temporary, 'wb'))
-    if path.name.lower().endswith('.gz'):  # no name and time: same bytes
-      stream = stack.enter_context(
-        gzip.GzipFile('', 'wb', _LEVEL, fileobj=stream, mtime=0)
-      )
-    stream.write(header.binaryblock + b'\0\0\0\0')  # no extensions
+    raw = stack.enter_context(open(temporary, 'wb'))
+    begun = begin_file(
+      raw, path.name, grid, view.shape[:rank], dtype, like=header
+    )
+    stream = stack.enter_context(begun)
     for channel in range(view.shape[3]):
       for k in range(view.shape[2]):
         stream.write(view[:, :, k, channel].astype(dtype).tobytes('F'))

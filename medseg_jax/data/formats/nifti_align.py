@@ -104,8 +104,9 @@ def gap_between(
   if grid.placed != to.placed:  # what neither says cannot be at odds
     return (
       f'{what}: shape and spacing are those of {where}, but the header of the '
-      f'{"latter" if grid.placed else "former"} says no position (sform and '
-      'qform codes 0); the voxels are taken as they stand in the files'
+      f'{"latter" if grid.placed else "former"} says no position (of NIfTI: '
+      'sform and qform codes 0); the voxels are taken as they stand in the '
+      'files'
     )
   return ''
 

@@ -114,15 +114,68 @@ def read_grid(
     readings, placed, more = _readings(path, header)
     for affine in readings:
       affine[:3] *= unit
-    _check_extent(path, readings[0])
-    skew = _off_right_angles(readings[0])
-    if skew > _SAME_ANGLE:
-      more.append(
-        f'{path}: its axes are {skew:.3g} degrees off right angles; distances '
-        'and volumes are measured as if they were right'
-      )
+    return _checked(
+      path,
+      readings,
+      shape,
+      channels,
+      placed=placed,
+      oddities=(*oddities, *more),
+    )
+
+
+def read_affine(
+  path: pathlib.Path,
+  affine: np.ndarray,
+  shape: tuple[int, ...],
+  channels: int,
+  *,
+  name: str,
+  placed: bool,
+  oddities: Iterable[str] = (),
+) -> Grid:
+  """Returns the geometry of a file whose header says it once.
+
+  Args:
+    path: for messages.
+    affine: `[4, 4]`, from the file's own axes to mm.
+    shape: three sizes, in the order of the file.
+    channels: number of them.
+    name: of what the header calls it, for messages.
+    placed: see `Grid`.
+    oddities: lines that are known of already.
+
+  Raises:
+    InputError: it says no sizes or directions that can be used.
+  """
+  with np.errstate(all='ignore'):  # numbers of any size are looked at
+    if not _is_usable(affine):
+      raise _unusable(path, name, affine)
+    return _checked(
+      path, [affine], shape, channels, placed=placed, oddities=oddities
+    )
+
+
+def _checked(
+  path: pathlib.Path,
+  readings: list[np.ndarray],
+  shape: tuple[int, ...],
+  channels: int,
+  *,
+  placed: bool,
+  oddities: Iterable[str],
+) -> Grid:
+  """Returns the grid of affines in mm, if something real can have them."""
+  _check_extent(path, readings[0])
+  skew = _off_right_angles(readings[0])
+  if skew > _SAME_ANGLE:
+    line = (
+      f'{path}: its axes are {skew:.3g} degrees off right angles; distances '
+      'and volumes are measured as if they were right'
+    )
+    oddities = (*oddities, line)
   return grid_of(readings[0], shape, channels)._replace(
-    readings=tuple(readings), placed=placed, oddities=(*oddities, *more)
+    readings=tuple(readings), placed=placed, oddities=tuple(oddities)
   )
 
 

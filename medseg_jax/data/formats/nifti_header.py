@@ -1,4 +1,7 @@
-"""The header of a NIfTI file: what its voxels are, and whether it can be."""
+"""The header of a NIfTI file: what its voxels are, and whether it can be.
+
+Of every other format the same is told, by `File`.
+"""
 
 import pathlib
 from typing import BinaryIO, NamedTuple
@@ -25,18 +28,23 @@ class File(NamedTuple):
   """What a header says.
 
   Attributes:
-    header: as stored.
+    header: of NIfTI as stored, else None.
     grid: its geometry.
     dtype: of the voxels in the file.
     scale: slope and intercept that take them to their values, or None.
     offset: byte of the first voxel.
+    place: the file that holds the voxels.
+    interleaved: whether the channels of a voxel lie together, and not those of
+      all voxels one after the other.
   """
 
-  header: nib.Nifti1Header
+  header: nib.Nifti1Header | None
   grid: Grid
   dtype: np.dtype
   scale: tuple[float, float] | None
   offset: int
+  place: pathlib.Path
+  interleaved: bool = False
 
 
 def parse(path: pathlib.Path, stream: BinaryIO) -> File:
@@ -48,7 +56,29 @@ def parse(path: pathlib.Path, stream: BinaryIO) -> File:
   """
   header = _header(path, stream)
   dtype = _dtype(path, header)
-  dims = file_dims(header)
+  shape, channels = volume_dims(path, file_dims(header))
+  return File(
+    header=header,
+    grid=read_grid(path, header, shape, channels),
+    dtype=dtype,
+    scale=_scale(path, header),
+    offset=max(int(header['vox_offset']), header.single_vox_offset),
+    place=path,
+  )
+
+
+def volume_dims(
+  path: pathlib.Path, dims: tuple[int, ...]
+) -> tuple[tuple[int, ...], int]:
+  """Returns the sizes of three axes, and the number of channels.
+
+  Args:
+    path: for messages.
+    dims: the shape in the file, all axes, those of space first.
+
+  Raises:
+    InputError: a single slice, or too many axes.
+  """
   while len(dims) > 3 and dims[-1] == 1:
     dims = dims[:-1]
   if len(dims) == 5 and dims[3] == 1:  # a vector image: no time axis
@@ -63,14 +93,7 @@ def parse(path: pathlib.Path, stream: BinaryIO) -> File:
       f'{path}: a single slice, shape {times(dims)} in the file; allowed are '
       'volumes of at least 2 slices; 2-D images belong to data.source=folder'
     )
-  grid = read_grid(path, header, dims[:3], dims[3] if len(dims) > 3 else 1)
-  return File(
-    header=header,
-    grid=grid,
-    dtype=dtype,
-    scale=_scale(path, header),
-    offset=max(int(header['vox_offset']), header.single_vox_offset),
-  )
+  return dims[:3], dims[3] if len(dims) > 3 else 1
 
 
 def _header(path: pathlib.Path, stream: BinaryIO) -> nib.Nifti1Header:

@@ -19,7 +19,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from medseg_jax.data.formats import images
-from medseg_jax.data.formats.nifti_header import SUFFIXES
+from medseg_jax.data.formats.volume_formats import SUFFIXES
 from medseg_jax.data.sources import region_order
 from medseg_jax.runtime.errors import InputError, counted, quote, quote_json
 from medseg_jax.runtime.files import read_json
@@ -89,7 +89,7 @@ def read_dataset_json(path: str | os.PathLike) -> DatasetJson:
   if ending not in SUFFIXES:
     raise InputError(
       f'{path}: "file_ending" {quote_json(ending)}; allowed are '
-      f'{" ".join(SUFFIXES)} (convert the files to NIfTI)'
+      f'{" ".join(SUFFIXES)} (convert the files to one of them)'
     )
   values = _values_by_name(content['labels'], path)
   classes, label_values = _name_values(values, path)

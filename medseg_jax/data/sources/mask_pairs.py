@@ -1,6 +1,6 @@
 """Predicted masks and their labels, in two folders: pairs by stem, and read.
 
-NIfTI volumes, or images. What a label means is found out as it is for a data
+Volumes, or images. What a label means is found out as it is for a data
 set to train on; a prediction is read by the values that the labels have.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from medseg_jax.data import labels as labels_lib
 from medseg_jax.data.formats import images, nifti
-from medseg_jax.data.formats.nifti_header import SUFFIXES
+from medseg_jax.data.formats.volume_formats import SUFFIXES
 from medseg_jax.data.sources import folder, volume_files
 from medseg_jax.data.sources.dataset_json import DatasetJson, read_dataset_json
 from medseg_jax.data.sources.folder_files import MASK_SUFFIXES, Files
@@ -40,7 +40,7 @@ class Matched(NamedTuple):
   Attributes:
     pairs: a prediction as image, its label; by name, which is the prediction's
       stem.
-    volumes: whether they are NIfTI files, and not images.
+    volumes: whether they are volumes, and not images.
     failures: the labels that have not exactly one prediction.
     unused: the predictions that no label belongs to.
   """
@@ -86,7 +86,7 @@ def match_masks(predictions: pathlib.Path, labels: pathlib.Path) -> Matched:
   """Returns which prediction and label belong together.
 
   A file belongs to that of the same stem, or of the same but for one of the
-  suffixes that masks usually have, on either side. NIfTI files of labels, where
+  suffixes that masks usually have, on either side. Volumes of labels, where
   there are any, are what is scored, else images.
 
   Raises:
@@ -252,7 +252,7 @@ def _read_images(source: folder.FolderSource, index: int) -> Pair:
 def _volumes(
   place: pathlib.Path, failures: list[Failure]
 ) -> dict[str, pathlib.Path]:
-  """Returns NIfTI files by stem, without those of which two have one stem."""
+  """Returns volumes by stem, without those of which two have one stem."""
   refused: list[Refused] = []
   stems = volume_files.by_stem(place, refused)
   for files, reason in refused:

@@ -10,13 +10,13 @@ import pathlib
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from medseg_jax.data.formats import nifti
+from medseg_jax.data.formats import nifti, nifti_header
 from medseg_jax.data.formats.images import (
   IMAGE_SUFFIXES,
   list_folder,
   name_some,
 )
-from medseg_jax.data.formats.nifti_header import SUFFIXES
+from medseg_jax.data.formats.volume_formats import SUFFIXES, data_files
 from medseg_jax.data.sources import dicom_series
 from medseg_jax.data.sources.volume_files import (
   Failure,
@@ -30,9 +30,8 @@ from medseg_jax.runtime.errors import InputError, counted
 _OTHER_SCANS = (
   '.analyze', '.avif', '.bif', '.czi', '.dcm', '.dicom', '.dng', '.gipl',
   '.hdr', '.heic', '.heif', '.ima', '.img', '.jfif', '.jxl', '.lif', '.lsm',
-  '.mgh', '.mgz', '.mha', '.mhd', '.mnc', '.mrxs', '.nd2', '.ndpi', '.nhdr',
-  '.npy', '.npz', '.nrrd', '.par', '.rec', '.scn', '.svs', '.vsi', '.vti',
-  '.vtk',
+  '.mgh', '.mgz', '.mnc', '.mrxs', '.nd2', '.ndpi', '.npy', '.npz', '.par',
+  '.rec', '.scn', '.svs', '.vsi', '.vti', '.vtk',
 )  # fmt: skip
 # They may hold scans, and one scan is often compressed by itself.
 _ARCHIVES = (
@@ -88,7 +87,7 @@ def find(
     if channels != 1:
       raise InputError(
         f'{path}: DICOM series, of one channel each, but the model takes '
-        f'{channels}; allowed are NIfTI files with them'
+        f'{channels}; allowed are volumes with them'
       )
     return Found(*dicom_series.find(path, series, absolute))
   if series:
@@ -144,6 +143,13 @@ def _in_folder(
   leave_out: Collection[pathlib.Path],
 ) -> Found:
   entries = [p for p in list_folder(folder) if p.absolute() not in leave_out]
+  if channels is not None:
+    parts = set(data_files(entries))  # of volumes that are listed themselves
+    entries = [
+      path
+      for path in entries
+      if path not in parts or _is_readable(path, channels)
+    ]
   readable, failures, unused = [], [], []
   foreign = False  # whether there was a file of another kind already
   for path in entries:
@@ -179,11 +185,11 @@ def _in_folder(
     else:
       unused.append(path.name)
   if not readable and not failures:
-    kind, allowed = ('image', IMAGE_SUFFIXES)
+    kind, allowed = ('image files', IMAGE_SUFFIXES)
     if channels is not None:
-      kind, allowed = ('NIfTI', SUFFIXES)
+      kind, allowed = ('volumes', SUFFIXES)
     raise InputError(
-      f'{folder}: no {kind} files; found {name_some(p.name for p in entries)}; '
+      f'{folder}: no {kind}; found {name_some(p.name for p in entries)}; '
       f'allowed are {" ".join(allowed)}'
     )
   hidden = sum(1 for path in folder.iterdir() if path.name.startswith('.'))
@@ -288,11 +294,11 @@ def _why_not(
     return 'no file and no folder; allowed is one of them'
   kinds = f'2-D images: {" ".join(IMAGE_SUFFIXES)}'
   if channels is not None:
-    kinds = f'volumes as NIfTI files: {" ".join(SUFFIXES)}'
+    kinds = f'volumes: {" ".join(SUFFIXES)}'
   allowed = '' if brief else f'; this model takes {kinds}'
   if name.endswith(_ARCHIVES) and not name.endswith(SUFFIXES):
     return f'an archive; unpack it and name the folder{allowed}'
-  if name.endswith(SUFFIXES):
+  if name.endswith(nifti_header.SUFFIXES):
     return f'a NIfTI volume, which is not read{allowed}'
   if name.endswith(IMAGE_SUFFIXES):
     return f'no volume{allowed}'

@@ -1,6 +1,6 @@
 """A folder of volumes without labels as cases, to learn from images alone.
 
-NIfTI files directly in the folder, or in those that data sets keep images in:
+Files directly in the folder, or in those that data sets keep images in:
 what a Decathlon or nnU-Net folder has of labels is not read. Channels are files
 or lie in one file, as everywhere (`volume_files`).
 """
@@ -21,7 +21,7 @@ from medseg_jax.data.formats.images import (
   list_folder,
   name_some,
 )
-from medseg_jax.data.formats.nifti_header import SUFFIXES
+from medseg_jax.data.formats.volume_formats import SUFFIXES, data_files
 from medseg_jax.data.sources.dataset_json import read_channel_names
 from medseg_jax.data.sources.folder_files import MASK_FOLDERS, MASK_SUFFIXES
 from medseg_jax.data.sources.volume_files import (
@@ -133,7 +133,7 @@ def _find(root: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
   used = {
     root / pathlib.Path(f).parts[0] for f, found in within.items() if found
   }
-  used |= {root / name for name in _LABELS} | set(paths)
+  used |= {root / name for name in _LABELS} | {*paths, *data_files(paths)}
   if strays := find_strays(root, used):
     oddities.append(
       f'{root}: not used: {name_some(p.name for p in strays)}; what is read '

@@ -1,11 +1,12 @@
-"""Which NIfTI files of a folder belong together: images, channels and labels.
+"""Which volumes of a folder belong together: images, channels and labels.
 
 A case is one file, `CASE.nii.gz`, or one for each channel, `CASE_0000.nii.gz`,
 `CASE_0001.nii.gz`, ... The label, in a folder of its own, is `CASE.nii.gz` or
 that with one of the suffixes that masks usually have. Where both readings are
 possible (`scan_0001.nii.gz` may be a case with a number) the label's name
 decides, and without labels, whether there is a `_0000`. Hidden files are left
-out: macOS leaves a `._CASE.nii.gz` beside each file that it copies.
+out: macOS leaves a `._CASE.nii.gz` beside each file that it copies. Volumes are
+of any of the formats that are read.
 """
 
 import collections
@@ -22,7 +23,7 @@ from medseg_jax.data.formats.images import (
   list_folder,
   name_some,
 )
-from medseg_jax.data.formats.nifti_header import SUFFIXES
+from medseg_jax.data.formats.volume_formats import SUFFIXES, data_files
 from medseg_jax.data.sources.folder_files import MASK_SUFFIXES
 from medseg_jax.runtime.errors import InputError, counted
 
@@ -76,7 +77,7 @@ def match_folder(
   """Returns the cases of a folder of images and one of labels.
 
   Raises:
-    InputError: no such folder, or no NIfTI file in one of them.
+    InputError: no such folder, or no volume in one of them.
   """
   refused: list[Refused] = []
   images = by_stem(image_folder, refused)
@@ -146,7 +147,7 @@ def list_cases(
   Reads the headers, to see the number of channels.
 
   Args:
-    paths: NIfTI files of one folder.
+    paths: volumes of one folder.
     channels: the number of image channels that a case must have.
   """
   stems, failures = {}, []
@@ -199,7 +200,7 @@ def channels_beside(
   A file that is complete is a case of its own, whatever lies beside it.
 
   Raises:
-    InputError: the file has no header of a NIfTI file.
+    InputError: the file has no header of a volume.
   """
   match = _CHANNEL.fullmatch(case_name(path))
   if match is None or nifti.read_header(path).channels == channels:
@@ -220,7 +221,7 @@ def is_group(case: VolumeFiles) -> bool:
 def by_stem(
   folder: pathlib.Path, refused: list[Refused], *, required: bool = True
 ) -> dict[str, pathlib.Path]:
-  """Returns the NIfTI files of a folder by stem; repeats add to `refused`.
+  """Returns the volumes of a folder by stem; repeats add to `refused`.
 
   Raises:
     InputError: none, where they are `required`.
@@ -229,7 +230,7 @@ def by_stem(
   paths = [p for p in entries if nifti.stem(p) != p.name and os.path.isfile(p)]
   if required and not paths:
     raise InputError(
-      f'{folder}: no NIfTI files; found {name_some(p.name for p in entries)}; '
+      f'{folder}: no volumes; found {name_some(p.name for p in entries)}; '
       f'allowed are {" ".join(SUFFIXES)}'
     )
   stems = {}
@@ -244,10 +245,11 @@ def by_stem(
 
 
 def _unused(folder: pathlib.Path) -> list[str]:
-  """Returns a line that names what is no NIfTI file in a folder of them."""
+  """Returns a line that names what is no volume in a folder of them."""
+  parts = data_files(list_folder(folder))
   others = [
     path.name
-    for path in find_strays(folder, ())
+    for path in find_strays(folder, parts)
     if nifti.stem(path) == path.name or not os.path.isfile(path)
   ]
   if not others:

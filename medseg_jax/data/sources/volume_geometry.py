@@ -6,9 +6,13 @@ finds them prepared or has a plan already.
 
 import contextlib
 
+import nibabel as nib
+
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.sources.volume_files import VolumeFiles
 from medseg_jax.runtime.errors import InputError
+
+_SIDES = {'L': 'Left', 'P': 'Posterior', 'A': 'Anterior', 'S': 'Superior'}
 
 
 def find_oddities(
@@ -32,9 +36,10 @@ def find_oddities(
   if to is None:
     return tuple(lines)
   if not to.placed:
+    sides = ', '.join(_SIDES[side] for side in nib.aff2axcodes(to.readings[0]))
     lines.append(
-      f'{image}: its header says no position or orientation (sform and qform '
-      'codes 0); the axes are taken to run to Left, Anterior, Superior'
+      f'{image}: its header says no position or orientation (of NIfTI: sform '
+      f'and qform codes 0); the axes are taken to run to {sides}'
     )
   for path, grid in grids.items():
     with contextlib.suppress(InputError):

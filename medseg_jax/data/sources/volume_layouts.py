@@ -14,6 +14,7 @@ from medseg_jax.data.formats.images import (
   list_folder,
   name_some,
 )
+from medseg_jax.data.formats.volume_formats import data_files
 from medseg_jax.data.sources.dataset_json import Entry
 from medseg_jax.data.sources.folder_files import MASK_FOLDERS
 from medseg_jax.data.sources.volume_files import (
@@ -59,7 +60,7 @@ def find_layouts(
     if not by_stem(folder, [], required=False):
       folders.pop('test', None)
       oddities.append(
-        f'{folder}: no NIfTI files, so there is no test split; found '
+        f'{folder}: no volumes, so there is no test split; found '
         f'{name_some(path.name for path in list_folder(folder))}'
       )
   layouts = {split: match_folder(*pair) for split, pair in folders.items()}
@@ -209,7 +210,7 @@ def _match_listed(root: pathlib.Path, training: Sequence[Entry]) -> Layout:
       )
       for file in missing
     ]
-    listed.update(map(_identity, paths))
+    listed.update(map(_identity, (*paths, *data_files((*paths, label)))))
     if name in files:
       refused.append(Refused(case, same_name(image, files[name])))
     elif not missing:

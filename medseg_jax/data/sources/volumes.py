@@ -1,4 +1,4 @@
-"""A folder of volumes with labels as cases: NIfTI files in a usual layout.
+"""A folder of volumes with labels as cases: files in a usual layout.
 
 The Medical Segmentation Decathlon (`dataset.json`, `imagesTr`, `labelsTr`),
 nnU-Net's raw folders of version 1 and 2, or plain `images` and `labels`; see
@@ -18,6 +18,7 @@ import numpy as np
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
+from medseg_jax.data.formats.volume_formats import data_files
 from medseg_jax.data.numbered_objects import HANDFUL
 from medseg_jax.data.sources import volume_files
 from medseg_jax.data.sources.already_read import AlreadyRead
@@ -226,8 +227,9 @@ class VolumeSource:
     files = self.files[index]
     meaning = self.label_values, self.regions, self.ignore_value, self.channels
     merged = ('one foreground',) * bool(self.instances)
+    paths = [*files.images] + [files.label] * (files.label is not None)
     return files_key(
-      filter(None, (*files.images, files.label)),
+      (*paths, *data_files(paths)),
       self.root,
       (files.name, *meaning, *merged),
     )
