@@ -11,6 +11,7 @@ from pydicom.sr.coding import Code
 
 from medseg_jax.clinic import identity
 from medseg_jax.clinic.codes import Meaning
+from medseg_jax.data.formats.dicom.frames import Frame
 from medseg_jax.data.formats.dicom.series import Series
 from medseg_jax.runtime.files import replacing
 
@@ -112,7 +113,10 @@ def write(
         display_color=hd.color.CIELabColor.from_rgb(*meaning.colour),
       )
     )
-  headers = [identity.complete(frame.header) for frame in series.frames]
+  # Of nothing one slice is written: highdicom would write all, empty.
+  used = series.frames if mask.any() else series.frames[:1]
+  mask = mask[: len(used)]
+  headers = [identity.complete(frame.header) for frame in used]
   several = len({frame.path for frame in series.frames}) == 1
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # on the values that the scanner wrote
@@ -132,7 +136,7 @@ def write(
       content_label='SEGMENTATION',
       content_description=f'Segmentation by {model}'[:64],
       omit_empty_frames=bool(mask.any()),
-      **_geometry(series),
+      **_geometry(series, used),
     )
   dataset.SpecificCharacterSet = identity.UTF_8
   dataset.SeriesDescription = f'Segmentation by {model}'[:64]
@@ -145,14 +149,14 @@ def write(
     dataset.save_as(temporary, enforce_file_format=True)
 
 
-def _geometry(series: Series) -> dict:
-  """Returns where each slice lies, which the series' own files say."""
+def _geometry(series: Series, used: Sequence[Frame]) -> dict:
+  """Returns where some slices lie, which the series' own files say."""
   first = series.first
   positions = [
     hd.PlanePositionSequence(
       coordinate_system='PATIENT', image_position=frame.position.tolist()
     )
-    for frame in series.frames
+    for frame in used
   ]
   along = series.affine[:3, 2]
   normal = np.cross(first.row_direction, first.column_direction)
