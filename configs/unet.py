@@ -99,7 +99,8 @@ def get_config() -> ConfigDict:
   config.stop.anneal = 0.2  # of the steps made: the rest of the schedule
 
   config.data = ConfigDict()
-  config.data.source = 'phantom'  # 'phantom', 'folder', 'volumes', 'tfds'
+  # 'phantom', 'folder', 'volumes', 'dicom' (series with masks) or 'tfds'
+  config.data.source = 'phantom'
   config.data.path = ''  # the folder, or the name of the TFDS data set
   config.data.classes = ()  # names, background first; () to infer
   config.data.label_values = ()  # value of each class on disk; () to infer

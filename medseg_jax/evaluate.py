@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax.data.case import Case, Source
+from medseg_jax.data.case import VOLUMES, Case, Source
 from medseg_jax.experiment import (
   build,
   cascade,
@@ -314,7 +314,7 @@ def score_mask(
   """
   data = config.data
   scoring = dict(classes=tuple(data.classes), regions=tuple(data.regions))
-  if thorough and data.source == 'volumes':
+  if thorough and data.source in VOLUMES:
     scoring['surface_tolerance'] = config.evaluation.surface_tolerance
     scoring['lesions'] = config.evaluation.lesions
   score = functools.partial(

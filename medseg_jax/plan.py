@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medseg_jax import planner
+from medseg_jax.data.case import VOLUMES
 from medseg_jax.experiment import (
   config_bounds,
   fine_tuning,
@@ -28,10 +29,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     InputError: the data has errors, each printed on a line of its own.
   """
   config_bounds.check(config)
-  if config.data.source != 'volumes':
+  if config.data.source not in VOLUMES:
     raise InputError(
       f'config.data.source is {config.data.source!r}; --mode=plan is for '
-      "'volumes', the other sources need no plan"
+      "'volumes' and 'dicom', the other sources need no plan"
     )
   config, origin = fine_tuning.adopt(config, workdir)
   origin = origin or volume_plan.given(config, workdir)

@@ -16,7 +16,7 @@ from medseg_jax.data import (
   sampling,
 )
 from medseg_jax.data.cache import Cache
-from medseg_jax.data.case import Source
+from medseg_jax.data.case import VOLUMES, Source
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.experiment import (
@@ -127,7 +127,7 @@ def _prepare(
   }
   # TFDS reads one case after the other, quickly; threads make it jump.
   workers = 1 if config.data.source == 'tfds' else 0
-  if config.data.source == 'volumes' and any(left.values()):
+  if config.data.source in VOLUMES and any(left.values()):
     workers = _announce(config, sources, sum(left.values()))
   prepared = {}
   for split, source in sources.items():

@@ -24,7 +24,7 @@ from medseg_jax.clinic import (
   structure_set,
   structured_report,
 )
-from medseg_jax.data.formats.dicom import reading
+from medseg_jax.data.formats.dicom import label_objects, reading
 from medseg_jax.runtime.errors import InputError
 
 CLASSES = ('background', 'liver', 'tumour', 'nowhere')
@@ -46,6 +46,15 @@ def series_of(folder, shape=(5, 9, 11), **more):
   complete(write(folder, values(shape), **more))
   [series] = reading.read_files(list(folder.iterdir())).series
   return series
+
+
+def read_mask(path, series, names):
+  """Returns the mask of a structure set."""
+  mask, overlapping = label_objects.read(
+    label_objects.look(path), series, names
+  )
+  assert not overlapping
+  return mask
 
 
 def noise(shape=(5, 9, 11)):
@@ -239,7 +248,7 @@ def test_contours_come_back_as_the_same_mask(tmp_path, spacing):
   )  # fmt: skip
   mask, path = noise(), tmp_path / 'rt.dcm'
   structure_set.write(path, mask, series, **OF)
-  read = structure_set.read(path, series, CLASSES[1:])
+  read = read_mask(path, series, CLASSES[1:])
   np.testing.assert_array_equal(read, mask)
   # A point lies half a pixel beside the centre of a pixel, in the plane.
   found = pydicom.dcmread(path)
@@ -316,8 +325,8 @@ def test_a_damaged_structure_set_is_one_line(tmp_path):
   contour = dataset.ROIContourSequence[0].ContourSequence[0]
   contour.ContourData = contour.ContourData[:-1]
   dataset.save_as(path)
-  with pytest.raises(InputError, match='no RT Structure Set') as error:
-    structure_set.read(path, series, CLASSES[1:])
+  with pytest.raises(InputError, match='masks cannot be read') as error:
+    read_mask(path, series, CLASSES[1:])
   assert_one_line(error)
 
 
@@ -340,7 +349,7 @@ def test_rasterising_is_that_of_even_and_odd():
     # Matplotlib fills by winding; a triangle fan has each once.
     for a, b in zip(points[1:], points[2:], strict=False):
       expected ^= Path([points[0], a, b]).contains_points(centres)
-  found = contours.to_mask(shapes, (20, 20))
+  found = label_objects.rasterise(shapes, (20, 20))
   assert (
     found.ravel() != expected
   ).mean() < 0.005  # on an edge either is right
@@ -354,7 +363,7 @@ def test_frames_of_one_file_are_referred_to(tmp_path):
   [series] = reading.read_files([path]).series
   mask = noise((4, 9, 11))
   structure_set.write(tmp_path / 'rt.dcm', mask, series, **OF)
-  read = structure_set.read(tmp_path / 'rt.dcm', series, CLASSES[1:])
+  read = read_mask(tmp_path / 'rt.dcm', series, CLASSES[1:])
   np.testing.assert_array_equal(read, mask)
 
 

@@ -13,11 +13,10 @@ from conftest import write_volumes
 from data_cases import assert_one_line
 from dicom_cases import values, write
 from small import write_untrained
-from test_clinic import complete
+from test_clinic import complete, read_mask
 from test_volumes_loop import config_for
 
 from medseg_jax import load_model, predict
-from medseg_jax.clinic import structure_set
 from medseg_jax.data.formats.dicom import reading
 from medseg_jax.data.sources import to_predict
 from medseg_jax.experiment import clinic_formats, trained_model
@@ -113,9 +112,7 @@ def test_formats_of_a_study(model, tmp_path, capsys):
   mask = nibabel.load(out / 'study' / 'mask.nii.gz').get_fdata()
   native = mask.transpose(2, 1, 0).astype(int)
   assert len(np.unique(native)) > 1
-  drawn = structure_set.read(
-    out / 'study' / 'rtstruct.dcm', series, ('left', 'right')
-  )
+  drawn = read_mask(out / 'study' / 'rtstruct.dcm', series, ('left', 'right'))
   np.testing.assert_array_equal(drawn, native)
   segments = hd.seg.segread(out / 'study' / 'seg.dcm')
   read = segments.get_pixels_by_source_instance(

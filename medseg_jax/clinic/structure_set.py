@@ -1,11 +1,9 @@
 """Masks as DICOM RT Structure Sets (PS3.3, section A.19), and back."""
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import (
   PYDICOM_IMPLEMENTATION_UID,
@@ -19,7 +17,6 @@ from medseg_jax.clinic.codes import Meaning
 from medseg_jax.clinic.segmentation import MANUFACTURER
 from medseg_jax.data.formats.dicom.frames import Frame
 from medseg_jax.data.formats.dicom.series import Series
-from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import replacing
 
 _LABEL, _NAME = 16, 64  # characters of SH and LO
@@ -179,72 +176,3 @@ def _reference(series: Series) -> Dataset:
   )
   frame_of_reference.RTReferencedStudySequence = [study]
   return frame_of_reference
-
-
-def read(
-  path: str | os.PathLike, series: Series, names: Sequence[str]
-) -> np.ndarray:
-  """Returns the mask of a structure set, `[n, rows, columns]` class indices.
-
-  Contours lie on the slice that is nearest to them; of one slice and region
-  they are combined by exclusive or. Where regions overlap the later name wins.
-
-  Args:
-    path: of the file.
-    series: that it was drawn on.
-    names: of the classes but the background.
-
-  Raises:
-    InputError: it is no structure set, has no region of such a name, or a
-      contour lies on no slice.
-  """
-  path = pathlib.Path(path)
-  try:
-    dataset = pydicom.dcmread(path)
-    numbers = {
-      str(region.ROIName): int(region.ROINumber)
-      for region in dataset.StructureSetROISequence
-    }
-    drawn = {
-      int(each.ReferencedROINumber): each.get('ContourSequence') or []
-      for each in dataset.ROIContourSequence
-    }
-    places = {
-      (number, i): np.asarray(contour.ContourData, np.float64).reshape(-1, 3)
-      for number, own in drawn.items()
-      for i, contour in enumerate(own)
-    }
-  except Exception as error:  # pydicom raises all kinds
-    raise InputError(
-      f'{path}: no RT Structure Set ({type(error).__name__})'
-    ) from error
-  if missing := [name for name in names if name not in numbers]:
-    raise InputError(
-      f'{path}: no region {missing[0]!r}; it has {", ".join(numbers)}'
-    )
-  first = series.first
-  normal = np.cross(first.row_direction, first.column_direction)
-  heights = np.array([normal @ frame.position for frame in series.frames])
-  near = 0.5 * np.median(np.diff(heights))
-  mask = np.zeros((len(heights), *first.shape), np.int16)
-  for index, name in enumerate(names, start=1):
-    by_slice: dict[int, list[np.ndarray]] = {}
-    for number in range(len(drawn.get(numbers[name], []))):
-      own = places[numbers[name], number]
-      i = int(np.abs(heights - normal @ own[0]).argmin())
-      if np.abs(heights[i] - own @ normal).max() > near:
-        raise InputError(
-          f'{path}: a contour of {name} lies on no slice of the series'
-        )
-      offset = own - series.frames[i].position
-      points = np.stack(
-        [
-          offset @ first.column_direction / first.pixel_spacing[0],
-          offset @ first.row_direction / first.pixel_spacing[1],
-        ],
-        -1,
-      )
-      by_slice.setdefault(i, []).append(points)
-    for i, drawn_there in by_slice.items():
-      mask[i][contours.to_mask(drawn_there, first.shape)] = index
-  return mask

@@ -5,6 +5,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+# Values of `config.data.source` whose cases are volumes of a patient.
+VOLUMES = ('volumes', 'dicom')
+
 
 class Case(NamedTuple):
   """One image with its expert mask, as read, before any preprocessing.

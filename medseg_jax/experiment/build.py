@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax import augment
-from medseg_jax.data.case import Source
+from medseg_jax.data.case import VOLUMES, Source
 from medseg_jax.data.normalize import MASKED
 from medseg_jax.data.preprocess import Channel, Preprocessing, check
 from medseg_jax.experiment import (
@@ -141,7 +141,7 @@ def check_shapes(config: ConfigDict, source: Source, mesh: Mesh) -> None:
     raise InputError(
       f'config.patch_size is {tuple(config.patch_size)}; it has 2 or 3 numbers'
     )
-  if config.data.source == 'volumes':
+  if config.data.source in VOLUMES:
     rank, ranks = 3, {3, 2}  # volumes may be learnt in slices
   else:
     rank = source[0].image.ndim - 1

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medseg_jax.calibration import VolumeBand, volume_interval
+from medseg_jax.data.case import VOLUMES
 
 
 class Calibration(NamedTuple):
@@ -53,7 +54,7 @@ def unit_of(source: str) -> str:
 
   Files of images do not tell how large a pixel is.
   """
-  return ML if source == 'volumes' else PIXELS
+  return ML if source in VOLUMES else PIXELS
 
 
 def voxel_size(spacing: Sequence[float], unit: str) -> float:

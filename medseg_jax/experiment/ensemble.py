@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 import medseg_jax
+from medseg_jax.data.case import VOLUMES
 from medseg_jax.experiment import calibrated, mirroring, model_folder
 from medseg_jax.experiment.calibrated import Calibration
 from medseg_jax.experiment.model_folder import DESCRIPTION
@@ -308,7 +309,7 @@ def _facts(description: Mapping[str, Any]) -> dict[str, Any]:
   for key in ('axes', 'crop'):  # on the way back to one grid
     facts[f'preprocessing.{key}'] = description['preprocessing'][key]
   source = description['training']['config']['data']['source']
-  return facts | {'made for volumes': source == 'volumes'}
+  return facts | {'made for volumes': source in VOLUMES}
 
 
 def _facts_of_configuration(description: Mapping[str, Any]) -> dict[str, Any]:

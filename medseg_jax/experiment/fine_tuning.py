@@ -20,6 +20,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from medseg_jax import planner
+from medseg_jax.data.case import VOLUMES
 from medseg_jax.experiment import (
   cascade,
   held_out,
@@ -109,7 +110,7 @@ def _read_settings(
     before = model_folder.config_of(description)
     cascade.refuse(before, f'config.init_from: {path}')
     plan = description['plan']
-  volumes = config.data.source == 'volumes'
+  volumes = config.data.source in VOLUMES
   if volumes != (plan is not None):
     has = {True: 'on volumes, with a plan', False: 'on images, without a plan'}
     raise InputError(

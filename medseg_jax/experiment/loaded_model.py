@@ -9,7 +9,7 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 
-from medseg_jax.data.case import Case
+from medseg_jax.data.case import VOLUMES, Case
 from medseg_jax.data.sources import dicom_series, to_predict
 from medseg_jax.data.sources.volume_files import VolumeFiles
 from medseg_jax.experiment import (
@@ -129,7 +129,7 @@ class LoadedModel:
 
   def _files(self, path: pathlib.Path) -> VolumeFiles:
     """Returns the files of the case that one of them names."""
-    if self._config.data.source != 'volumes':
+    if self._config.data.source not in VOLUMES:
       return VolumeFiles(path.stem, (path,))
     if path.is_dir() and not dicom_series.lie_in(path, ()):
       raise InputError(
@@ -142,7 +142,7 @@ class LoadedModel:
 
   def _rank(self, image: np.ndarray) -> int:
     """Returns the number of spatial axes of an array that comes alone."""
-    if self._config.data.source == 'volumes':
+    if self._config.data.source in VOLUMES:
       return 3
     channels = self._config.data.channels
     flat = len(self._settings['patch_size'])
@@ -175,7 +175,7 @@ class LoadedModel:
 
   def _predict_case(self, case: Case) -> Prediction:
     found, data = case.image.shape[-1], self._config.data
-    if data.source == 'volumes' and found != data.channels:
+    if data.source in VOLUMES and found != data.channels:
       raise InputError(
         f'{case.name} has {counted(found, "channel")}; allowed is the number '
         f'of channels of the training, {data.channels} '

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from medseg_jax.data.case import Source
+from medseg_jax.data.case import VOLUMES, Source
 from medseg_jax.experiment import cascade, held_out, model_folder
 from medseg_jax.experiment.held_out import Record
 from medseg_jax.runtime.files import read_json
@@ -38,7 +38,7 @@ def write(
     stopped: of an early end, see `early_stop.describe`.
   """
   plan = None
-  if config.data.source == 'volumes':
+  if config.data.source in VOLUMES:
     plan = read_json(workdir / 'plan.json', 'as --mode=plan writes it')
   description = model_folder.describe(
     config,

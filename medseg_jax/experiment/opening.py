@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from medseg_jax.data.case import Source
+from medseg_jax.data.case import VOLUMES, Source
 from medseg_jax.experiment import (
   build,
   cascade,
@@ -71,7 +71,7 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> Opened:
   config.data.path = absolute(config.data)
   if config.data.group.lower().endswith('.csv'):
     config.data.group = os.path.abspath(config.data.group)
-  volumes = config.data.source == 'volumes'
+  volumes = config.data.source in VOLUMES
   # Without a plan the survey lists all problems at once.
   strict = multihost.from_primary(
     lambda: not volumes or (workdir / 'plan.json').exists()
@@ -163,7 +163,7 @@ def seen_before(
 
 def absolute(data: ConfigDict) -> str:
   """Returns where the data lies, whatever folder commands are typed in."""
-  if data.source not in ('folder', 'volumes') or not data.path:
+  if data.source not in ('folder', *VOLUMES) or not data.path:
     return data.path
   return str(expand_home(data.path, or_set='config.data.path').absolute())
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax.data.case import Case
+from medseg_jax.data.case import VOLUMES, Case
 from medseg_jax.data.formats import images, nifti
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.formats.volume_formats import WRITTEN, mask_suffix
@@ -36,7 +36,7 @@ from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import flush_names
 
 PICTURES = 'panels'  # folder beside the masks
-VOLUMES = 'volumes.csv'  # file beside the masks, see `volume_table`
+VOLUME_TABLE = 'volumes.csv'  # file beside the masks, see `volume_table`
 
 
 class Work(NamedTuple):
@@ -75,7 +75,7 @@ def plan(
   Raises:
     InputError: nothing to read, or no place for masks.
   """
-  volumes = config.data.source == 'volumes'
+  volumes = config.data.source in VOLUMES
   if config.inference.probabilities and not volumes:
     raise InputError(
       'config.inference.probabilities is True; allowed is False for images, as '
@@ -93,7 +93,7 @@ def plan(
   leave_out = [folder]
   if input_path.is_dir() and folder.resolve() == input_path.resolve():
     # Masks beside their images: what an earlier call wrote is no input.
-    made = (to_predict.MASK_LIST, PICTURES, VOLUMES, *Record(folder).lines)
+    made = (to_predict.MASK_LIST, PICTURES, VOLUME_TABLE, *Record(folder).lines)
     leave_out = [input_path / name for name in made]
   found = to_predict.find(
     input_path,
@@ -126,7 +126,7 @@ def find_oddities(
     jobs: any.
     data: section of the model's config.
   """
-  if data.source != 'volumes':
+  if data.source not in VOLUMES:
     return
   for job in jobs:
     if dicom_series.is_dicom(job.images[0]):
@@ -143,10 +143,10 @@ def read(job: Job | VolumeFiles, data: ConfigDict) -> Case:
     job: any.
     data: section of the model's config.
   """
-  if data.source == 'volumes' and dicom_series.is_dicom(job.images[0]):
+  if data.source in VOLUMES and dicom_series.is_dicom(job.images[0]):
     volume = dicom_series.read(job.images)
     return Case(job.name, volume.array, None, volume.spacing, volume.affine)
-  if data.source == 'volumes':
+  if data.source in VOLUMES:
     volume = nifti.read_channels(job.images, tolerance=data.grid_tolerance)
     return Case(job.name, volume.array, None, volume.spacing, volume.affine)
   image = images.read_image(job.images[0])

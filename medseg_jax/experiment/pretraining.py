@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import jax
 from ml_collections import ConfigDict
 
+from medseg_jax.data.case import VOLUMES
 from medseg_jax.models import Model
 from medseg_jax.runtime.errors import InputError, quote
 from medseg_jax.training import reconstruction
@@ -42,10 +43,10 @@ def check(config: ConfigDict) -> None:
       f'config.pretrain.mask_share is {share}; allowed is a share of the '
       'blocks, above 0 and below 1, or 0 for a training with labels'
     )
-  if data.source != 'volumes':
+  if data.source not in VOLUMES:
     raise InputError(
       f'config.data.source is {data.source!r} with config.pretrain.mask_share '
-      f"{share:g}; allowed is 'volumes', a folder of volumes"
+      f"{share:g}; allowed are 'volumes' and 'dicom'"
     )
   if data.fold != 'all':
     raise InputError(

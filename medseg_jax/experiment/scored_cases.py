@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from medseg_jax.data.case import Source
+from medseg_jax.data.case import VOLUMES, Source
 from medseg_jax.data.groups import some
 from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment import (
@@ -167,7 +167,7 @@ def _is_own(record: Record, digests: Digests, config: ConfigDict) -> bool:
   """Returns whether the data is that of the training, moved or not."""
   if config.data.source != record.source:
     return False
-  if config.data.source in ('folder', 'volumes') and (
+  if config.data.source in ('folder', *VOLUMES) and (
     config.data.path == record.path
   ):
     return True

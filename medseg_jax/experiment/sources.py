@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 
 from ml_collections import ConfigDict
 
+from medseg_jax.data import cache
 from medseg_jax.data.cache import num_workers
-from medseg_jax.data.case import Source
+from medseg_jax.data.case import VOLUMES, Source
 from medseg_jax.data.formats.volume_formats import data_files
+from medseg_jax.data.sources.dicom_set import open_dicom
 from medseg_jax.data.sources.unlabelled import open_unlabelled
 from medseg_jax.data.sources.volumes import VolumeSource, open_volumes
 from medseg_jax.experiment import pretraining
@@ -18,10 +20,11 @@ from medseg_jax.runtime import telling
 from medseg_jax.runtime.errors import InputError, InputErrors
 from medseg_jax.runtime.files import expand_home
 
-SOURCES = ('phantom', 'folder', 'volumes', 'tfds')
+SOURCES = ('phantom', 'folder', *VOLUMES, 'tfds')
 _NEEDED = {
   'folder': 'the folder of the images and masks',
   'volumes': 'the folder of the data set',
+  'dicom': 'the folder of the series and their masks',
   'tfds': 'the data set, such as oxford_iiit_pet',
 }
 
@@ -82,8 +85,17 @@ def _open_all(config: ConfigDict, strict: bool) -> dict[str, Source]:
       instances=instances,
       **naming,
     )
-  if data.source == 'volumes':
+  if data.source in VOLUMES:
     try:
+      if data.source == 'dicom':
+        return open_dicom(
+          data.path,
+          cache=cache.root_folder(data.cache_dir),
+          instances=data.instances,
+          grid_tolerance=data.grid_tolerance,
+          strict=strict,
+          **naming,
+        )
       if pretraining.is_asked(config):
         return open_unlabelled(
           data.path, grid_tolerance=data.grid_tolerance, strict=strict

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from medseg_jax.data.formats import nifti
 from medseg_jax.experiment import calibrated
 from medseg_jax.experiment.calibrated import Calibration
-from medseg_jax.experiment.prediction_jobs import VOLUMES, Job
+from medseg_jax.experiment.prediction_jobs import VOLUME_TABLE, Job
 from medseg_jax.experiment.prediction_record import Maker, Record
 from medseg_jax.runtime.errors import counted
 from medseg_jax.runtime.files import write_atomically
@@ -42,7 +42,7 @@ def write(
     config: of the model, resolved.
     maker: of its masks; those that another has made keep their rows.
   """
-  path, calibration = folder / VOLUMES, maker.calibration
+  path, calibration = folder / VOLUME_TABLE, maker.calibration
   try:
     rows = _read(path)
   except (OSError, ValueError, csv.Error):

@@ -38,13 +38,14 @@ def is_dicom(path: pathlib.Path) -> bool:
 
 def lie_in(folder: pathlib.Path, leave_out: Collection[pathlib.Path]) -> bool:
   """Returns whether one of the first files in a folder, or below, is DICOM."""
-  files = _files_in(folder, leave_out)
+  files = files_in(folder, leave_out)
   return any(map(is_dicom, itertools.islice(files, _MOST)))
 
 
-def _files_in(
+def files_in(
   folder: pathlib.Path, leave_out: Collection[pathlib.Path]
 ) -> Iterator[pathlib.Path]:
+  """Yields the files of a folder and below, but hidden and some others."""
   for parent, folders, names in os.walk(folder):
     here = pathlib.Path(parent)
     folders[:] = sorted(
@@ -71,10 +72,10 @@ def find(
   Raises:
     InputError: there is none of that name, or there are several.
   """
-  reading = _reading()
+  reading = library()
   paths = [path]
   if path.is_dir():
-    paths = list(_files_in(path, leave_out))
+    paths = list(files_in(path, leave_out))
   found = reading.read_files(paths)
   several = [s for s in found.series if len(s.frames) > 1]
   unused = [
@@ -102,7 +103,7 @@ def find(
   names = _names(chosen)
   name = path.resolve().name
   if len(chosen) == 1 and name:
-    if _tells(name, chosen[0]):
+    if tells_patient(name, chosen[0]):
       unused.append(
         f"the name of the folder, the patient's: {names[0]} is used"
       )
@@ -160,7 +161,7 @@ def _names(series: Sequence['Series']) -> list[str]:
   return names
 
 
-def _tells(name: str, series: 'Series') -> bool:
+def tells_patient(name: str, series: 'Series') -> bool:
   """Returns whether a name tells who the patient is, as archives name folders.
 
   It would be that of masks, tables and reports, which go to others.
@@ -174,7 +175,7 @@ def _tells(name: str, series: 'Series') -> bool:
 
 def only(paths: Sequence[pathlib.Path]) -> 'Series':
   """Returns the series that files hold."""
-  found = _reading().read_files(list(paths))
+  found = library().read_files(list(paths))
   series = [each for each in found.series if len(each.frames) > 1]
   if len(series) != 1:
     reasons = [f'{x.path.name} {x.reason}' for x in found.set_aside]
@@ -193,12 +194,12 @@ def read(paths: Sequence[pathlib.Path]) -> Volume:
   Raises:
     InputError: they are of none, of several, or cannot be read.
   """
-  return _reading().read_volume(only(paths))
+  return library().read_volume(only(paths))
 
 
 def grid_of(paths: Sequence[pathlib.Path]) -> Any:
   """Returns the grid of `read`'s volume, from the headers alone."""
-  return _reading().grid_of_series(only(paths))
+  return library().grid_of_series(only(paths))
 
 
 def find_oddities(paths: Sequence[pathlib.Path]) -> Iterator[str]:
@@ -214,7 +215,12 @@ def find_oddities(paths: Sequence[pathlib.Path]) -> Iterator[str]:
     )
 
 
-def _reading() -> Any:
+def library() -> Any:
+  """Returns `data.formats.dicom.reading`, which needs an extra.
+
+  Raises:
+    InputError: that is not installed.
+  """
   try:
     from medseg_jax.data.formats.dicom import reading
   except ImportError as error:

@@ -132,6 +132,13 @@ def to_native(array: np.ndarray, series: Series) -> np.ndarray:
   return to_file_order(array, grid_of_series(series)).transpose(2, 1, 0)
 
 
+def from_native(mask: np.ndarray, series: Series) -> np.ndarray:
+  """Returns `[n, rows, columns]` as `read_volume` has it, `[z, y, x]`."""
+  grid = grid_of_series(series)
+  array = from_file_order(mask.transpose(2, 1, 0)[..., None], grid)
+  return np.ascontiguousarray(array[..., 0])
+
+
 def grid_of_series(series: Series) -> Grid:
   """Returns where the voxels of `read_volume` lie.
 
