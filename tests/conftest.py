@@ -37,6 +37,22 @@ jax.config.update('jax_num_cpu_devices', 8)
 ROOT = pathlib.Path(__file__).parent.parent
 # What takes as long hangs. A busy machine needs minutes for what takes seconds.
 HANG_S = 1200
+# Files that take three fifths of the whole time: `pytest -m 'not long'` leaves
+# them out. `.ci/run` does so but for its first Python.
+LONG = (
+  *('augment_intensity', 'cascade', 'changed_cases', 'choice_of_convolutions'),
+  *('crossval_goes_on', 'crossval_many', 'crossval_volumes', 'device_cache'),
+  *('early_stop', 'fine_tuning', 'folding', 'kernel_gradient', 'learning'),
+  *('learning_curve', 'many_ends', 'model_folder', 'moved_plans', 'multihost'),
+  *('patch_growth', 'resume', 'resume_loop', 'time_budget', 'unread_batch'),
+  *('winograd', 'without_tensorflow'),
+)
+
+
+def pytest_collection_modifyitems(items):
+  for item in items:
+    if item.path.stem.removeprefix('test_') in LONG:
+      item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(autouse=True)

@@ -318,6 +318,18 @@ def test_names_of_any_letters_stay_apart(tmp_path):
   assert_valid(tmp_path / 'seg.dcm')
 
 
+def test_a_contour_may_be_longer_than_64_kb(tmp_path):
+  series = series_of(tmp_path / 'in', (2, 90, 400))
+  mask = np.zeros((2, 90, 400), int)
+  mask[:, 5:80, 5:395:2] = mask[:, 5, 5:395] = 1  # a comb
+  path = tmp_path / 'rtstruct.dcm'
+  structure_set.write(path, mask, series, **OF)
+  [drawn, *_] = pydicom.dcmread(path).ROIContourSequence
+  assert max(len(c.ContourData) for c in drawn.ContourSequence) * 6 > 65536
+  np.testing.assert_array_equal(read_mask(path, series, CLASSES[1:]), mask)
+  assert_valid(path)
+
+
 def test_a_damaged_structure_set_is_one_line(tmp_path):
   series, path = series_of(tmp_path / 'in'), tmp_path / 'rt.dcm'
   structure_set.write(path, noise(), series, **OF)

@@ -4,11 +4,13 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.tag import Tag
 from pydicom.uid import (
   PYDICOM_IMPLEMENTATION_UID,
   UID,
-  ExplicitVRLittleEndian,
+  ImplicitVRLittleEndian,
   RTStructureSetStorage,
 )
 
@@ -55,7 +57,8 @@ def write(
   meta = FileMetaDataset()
   meta.MediaStorageSOPClassUID = RTStructureSetStorage
   meta.MediaStorageSOPInstanceUID = UID(identity.uid(series, *of))
-  meta.TransferSyntaxUID = ExplicitVRLittleEndian
+  # The explicit one has no room for a contour of 64 kB.
+  meta.TransferSyntaxUID = ImplicitVRLittleEndian
   meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
   dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b'\0' * 128)
   for name in (*identity.PATIENT, *identity.STUDY, 'StudyInstanceUID'):
@@ -77,6 +80,9 @@ def write(
   dataset.FrameOfReferenceUID = header.FrameOfReferenceUID
   dataset.PositionReferenceIndicator = header.get('PositionReferenceIndicator')
   dataset.ReferencedFrameOfReferenceSequence = [_reference(series)]
+  identity.date(dataset, series)
+  dataset.StructureSetDate = dataset.SeriesDate
+  dataset.StructureSetTime = dataset.SeriesTime
   dataset.StructureSetROISequence = []
   dataset.ROIContourSequence = []
   dataset.RTROIObservationsSequence = []
@@ -89,9 +95,6 @@ def write(
     zip(meanings, regions, strict=True), start=1
   ):
     _add(dataset, i, meaning, name, label, mask == i, series)
-  identity.date(dataset, series)
-  dataset.StructureSetDate = dataset.SeriesDate
-  dataset.StructureSetTime = dataset.SeriesTime
   with replacing(path) as temporary:
     dataset.save_as(temporary, enforce_file_format=True)
 
@@ -148,8 +151,16 @@ def _contour(points: np.ndarray, frame: Frame) -> Dataset:
   contour.ContourImageSequence = [image]
   contour.ContourGeometricType = 'CLOSED_PLANAR'
   contour.NumberOfContourPoints = len(points)
-  # A decimal string has 16 characters at most.
-  contour.ContourData = [f'{x + 0.0:.4f}' for x in places.ravel()]
+  # Decimal strings of 16 characters at most, as they are to lie in the file: of
+  # millions of them pydicom would make objects first.
+  text = '\\'.join([f'{x + 0.0:.4f}' for x in places.ravel().tolist()])
+  content = text.encode() + b' ' * (len(text) % 2)
+  tag = Tag('ContourData')
+  contour[tag] = RawDataElement(
+    tag, 'DS', len(content), content, 0, is_implicit_VR=True,
+    is_little_endian=True,
+  )  # fmt: skip
+  contour.set_original_encoding(True, True, 'iso8859')  # only ASCII in it
   return contour
 
 
