@@ -216,6 +216,26 @@ def test_surfaces_and_a_report_of_any_volume(model, tmp_path, capsys):
   names = {path.name for path in (tmp_path / 'alone').iterdir()}
   assert names >= {'case_00.html', 'case_00.json', 'case_01.csv'}
   config = trained_model.read_config(None, model, '')
+  config.inference.probabilities = True
+  with pytest.raises(InputError, match='another surfaces'):
+    predict.run(
+      config, None, model=model, input_path=data, output_dir=out,
+      formats=formats,
+    )  # fmt: skip
+  predict.run(
+    config, None, model=model, input_path=data, output_dir=tmp_path / 'soft',
+    formats=formats,
+  )  # fmt: skip
+  differ = 0
+  for structure in report['structures']:
+    name = f'{structure["name"]}.stl'
+    soft = tmp_path / 'soft' / 'case_00' / name
+    if structure['voxels']:
+      volume = trimesh.load_mesh(soft).volume / 1000
+      assert volume == pytest.approx(structure['volume_ml'], rel=0.01)
+    differ += soft.read_bytes() != (folder / name).read_bytes()
+  assert differ
+  config = trained_model.read_config(None, model, '')
   config.clinic.codes = (('left', '123', 'Left'),)
   with pytest.raises(InputError, match='report.*another clinic.codes'):
     predict.run(

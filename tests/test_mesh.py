@@ -6,7 +6,11 @@ import trimesh
 from scipy import ndimage, spatial
 
 from medseg_jax.clinic import mesh_files
-from medseg_jax.clinic.mesh import surface_of, volume_of
+from medseg_jax.clinic.mesh import (
+  surface_of,
+  surface_of_class,
+  volume_of,
+)
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 OBLIQUE = np.eye(4)
@@ -70,6 +74,32 @@ def test_closed_outward_of_the_same_volume_and_near(name, soft, mirrored):
   assert distance.max() <= _diagonal(affine)
   lengths = np.linalg.norm(mesh.normals, axis=1)
   np.testing.assert_allclose(lengths, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize('at_border', [False, True])
+def test_a_class_is_cut_where_another_is_as_probable(at_border):
+  """Radii from probabilities are closer than a voxel; so are those of a box."""
+  shape, radius = (24, 26, 28), 7.3
+  centre = np.array([4.2 if at_border else 12.1, 12.4, 13.7])
+  grid = np.indices(shape) - np.reshape(centre, (3, 1, 1, 1))
+  inside = 1 / (1 + np.exp(np.sqrt((grid**2).sum(0)) - radius))
+  probs = np.stack([0.7 * (1 - inside), inside, 0.3 * (1 - inside)], -1)
+  label = probs.argmax(-1).astype(np.int16)
+  affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # to itself in LPS
+  soft = surface_of_class(label, 1, affine, probs=probs)
+  hard = surface_of_class(label, 1, affine)
+  # Where 0.7 (1 - p) = p, and a bit beyond where the volume asks for it.
+  expected = radius - np.log(0.7)
+  spread = {}
+  for name, mesh in (('soft', soft), ('hard', hard)):
+    assert solid(mesh).is_watertight
+    assert volume_of(mesh) == pytest.approx((label == 1).sum(), rel=0.01)
+    free = mesh.vertices[:, 0] > 0.6  # not where the image ends
+    distance = np.linalg.norm(mesh.vertices[free] - centre, axis=1)
+    spread[name] = np.abs(distance - expected).max()
+  assert spread['soft'] < 0.12 < spread['hard'] < 1
+  nothing = surface_of_class(label * 0, 2, affine, probs=probs)
+  assert not len(nothing.vertices)
 
 
 def _diagonal(affine):

@@ -92,6 +92,39 @@ def surface_of(
   return Mesh(vertices, faces, _normals(vertices, faces))
 
 
+def surface_of_class(
+  label: npt.NDArray[np.integer],
+  index: int,
+  affine: npt.NDArray[np.float64],
+  *,
+  probs: npt.NDArray[np.floating] | None = None,
+) -> Mesh:
+  """Returns the surface of one class of a label map; see `surface_of`.
+
+  Args:
+    label: `[i, j, k]` class indices.
+    index: of the class, from 1.
+    affine: see `surface_of`.
+    probs: `[i, j, k, K]` of classes that exclude each other. The surface runs
+      between voxels where the class is as probable as the best other one; None
+      where only the label map is known.
+  """
+  box = ndimage.find_objects(label, max_label=index)[index - 1]
+  if box is None:
+    return surface_of(np.zeros((1, 1, 1), bool), affine)
+  # What is beyond the next voxel says nothing of the surface.
+  around = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
+  margin = None
+  if probs is not None:
+    others = probs[around].astype(np.float32)
+    own = others[..., index].copy()
+    others[..., index] = -np.inf
+    margin = own - others.max(-1)
+  shifted = np.array(affine, np.float64)
+  shifted[:3, 3] += shifted[:3, :3] @ [side.start for side in around]
+  return surface_of(label[around] == index, shifted, margin=margin)
+
+
 def volume_of(mesh: Mesh) -> float:
   """Returns the volume that a surface encloses, in mm^3."""
   return float(_volumes(mesh.vertices, mesh.faces).sum())

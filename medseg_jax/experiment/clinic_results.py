@@ -24,6 +24,7 @@ from medseg_jax.experiment.clinic_formats import (
 from medseg_jax.experiment.prediction_record import Maker
 from medseg_jax.experiment.prediction_targets import Job, Target
 from medseg_jax.inference.own_grid import Prediction
+from medseg_jax.losses import uses_sigmoid
 
 
 class ClinicResults:
@@ -47,6 +48,7 @@ class ClinicResults:
     self._job = job
     self._case = prediction.case
     self._label = prediction.label
+    self._probs = prediction.probs
     self._config = config
     self._model = f'medseg_jax {maker.weights[:12]}'
     self._calibration = maker.calibration
@@ -119,12 +121,13 @@ class ClinicResults:
   @functools.cached_property
   def _surfaces(self) -> dict[str, Any]:
     """The surface of each class but the background."""
-    names = self._config.data.classes[1:]
+    config = self._config
+    probs = None if uses_sigmoid(config.loss) else self._probs
     return {
-      name: self._clinic.mesh.surface_of(
-        self._label == i + 1, self._case.affine
+      name: self._clinic.mesh.surface_of_class(
+        self._label, i + 1, self._case.affine, probs=probs
       )
-      for i, name in enumerate(names)
+      for i, name in enumerate(config.data.classes[1:])
     }
 
   @functools.cached_property

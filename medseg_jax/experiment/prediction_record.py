@@ -29,7 +29,9 @@ from medseg_jax.experiment.clinic_formats import (
   CLINIC,
   FILES,
   MEASUREMENTS,
+  MESH,
   REPORT,
+  SCENE,
 )
 from medseg_jax.experiment.members import Weights
 from medseg_jax.experiment.prediction_targets import (
@@ -56,12 +58,14 @@ class Maker(NamedTuple):
     settings: what of the config has a part in a mask.
     calibration: of its probabilities and volumes, which has none.
     clinic: what of the config has a part in files for the clinic alone.
+    soft: whether surfaces are those of the probabilities.
   """
 
   weights: str
   settings: dict[str, Any]
   calibration: Calibration = Calibration()
   clinic: Mapping[str, Any] = {}
+  soft: bool = False
 
   def of(self, kind: str) -> 'Maker':
     """Returns what makes a file of this kind; see `prediction_targets`."""
@@ -73,6 +77,8 @@ class Maker(NamedTuple):
       more['volume_bands'] = {
         name: [band.low, band.high] for name, band in found.bands.items()
       }
+    if kind in (MESH, SCENE) and self.soft:
+      more['surfaces'] = 'of the probabilities'
     if kind in CLINIC:
       more |= self.clinic
     return self._replace(settings=self.settings | more) if more else self
@@ -101,7 +107,8 @@ def maker_of(model: Weights) -> Maker:
   clinic = model.parts[0].config.get('clinic', ConfigDict()).to_dict()
   clinic = {f'clinic.{key}': value for key, value in clinic.items() if value}
   clinic = json.loads(json.dumps(clinic))
-  return Maker(weights, settings, model.calibration, clinic)
+  soft = model.parts[0].config.inference.get('probabilities', False)
+  return Maker(weights, settings, model.calibration, clinic, soft)
 
 
 def _settings_of(config: ConfigDict) -> dict[str, Any]:
