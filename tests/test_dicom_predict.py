@@ -11,15 +11,19 @@ import pytest
 import trimesh
 from conftest import write_volumes
 from data_cases import assert_one_line
-from dicom_cases import values, write
+from dicom_cases import change, values, write
 from small import write_untrained
 from test_clinic import complete, read_mask
 from test_volumes_loop import config_for
 
 from medseg_jax import load_model, predict
 from medseg_jax.data.formats.dicom import reading
-from medseg_jax.data.sources import to_predict
-from medseg_jax.experiment import clinic_formats, trained_model
+from medseg_jax.data.sources import dicom_series, to_predict
+from medseg_jax.experiment import (
+  clinic_formats,
+  prediction_jobs,
+  trained_model,
+)
 from medseg_jax.runtime.errors import InputError
 
 
@@ -178,6 +182,44 @@ def test_a_patient_is_named_only_where_that_is_asked_for(
   assert 'Patient name Some^Body' in page
 
 
+@pytest.mark.parametrize(
+  ('folder', 'name', 'number', 'tells'),
+  [
+    ('LIDC-IDRI-0001', '', 'LIDC-IDRI-0001', True),
+    ('LI_WU', 'Li^Wu', '7', True),
+    ('山田太郎', '山田^太郎', '7', True),
+    ('Muller_1', 'Müller^H', '7', True),
+    ('scan A_1234', '', 'A-1234', True),
+    ('brain_test', 'Test^Patient', '1', False),
+    ('patient_07', 'Patient^A', '1', False),
+    ('series', 'Ser^An', '12', False),
+  ],
+)
+def test_folders_that_tell_the_patient(tmp_path, folder, name, number, tells):
+  paths = write(tmp_path, values((3, 4, 5)))
+  for path in paths:
+    change(
+      path, PatientName=name, PatientID=number,
+      SpecificCharacterSet='ISO_IR 192',
+    )  # fmt: skip
+  [series] = reading.read_files(paths).series
+  assert dicom_series.tells_patient(folder, series) == tells
+  for path in paths:
+    change(path, PatientIdentityRemoved='YES')
+  [series] = reading.read_files(paths).series
+  assert not dicom_series.tells_patient(folder, series)
+
+
+def test_mistakes_about_classes_are_told_before_the_work(model, tmp_path):
+  data = write_volumes(tmp_path / 'data', 1) / 'imagesTr'
+  config = trained_model.read_config(None, model, '')
+  config.clinic.lesions = ('lefft',)
+  with pytest.raises(InputError, match="config.clinic.lesions has 'lefft'"):
+    prediction_jobs.plan(
+      config, data, tmp_path / 'out', formats=('nifti', 'report')
+    )
+
+
 def test_surfaces_and_a_report_of_any_volume(model, tmp_path, capsys):
   data = write_volumes(tmp_path / 'data', 2) / 'imagesTr'
   out = tmp_path / 'out'
@@ -212,9 +254,15 @@ def test_surfaces_and_a_report_of_any_volume(model, tmp_path, capsys):
   run(model, data, out, formats=formats)
   assert 'kept      2 masks' in capsys.readouterr().out
   assert hashes(folder) == written
+  # Also where a name is none that UTF-8 has.
+  (data / 'case_01.nii.gz').rename(data / 'caf\udce9.nii.gz')
   run(model, data, tmp_path / 'alone', formats=('report',))
   names = {path.name for path in (tmp_path / 'alone').iterdir()}
-  assert names >= {'case_00.html', 'case_00.json', 'case_01.csv'}
+  assert names >= {'case_00.html', 'case_00.json', 'caf\udce9.csv'}
+  (data / 'caf\udce9.nii.gz').rename(data / 'volumes.nii.gz')
+  with pytest.raises(InputError, match='volumes.csv: the name of a list'):
+    run(model, data, tmp_path / 'list', formats=('report',))
+  (data / 'volumes.nii.gz').rename(data / 'case_01.nii.gz')
   config = trained_model.read_config(None, model, '')
   config.inference.probabilities = True
   with pytest.raises(InputError, match='another surfaces'):

@@ -7,10 +7,13 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from ml_collections import ConfigDict
 from scipy import ndimage, spatial
 from skimage import measure
 
 from medseg_jax.clinic import codes, diameters, measurements, numbers
+from medseg_jax.experiment import clinic_formats
+from medseg_jax.runtime.errors import InputError
 
 AFFINE = np.array(
   [
@@ -113,6 +116,59 @@ def test_a_chord_stays_within_a_horseshoe():
     if count:
       best = max(best, np.bincount(runs)[1:].max() * 0.02)
   assert found.perpendicular == pytest.approx(best, abs=0.25)
+
+
+def test_pieces_that_touch_at_a_corner_are_one():
+  diagonal = np.eye(10, dtype=bool)[None]
+  found = diameters.measure(diagonal, np.eye(3)[:, 1:])
+  # From edge to edge of the outer pixels, whose contours are diamonds.
+  assert found.longest == pytest.approx(9 * 2**0.5 + 0.7, abs=0.5)
+  squares = np.zeros((1, 30, 30), bool)
+  squares[0, 2:12, 2:12] = squares[0, 12:22, 12:22] = True
+  found = diameters.measure(squares, np.eye(3)[:, 1:])
+  assert found.longest == pytest.approx(20 * 2**0.5, abs=1)
+  assert found.perpendicular == pytest.approx(10 * 2**0.5, abs=1)
+  ring = np.zeros((1, 30, 30), bool)
+  ring[0, 2:22, 2:22], ring[0, 6:18, 6:18] = True, False
+  whole = np.zeros((1, 30, 30), bool)
+  whole[0, 2:22, 2:22] = True
+  for found, other in zip(
+    *(diameters.measure(m, np.eye(3)[:, 1:]) for m in (ring, whole)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(found, other)
+
+
+def test_words_that_make_a_lesion():
+  names = (
+    'background', 'liver tumor', 'kidney_cyst', 'spinal_score', 'encore',
+    'gallbladder_cystic_duct', 'masses', 'enhancing core', 'cerebellum',
+    'WMH', 'infarct', 'edema',
+  )  # fmt: skip
+  told = [meaning.name for meaning in codes.meanings(names) if meaning.lesion]
+  assert told == [
+    'liver tumor', 'kidney_cyst', 'masses', 'enhancing core', 'WMH', 'infarct',
+    'edema',
+  ]  # fmt: skip
+  [meaning] = codes.meanings(('background', 'x'), lesions=('x',))
+  assert meaning.lesion
+  with pytest.raises(InputError, match="config.clinic.lesions has 'y'"):
+    codes.meanings(('background', 'x'), lesions=('y',))
+
+
+def test_classes_and_regions_share_a_table():
+  config = ConfigDict()
+  config.data = dict(
+    classes=('background', 'core', 'edema'),
+    regions=(('whole', (1, 2)), ('core', (1,))),
+  )
+  config.clinic = dict(codes=(('whole', '1', 'W'),), lesions=('edema', 'whole'))
+  of_classes, of_regions = clinic_formats.meanings(config)
+  assert [m.lesion for m in of_classes] == [False, True]
+  assert [(m.name, m.lesion) for m in of_regions] == [
+    ('whole', True), ('core', False)
+  ]  # fmt: skip
+  assert of_regions[0].kind == ('1', 'W')
 
 
 def test_single_voxels_and_nothing():

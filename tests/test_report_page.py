@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import sparse
 from test_measurements import AFFINE, blobs
 
 from medseg_jax.clinic import codes, measurements, numbers, page, viewer
@@ -151,6 +152,29 @@ def test_surfaces_lie_where_the_mask_does():
   np.testing.assert_allclose(
     (vertices.min(0) + vertices.max(0)) / 2, middle, atol=3
   )
+
+
+def test_small_pieces_beside_a_large_one_are_drawn():
+  label = np.zeros((40, 300, 300), np.int16)
+  label[5:30, 20:150, 20:150] = 2
+  for i in range(4):
+    label[10, 170 + 30 * i, 200 + 20 * i :][:2] = 2
+  _, data, _ = made(label)
+  _, second = data['surfaces']
+  faces = np.frombuffer(base64.b64decode(second['faces']), '<u4').reshape(-1, 3)
+  pairs = np.concatenate([faces[:, :2], faces[:, 1:]]).astype(int)
+  size = int(faces.max()) + 1
+  ones = np.ones(len(pairs))
+  graph = sparse.coo_array((ones, tuple(pairs.T)), shape=(size, size))
+  assert sparse.csgraph.connected_components(graph, directed=False)[0] == 5
+
+
+def test_very_many_lesions_are_told_by_the_largest():
+  label = np.zeros((20, 20, 8), np.int16)
+  label[::4, ::2, ::2] = 2
+  text, *_ = made(label)
+  assert '200 lesions' in text and 'the 100 largest are shown' in text
+  assert text.count('<tr class="lesion"') == 100
 
 
 def test_an_empty_mask_has_a_page():

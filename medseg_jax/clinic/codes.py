@@ -12,7 +12,9 @@ STRUCTURE = ('123037004', 'Anatomical Structure')
 ALTERED = ('49755003', 'Morphologically Altered Structure')
 ORGAN, LESION = ('113343008', 'Organ'), ('52988006', 'Lesion')
 _LESIONS = re.compile(
-  r'lesion|tumou?r|cancer|metasta|nodule|core|edema|oedema|cyst|plaque', re.I
+  r'lesion|tumou?r|cancer|metasta|nodule|edema|plaque|infarct|ha?emorrhage|'
+  r'polyp|(?<![a-z])(core|cysts?|mass|masses|wmh)(?![a-z])',
+  re.I,
 )
 
 
@@ -40,6 +42,7 @@ def meanings(
   classes: Sequence[str],
   table: Sequence[Sequence[str]] = (),
   lesions: Sequence[str] = (),
+  others: Sequence[str] = (),
 ) -> tuple[Meaning, ...]:
   """Returns what each class is, the background, which is first, left out.
 
@@ -49,22 +52,24 @@ def meanings(
       `config.clinic.codes` has them; the others are an organ or a lesion.
     lesions: the classes that are, as `config.clinic.lesions` has them; () for
       those whose names say so.
+    others: names that the table and the lesions may have, too.
 
   Raises:
     InputError: the table is of another form, or of a class that there is not.
   """
+  allowed = tuple(dict.fromkeys((*classes[1:], *others)))
   known: Mapping[str, tuple[str, str]] = {}
   for row in table:
-    if len(row) != 3 or row[0] not in classes[1:]:
+    if len(row) != 3 or row[0] not in allowed:
       raise InputError(
         f'config.clinic.codes has {tuple(row)}; allowed are (class, SNOMED CT '
-        f'code, meaning) of {", ".join(classes[1:])}'
+        f'code, meaning) of {", ".join(allowed)}'
       )
     known = {**known, row[0]: (str(row[1]), str(row[2]))}
-  if unknown := [name for name in lesions if name not in classes[1:]]:
+  if unknown := [name for name in lesions if name not in allowed]:
     raise InputError(
       f'config.clinic.lesions has {unknown[0]!r}; allowed are '
-      f'{", ".join(classes[1:])}'
+      f'{", ".join(allowed)}'
     )
   found = []
   for i, name in enumerate(classes[1:]):

@@ -5,6 +5,7 @@ RECIST 1.1): in the slice where it is longest, and at right angles to it in the
 same slice; from edge to edge.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,8 +36,8 @@ class Diameters(NamedTuple):
 def measure(mask: npt.NDArray[np.bool_], plane: Floats) -> Diameters | None:
   """Returns the diameters of a mask, None where it is empty.
 
-  Pieces that a slice shows apart are measured apart; holes are passed over, as
-  a caliper does.
+  Pieces of a slice that share no edge and no corner are measured apart; holes
+  are passed over, as a caliper does.
 
   Args:
     mask: `[slices, rows, columns]`.
@@ -44,7 +45,7 @@ def measure(mask: npt.NDArray[np.bool_], plane: Floats) -> Diameters | None:
   """
   # Lengths in the plane, in which the axes need not be at right angles.
   to_mm = np.linalg.cholesky(plane.T @ plane).T  # [2, 2], of equal lengths
-  best: tuple[float, int, Floats, Floats] | None = None
+  best: tuple[float, int, list[Floats], Floats] | None = None
   for index, section in enumerate(mask):
     if not section.any():
       continue
@@ -54,15 +55,19 @@ def measure(mask: npt.NDArray[np.bool_], plane: Floats) -> Diameters | None:
       reach = np.array([side.stop - side.start for side in box])
       if (np.abs(to_mm) @ reach).sum() < best[0]:
         continue  # it cannot be longer
-    for outline in contours.of_slice(section[box]):
-      points = (outline + corner) @ to_mm.T
-      length, ends = _farthest(points)
+    pieces, number = ndimage.label(section[box], np.ones((3, 3)))
+    for piece in range(1, number + 1):
+      filled = ndimage.binary_fill_holes(pieces == piece)
+      outlines = [
+        (outline + corner) @ to_mm.T for outline in contours.of_slice(filled)
+      ]
+      length, ends = _farthest(np.concatenate(outlines))
       if best is None or length > best[0]:
-        best = length, index, points, ends
+        best = length, index, outlines, ends
   if best is None:
     return None
-  length, index, points, ends = best
-  across = _chord(points, ends)
+  length, index, outlines, ends = best
+  across = _chord(outlines, ends)
   width = float(np.linalg.norm(across[1] - across[0]))
   both = np.linalg.solve(to_mm, np.concatenate([ends, across]).T).T
   return Diameters(length, width, index, both)
@@ -78,17 +83,18 @@ def _farthest(points: Floats) -> tuple[float, Floats]:
   return float(distances[i, j]), corners[[i, j]]
 
 
-def _chord(points: Floats, ends: Floats) -> Floats:
+def _chord(outlines: Sequence[Floats], ends: Floats) -> Floats:
   """Returns the ends of the longest chord at right angles to a diameter.
 
   Args:
-    points: `[n, 2]`, a closed line.
+    outlines: each `[n, 2]`, closed, of the pieces that touch at corners.
     ends: `[2, 2]` of the diameter.
   """
   along = (ends[1] - ends[0]) / np.linalg.norm(ends[1] - ends[0])
   turned = np.array([along, [-along[1], along[0]]])
-  line = (points - ends[0]) @ turned.T
-  following = np.roll(line, -1, 0)
+  lines = [(points - ends[0]) @ turned.T for points in outlines]
+  line = np.concatenate(lines)
+  following = np.concatenate([np.roll(each, -1, 0) for each in lines])
   # Between two corners a chord's length is linear, so the longest begins right
   # at one; there it is taken on both sides.
   places = np.unique(line[:, 0])

@@ -10,6 +10,7 @@ from medseg_jax.clinic.codes import Meaning
 from medseg_jax.clinic.measurements import Measured
 
 WARNING = 'Not for clinical use without validation.'
+MOST_LESIONS = 100  # of a class, told one by one but in JSON and the table
 _FORMAT = 1  # of the JSON
 _DIGITS = 6
 _COLUMNS = (

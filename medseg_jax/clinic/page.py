@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medseg_jax.clinic.numbers import MOST_LESIONS
+
 _TEMPLATE = importlib.resources.files('medseg_jax.clinic') / 'page.html'
 
 
@@ -86,7 +88,7 @@ def _table(
     rows.append([(structure, box, structure['name'])])
     rows[-1] += [
       (lesion, '', f'lesion {lesion["lesion"]}')
-      for lesion in structure.get('lesions', ())
+      for lesion in structure.get('lesions', ())[:MOST_LESIONS]
     ]
   body = ''.join(
     _row(one, box, name, channels, bool(coverage))
@@ -122,6 +124,8 @@ def _row(
   if 'num_lesions' in one:
     number = one['num_lesions']
     remarks.append(f'{number} lesion{"" if number == 1 else "s"}')
+    if number > MOST_LESIONS:
+      remarks.append(f'the {MOST_LESIONS} largest are shown')
   if not one['voxels']:
     remarks.append('none found')
   if one['touches_border']:

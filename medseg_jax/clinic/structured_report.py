@@ -15,7 +15,7 @@ from pydicom.uid import SegmentationStorage
 from medseg_jax.clinic import identity, segmentation
 from medseg_jax.clinic.codes import Meaning
 from medseg_jax.clinic.measurements import Measured
-from medseg_jax.clinic.numbers import WARNING, Structure
+from medseg_jax.clinic.numbers import MOST_LESIONS, WARNING, Structure
 from medseg_jax.data.formats.dicom.series import Series
 from medseg_jax.runtime.files import replacing
 
@@ -61,7 +61,7 @@ def write(
   """Writes a report that refers to the segments of the same mask's file.
 
   Each class is a group of measurements, and each lesion one of its own, with
-  the ends of its diameters in the patient.
+  the ends of its diameters in the patient; of very many the largest.
 
   Args:
     path: of the file, which appears complete or not at all.
@@ -88,6 +88,8 @@ def write(
       source_series=hd.sr.SourceSeriesForSegmentation(series.first.series),
     )
     groups += _groups(structure, segment, series, (model, of.result), version)
+  # Intervals may change where the mask does not.
+  told = repr([(s.measured.volume, *s.interval) for s in structures])
   header = identity.complete(series.first.header)
   modality = str(header.get('Modality', ''))
   device = hd.sr.ObserverContext(
@@ -123,7 +125,9 @@ def write(
       content=content[0],
       series_instance_uid=identity.uid(series, model, version, 'SR'),
       series_number=segmentation.series_number(series) + 2,
-      sop_instance_uid=identity.uid(series, model, version, of.result, 'SR'),
+      sop_instance_uid=identity.uid(
+        series, model, version, of.result, told, 'SR'
+      ),
       instance_number=1,
       manufacturer=segmentation.MANUFACTURER,
       is_complete=True,
@@ -154,11 +158,12 @@ def _groups(
   meaning, whole, interval = structure
   algorithm = hd.sr.AlgorithmIdentification(of[0][:64], version[:64])
 
-  def about(name: str, found: list[hd.sr.Measurement]) -> dict[str, Any]:
+  def about(found: list[hd.sr.Measurement], lesion: int = 0) -> dict[str, Any]:
+    name = f'{meaning.name[:56]} {lesion}' if lesion else meaning.name[:64]
     return {
       'tracking_identifier': hd.sr.TrackingIdentifier(
-        uid=identity.uid(series, *of, name, 'measurements'),
-        identifier=name[:64],
+        uid=identity.uid(series, *of, meaning.name, f'{lesion}', 'tracked'),
+        identifier=name,
       ),
       'finding_category': Code(meaning.category[0], 'SCT', meaning.category[1]),
       'finding_type': Code(meaning.kind[0], 'SCT', meaning.kind[1]),
@@ -171,13 +176,11 @@ def _groups(
     number = float(len(whole.lesions))
     found.append(hd.sr.Measurement(_QUANTITY, number, _LESIONS))
   yield hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-    referenced_segment=segment, **about(meaning.name, found)
+    referenced_segment=segment, **about(found)
   )
-  for i, lesion in enumerate(whole.lesions):
+  for i, lesion in enumerate(whole.lesions[:MOST_LESIONS], start=1):
     own = [*_measurements(lesion, series, with_ends=True)]
-    yield hd.sr.MeasurementsAndQualitativeEvaluations(
-      **about(f'{meaning.name} {i + 1}', own)
-    )
+    yield hd.sr.MeasurementsAndQualitativeEvaluations(**about(own, i))
 
 
 def _measurements(

@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from medseg_jax.data.sources import dicom_series
 from medseg_jax.runtime.errors import InputError
 
@@ -28,6 +30,7 @@ FILES: Mapping[str, Mapping[str, str]] = {
 # All kinds that `clinic_results` writes.
 CLINIC = (MESH, MEASUREMENTS)
 CLINIC += tuple(kind for files in FILES.values() for kind in files)
+_MOST_CLASSES = 256  # that a page can tell apart
 # What refers to the slices of a series.
 OF_SERIES = (SEG, RTSTRUCT, MEASUREMENTS)
 
@@ -78,6 +81,46 @@ def missing(paths: Sequence[pathlib.Path], formats: Sequence[str]) -> str:
   except InputError as error:
     return str(error)
   return ''
+
+
+def check_config(config: ConfigDict, formats: Sequence[str]) -> None:
+  """Raises InputError where what the config says of classes makes no sense.
+
+  Args:
+    config: of the model, resolved.
+    formats: that are asked for.
+  """
+  if set(formats) == {NIFTI}:
+    return
+  library(formats)
+  meanings(config)
+  if REPORT in formats and len(config.data.classes) > _MOST_CLASSES:
+    raise InputError(
+      f'--formats has {REPORT}, but the model has '
+      f'{len(config.data.classes) - 1} classes; allowed are up to '
+      f'{_MOST_CLASSES - 1}'
+    )
+
+
+def meanings(config: ConfigDict) -> tuple[Any, Any]:
+  """Returns what the classes are, and the regions, which may be the same.
+
+  Both without the background.
+
+  Args:
+    config: of the model, resolved.
+
+  Raises:
+    InputError: `config.clinic` names others.
+  """
+  codes = library((SEG,)).codes
+  data, clinic = config.data, config.get('clinic', ConfigDict())
+  regions = [name for name, _ in data.regions] or [*data.classes[1:]]
+  table, lesions = clinic.get('codes', ()), clinic.get('lesions', ())
+  return (
+    codes.meanings(tuple(data.classes), table, lesions, regions),
+    codes.meanings(('', *regions), table, lesions, data.classes[1:]),
+  )
 
 
 def library(formats: Sequence[str]) -> Any:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 import medseg_jax
 from medseg_jax.data.sources import dicom_series
-from medseg_jax.experiment import calibrated
+from medseg_jax.experiment import calibrated, clinic_formats
 from medseg_jax.experiment.clinic_formats import (
   MEASUREMENTS,
   MESH,
@@ -110,13 +110,7 @@ class ClinicResults:
   @functools.cached_property
   def _meanings(self) -> Any:
     """What the classes but the background are."""
-    return self._meanings_of(tuple(self._config.data.classes))
-
-  def _meanings_of(self, names: tuple[str, ...]) -> Any:
-    clinic = self._config.get('clinic', ConfigDict())
-    return self._clinic.codes.meanings(
-      names, clinic.get('codes', ()), clinic.get('lesions', ())
-    )
+    return clinic_formats.meanings(self._config)[0]
 
   @functools.cached_property
   def _surfaces(self) -> dict[str, Any]:
@@ -134,11 +128,12 @@ class ClinicResults:
   def _structures(self) -> list[tuple[Any, tuple[int, ...]]]:
     """What is measured, and of which classes it is: classes or regions."""
     data = self._config.data
-    indices = {name: (i,) for i, name in enumerate(data.classes) if i}
     if data.regions:
-      indices = {name: tuple(of) for name, of in data.regions}
-    meanings = self._meanings_of(('background', *indices))
-    return [*zip(meanings, indices.values(), strict=True)]
+      members = [tuple(of) for _, of in data.regions]
+    else:
+      members = [(i + 1,) for i in range(len(data.classes) - 1)]
+    meanings = clinic_formats.meanings(self._config)[1]
+    return [*zip(meanings, members, strict=True)]
 
   def _page(self) -> str:
     meanings = [meaning for meaning, _ in self._structures]
@@ -167,11 +162,13 @@ class ClinicResults:
       indices=of,
       lesions=meaning.lesion,
     )
-    interval = self._calibration.interval(
-      meaning.name,
-      measured.volume,
-      calibrated.unit_of(self._config.data.source),
-    )
+    interval: tuple[float, ...] = ()
+    if of in [own for known, own in self._structures if known == meaning]:
+      interval = self._calibration.interval(
+        meaning.name,
+        measured.volume,
+        calibrated.unit_of(self._config.data.source),
+      )
     found = self._clinic.numbers.Structure(meaning, measured, interval)
     self._found[meaning, of] = found
     return found
@@ -196,7 +193,8 @@ class ClinicResults:
     if of_series and clinic.get('name_patient', False):
       about['patient'] = self._clinic.identity.patient(self._series)
     return self._clinic.numbers.to_json(
-      self._job.name,
+      # As UTF-8 can have it, which not all names of files are.
+      self._job.name.encode('utf-8', 'backslashreplace').decode(),
       [self._measured(meaning, of) for meaning, of in self._structures],
       channels=self._channels,
       coverage=self._calibration.coverage,

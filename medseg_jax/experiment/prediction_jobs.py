@@ -88,6 +88,7 @@ def plan(
       f'--formats={",".join(formats)}, but the model is of 2-D images, whose '
       'masks are PNG; leave it out'
     )
+  clinic_formats.check_config(config, formats)
   file = plain and _wanted_file(output, input_path, suffixes)
   folder = output.parent if file else output
   leave_out = [folder]
@@ -113,7 +114,7 @@ def plan(
       job = job._replace(targets=tuple(rest))
     if set(formats) - set(clinic_formats.OF_SERIES) or not reason:
       jobs.append(job)
-  _check_apart(jobs, found.cases)
+  _check_apart(jobs, found.cases, folder)
   return Work(folder, tuple(jobs), tuple(failures), found.unused)
 
 
@@ -332,7 +333,9 @@ def _wanted_file(
   return True
 
 
-def _check_apart(jobs: Sequence[Job], cases: Sequence[VolumeFiles]) -> None:
+def _check_apart(
+  jobs: Sequence[Job], cases: Sequence[VolumeFiles], folder: pathlib.Path
+) -> None:
   """Raises InputError where a mask would replace an image, or another one."""
   inputs = {path.resolve() for case in cases for path in case.images}
   paths = [target.path for job in jobs for target in job.targets]
@@ -343,6 +346,12 @@ def _check_apart(jobs: Sequence[Job], cases: Sequence[VolumeFiles]) -> None:
       'another --output'
     )
   twice = [path for path, n in collections.Counter(paths).items() if n > 1]
+  own = {folder / name for name in (to_predict.MASK_LIST, VOLUME_TABLE)}
+  if taken := [path for path in paths if path in own]:
+    raise InputError(
+      f'{taken[0]}: the name of a list that lies beside all masks; rename the '
+      'image'
+    )
   if twice:
     raise InputError(
       f'{twice[0]}: both the mask of one case and what is written beside '

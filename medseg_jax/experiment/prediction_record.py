@@ -26,12 +26,15 @@ from medseg_jax.data.sources.to_predict import MASK_LIST
 from medseg_jax.experiment import build, mirroring
 from medseg_jax.experiment.calibrated import Calibration
 from medseg_jax.experiment.clinic_formats import (
-  CLINIC,
   FILES,
   MEASUREMENTS,
   MESH,
+  NUMBERS,
+  OF_SERIES,
+  PAGE,
   REPORT,
   SCENE,
+  TABLE,
 )
 from medseg_jax.experiment.members import Weights
 from medseg_jax.experiment.prediction_targets import (
@@ -79,8 +82,11 @@ class Maker(NamedTuple):
       }
     if kind in (MESH, SCENE) and self.soft:
       more['surfaces'] = 'of the probabilities'
-    if kind in CLINIC:
-      more |= self.clinic
+    told = (PAGE, NUMBERS)
+    for key, value in self.clinic.items():
+      of_kind = told if key == 'clinic.name_patient' else (*OF_SERIES, *told)
+      if kind in of_kind or (kind == TABLE and key == 'clinic.lesions'):
+        more[key] = value
     return self._replace(settings=self.settings | more) if more else self
 
 

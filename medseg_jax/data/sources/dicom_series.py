@@ -4,10 +4,12 @@ A folder, with all below it, is looked through for files that begin as DICOM
 files do; their names say nothing. pydicom is imported where there are such.
 """
 
+import hashlib
 import itertools
 import os
 import pathlib
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 ALL = 'all'
 _MOST = 1000  # files to look at for the first one
 _TELLING = 4  # letters of a patient's name that tell it
+_NOBODY = ('patient', 'test', 'anon', 'anonymous', 'anonymized', 'subject')
 _SKEW = 0.1  # degrees off right angles that are told
 
 
@@ -104,9 +107,10 @@ def find(
   name = path.resolve().name
   if len(chosen) == 1 and name:
     if tells_patient(name, chosen[0]):
-      unused.append(
-        f"the name of the folder, the patient's: {names[0]} is used"
-      )
+      # Others of the same number may go to the same place.
+      key = hashlib.sha256(chosen[0].first.series.encode()).hexdigest()
+      names = [f'{names[0]}_{key[:8]}']
+      unused.append(f"its name, the patient's: {names[0]} is used")
     else:
       names = [name]
   cases = tuple(
@@ -164,13 +168,34 @@ def _names(series: Sequence['Series']) -> list[str]:
 def tells_patient(name: str, series: 'Series') -> bool:
   """Returns whether a name tells who the patient is, as archives name folders.
 
-  It would be that of masks, tables and reports, which go to others.
+  It would be that of masks, tables and reports, which go to others. What was
+  made anonymous may keep its name.
   """
   header = series.first.header
-  words = re.split(r'[\W_]+', str(header.get('PatientName', '')))
-  words.append(str(header.get('PatientID', '')))
-  own = name.casefold()
-  return any(len(w) >= _TELLING and w.casefold() in own for w in words)
+  if str(header.get('PatientIdentityRemoved', '')) == 'YES':
+    return False
+  person = _words(str(header.get('PatientName', '')))
+  own = _words(name)
+  if any(_tells(word) for word in person if word in own):
+    return True
+  wholes = [''.join(person), ''.join(reversed(person))]
+  wholes.append(''.join(_words(str(header.get('PatientID', '')))))
+  there = ''.join(own)
+  return any(len(w) >= _TELLING and w in there for w in wholes)
+
+
+def _words(text: str) -> list[str]:
+  """Returns its words without marks and case, however it is composed."""
+  plain = unicodedata.normalize('NFKD', text.casefold())
+  plain = ''.join(c for c in plain if not unicodedata.combining(c))
+  return [word for word in re.split(r'[\W_]+', plain) if word]
+
+
+def _tells(word: str) -> bool:
+  """Returns whether a word of a patient's name alone tells who it is."""
+  return word not in _NOBODY and (
+    len(word) >= (_TELLING if word.isascii() else 2)
+  )
 
 
 def only(paths: Sequence[pathlib.Path]) -> 'Series':
