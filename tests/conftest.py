@@ -37,15 +37,17 @@ jax.config.update('jax_num_cpu_devices', 8)
 ROOT = pathlib.Path(__file__).parent.parent
 # What takes as long hangs. A busy machine needs minutes for what takes seconds.
 HANG_S = 1200
-# Files that take three fifths of the whole time: `pytest -m 'not long'` leaves
-# them out. `.ci/run` does so but for its first Python.
+# Files that take three quarters of the whole time. `pytest -m 'not long'`
+# leaves them out; `.ci/run` does so but for its first Python.
 LONG = (
-  *('augment_intensity', 'cascade', 'changed_cases', 'choice_of_convolutions'),
-  *('crossval_goes_on', 'crossval_many', 'crossval_volumes', 'device_cache'),
-  *('early_stop', 'fine_tuning', 'folding', 'kernel_gradient', 'learning'),
-  *('learning_curve', 'many_ends', 'model_folder', 'moved_plans', 'multihost'),
-  *('patch_growth', 'resume', 'resume_loop', 'time_budget', 'unread_batch'),
-  *('winograd', 'without_tensorflow'),
+  *('augment', 'augment_intensity', 'benchmark', 'cascade', 'changed_cases'),
+  *('choice_of_convolutions', 'convolution', 'crossval_goes_on'),
+  *('crossval_many', 'crossval_volumes', 'device_cache', 'disable_jit'),
+  *('early_stop', 'fine_tuning', 'folding', 'held_out', 'kernel_gradient'),
+  *('learning', 'learning_curve', 'many_ends', 'model_folder'),
+  *('moved_plans', 'multihost', 'mutated_volumes', 'patch_growth', 'resume'),
+  *('resume_loop', 'seen_cases', 'time_budget', 'unread_batch'),
+  *('volumes_loop', 'winograd', 'without_tensorflow'),
 )
 
 

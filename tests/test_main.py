@@ -157,7 +157,7 @@ UNET = '--config=configs/unet.py'
     ),
     (
       [UNET, '--config.data.source=volumez'],
-      ['config.data.source', "'volumez'", 'phantom, folder, volumes, tfds'],
+      ['config.data.source', "'volumez'", 'folder, volumes, dicom, tfds'],
     ),
     (
       [UNET, '--config.optimizer.name=lion'],
