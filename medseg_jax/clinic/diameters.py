@@ -51,15 +51,15 @@ def measure(mask: npt.NDArray[np.bool_], plane: Floats) -> Diameters | None:
       continue
     [box] = ndimage.find_objects(section.astype(np.uint8))
     corner = np.array([side.start for side in box], np.float64)
-    if best is not None:
-      reach = np.array([side.stop - side.start for side in box])
-      if (np.abs(to_mm) @ reach).sum() < best[0]:
+    pieces, _ = ndimage.label(section[box], np.ones((3, 3)))
+    for number, own in enumerate(ndimage.find_objects(pieces), start=1):
+      reach = np.array([side.stop - side.start for side in own])
+      if best is not None and (np.abs(to_mm) @ reach).sum() < best[0]:
         continue  # it cannot be longer
-    pieces, number = ndimage.label(section[box], np.ones((3, 3)))
-    for piece in range(1, number + 1):
-      filled = ndimage.binary_fill_holes(pieces == piece)
+      filled = ndimage.binary_fill_holes(pieces[own] == number)
+      start = corner + [side.start for side in own]
       outlines = [
-        (outline + corner) @ to_mm.T for outline in contours.of_slice(filled)
+        (outline + start) @ to_mm.T for outline in contours.of_slice(filled)
       ]
       length, ends = _farthest(np.concatenate(outlines))
       if best is None or length > best[0]:
