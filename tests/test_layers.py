@@ -42,6 +42,7 @@ FLOORS = (
   ('validation',),
   ('train',),
   ('benchmark', 'compile', 'studies'),
+  ('command_line',),
   ('main', ''),  # '': the package itself, whose load_model imports late
 )
 FLOOR = {part: i for i, parts in enumerate(FLOORS) for part in parts}

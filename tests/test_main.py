@@ -13,6 +13,7 @@ from predict_cases import write_model
 from small import load, shrink
 
 from medseg_jax import evaluate, export, main, train
+from medseg_jax.experiment import overrides
 from medseg_jax.runtime.errors import InputError
 
 TINY = [
@@ -330,7 +331,7 @@ def test_of_a_key_that_is_given_twice_the_last_counts(tmp_path, monkeypatch):
   (config,) = found
   assert config.patch_size == (32, 48) and config.seed == 1
   assert config.data.classes == ('c,d',)
-  assert main.last_of_each(['main', *again])[-2:] == ['--', 'x']
+  assert overrides.last_of_each(['main', *again])[-2:] == ['--', 'x']
 
 
 @pytest.mark.parametrize('flag', ['--help', '--helpfull', '-?'])

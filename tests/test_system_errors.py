@@ -270,7 +270,7 @@ def test_a_disk_that_fills_leaves_no_traceback_and_whole_lines(tmp_path):
 
 
 def test_the_last_resort_names_what_it_can(complaint, monkeypatch):
-  monkeypatch.setattr(main, '_parse', lambda argv: None)
+  monkeypatch.setattr(main.command_line, 'parse', lambda argv: None)
   for error, words in [
     (OSError(errno.ENOSPC, 'Full', 'a.nii'), 'a.nii: Full; free space'),
     (
@@ -298,7 +298,7 @@ def test_a_log_on_a_full_disk_is_one_line():
         sys.executable,
         '-c',
         'import sys; from medseg_jax import main\n'
-        'main._parse = lambda argv: None\n'
+        'main.command_line.parse = lambda argv: None\n'
         'main._run = lambda: print("x" * 10)\n'
         'sys.exit(main.main())',
       ],
