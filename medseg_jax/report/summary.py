@@ -26,10 +26,11 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from medseg_jax.report.bootstrap import intervals
 from medseg_jax.runtime.files import write_atomically
 
 METRICS = ('dice', 'iou', 'precision', 'recall')
@@ -40,7 +41,6 @@ LESION_COUNTS = ('lesions_found', 'lesions_missed', 'lesions_false')
 LESION_METRICS = ('lesion_f1',)
 SCORES = (*METRICS, *SURFACES, *LESION_METRICS)
 
-_RESAMPLES = 10_000
 _TABLE_WIDTH = 80
 
 
@@ -68,13 +68,8 @@ def summarize(
   cases together. Groups that no record has are not in the summary.
 
   `<metric>_ci95` is the 95 % bootstrap interval [low, high] of the value
-  beside it: the percentiles 2.5 and 97.5 of that value over 10,000 drawings of
-  as many cases as there are, with replacement (Efron and Tibshirani 1993, "An
-  introduction to the bootstrap", 13.3). All classes share the drawings, so
-  that the interval of `mean` respects that they come from the same cases. It
-  tells how much the choice of cases matters, not that of the training run, and
-  is None where fewer than two cases are defined. The drawings are the same
-  each time.
+  beside it, over cases, see `bootstrap.intervals`. It tells how much the choice
+  of cases matters, not that of the training run.
 
   Args:
     records: one a case, see the module's docstring.
@@ -161,7 +156,7 @@ def _summarize_region(
       mean[metric] = _mean(value.get(metric) for value in foreground)
   mean['pixel_accuracy'] = _mean(_column(regions, 'pixel_accuracy'))
   metrics = [metric for metric in SCORES if metric in mean]
-  per_class, overall = _intervals(_stacked(rows, metrics))
+  per_class, overall = intervals(_stacked(rows, metrics))
   for m, metric in enumerate(metrics):
     mean[f'{metric}_ci95'] = overall[m]
     for c, name in enumerate(classes):
@@ -205,61 +200,6 @@ def _stacked(
   ]
   values = np.array(values, np.float64).transpose(2, 0, 1)
   return np.where(np.isfinite(values), values, math.nan)
-
-
-def _intervals(values: np.ndarray) -> tuple[list, list]:
-  """Returns the intervals of the class means and of the foreground means.
-
-  Args:
-    values: [cases, metrics, classes], NaN where undefined, background first.
-
-  Returns:
-    [metrics][classes] and [metrics] of [low, high] or None.
-  """
-  num_cases, *shape = values.shape
-  defined = np.isfinite(values)
-  flat = (num_cases, math.prod(shape))
-  filled = np.where(defined, values, 0.0).reshape(flat)
-  numbers = defined.reshape(flat).astype(np.float64)
-  means = [
-    _ratio(draws @ filled, draws @ numbers) for draws in _drawings(num_cases)
-  ]
-  means = np.concatenate(means).reshape(-1, *shape)
-  known = np.isfinite(means[..., 1:])
-  overall = _ratio(
-    np.where(known, means[..., 1:], 0.0).sum(axis=-1), known.sum(axis=-1)
-  )
-  enough = defined.sum(axis=0) > 1
-  enough_overall = defined[..., 1:].any(axis=-1).sum(axis=0) > 1
-  per_class = [
-    [_interval(means[:, m, c], enough[m, c]) for c in range(shape[1])]
-    for m in range(shape[0])
-  ]
-  return per_class, [
-    _interval(overall[:, m], enough_overall[m]) for m in range(shape[0])
-  ]
-
-
-def _ratio(total: np.ndarray, number: np.ndarray) -> np.ndarray:
-  return np.where(number > 0, total / np.maximum(number, 1), math.nan)
-
-
-def _drawings(num_cases: int) -> Iterator[np.ndarray]:
-  """Yields how often each resample has each case, float64 [some, cases]."""
-  rng = np.random.default_rng(0)
-  block = 1000  # Resamples at once, which bounds the memory.
-  for _ in range(_RESAMPLES // block):
-    drawn = rng.integers(max(num_cases, 1), size=(block, num_cases))
-    drawn += num_cases * np.arange(block)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=block * num_cases)
-    yield counts.reshape(block, num_cases).astype(np.float64)
-
-
-def _interval(means: np.ndarray, enough: bool) -> list[float] | None:
-  if not enough:
-    return None
-  means = means[np.isfinite(means)]  # A drawing may have no defined case.
-  return [float(value) for value in np.percentile(means, (2.5, 97.5))]
 
 
 def _column(rows: Iterable[Mapping], key: str) -> list:
