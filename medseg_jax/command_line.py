@@ -20,10 +20,13 @@ FROM_CONFIG = (
 )
 STUDIES = ('crossval', 'learning_curve')  # of several trainings
 FROM_MODEL = ('evaluate', 'predict', 'export')
-FROM_MASKS = ('score',)  # neither; keys are set without a config all the same
+FROM_MASKS = (
+  'score',
+  'compare',
+)  # neither; keys are set without a config all the same
 WRITE_WORKDIR = (*FROM_CONFIG, 'evaluate')
 # Of several processes one does it.
-ON_PRIMARY = ('plan', 'compile', 'export', 'score')
+ON_PRIMARY = ('plan', 'compile', 'export', 'score', 'compare')
 _NO_CONFIG = '--config is missing; for example --config=configs/unet.py'
 
 # What is parsed, and what is not: (key, text) for a trained model's config.
@@ -52,7 +55,8 @@ SPLIT = flags.DEFINE_enum(
   'split',
   None,
   ['train', 'val', 'test'],
-  'What --mode=evaluate evaluates. Default: the held-out split.',
+  'What --mode=evaluate evaluates, or whose reports --mode=compare compares. '
+  'Default: the held-out split.',
 )
 CHECKPOINT = flags.DEFINE_enum(
   'checkpoint',
@@ -68,13 +72,21 @@ OUTPUT = flags.DEFINE_string(
   'output',
   None,
   'Folder of the masks of --mode=predict, or for one image the file; the file '
-  'of --mode=export; the folder of the report of --mode=score.',
+  'of --mode=export; the folder of the report of --mode=score or compare.',
 )
 PREDICTIONS = flags.DEFINE_string(
-  'predictions', None, 'Folder of masks for --mode=score, whoever made them.'
+  'predictions',
+  None,
+  'Folder of masks for --mode=score, whoever made them; two, with a comma, for '
+  '--mode=compare.',
+)
+RUNS = flags.DEFINE_string(
+  'runs',
+  None,
+  'What --mode=compare compares: two workdirs, or folders of reports.',
 )
 LABELS = flags.DEFINE_string(
-  'labels', None, 'Folder of the labels that --mode=score compares them with.'
+  'labels', None, 'Folder of the labels that they are compared with.'
 )
 SERIES = flags.DEFINE_string(
   'series',
@@ -92,8 +104,8 @@ OVERWRITE = flags.DEFINE_bool(
   'overwrite',
   False,
   'Make masks anew that are there, also those that others made. Otherwise '
-  'those of the same weights and settings are kept. Of --mode=score: replace a '
-  'report of other masks.',
+  'those of the same weights and settings are kept. Of --mode=score and '
+  'compare: replace a report of others.',
 )
 FORMAT = flags.DEFINE_enum(
   'format',
@@ -127,6 +139,7 @@ def workdir() -> pathlib.Path:
       raise InputError(
         f'--mode={MODE.value} needs no model and no --config; allowed are '
         '--predictions, --labels, --output and --config.key=value'
+        + (', or --runs' if MODE.value == 'compare' else '')
       )
     return pathlib.Path(WORKDIR.value or f'runs/{MODE.value}')
   if WORKDIR.value:
@@ -164,6 +177,22 @@ def needed(name: str, what: str, value: str | None) -> str:
 def path_of(flag: flags.FlagHolder, what: str) -> pathlib.Path:
   """Returns the path that such a flag names."""
   return pathlib.Path(needed(flag.name, what, flag.value))
+
+
+def two_of(flag: flags.FlagHolder) -> list[pathlib.Path]:
+  """Returns the two paths that a flag names, `A,B`; none where it is not given.
+
+  Raises:
+    InputError: it names more or fewer.
+  """
+  if not flag.value:
+    return []
+  paths = flag.value.split(',')
+  if len(paths) != 2 or '' in paths:
+    raise InputError(
+      f'--{flag.name}={flag.value}: allowed are two folders, --{flag.name}=A,B'
+    )
+  return [pathlib.Path(path) for path in paths]
 
 
 def parse(argv: list[str]) -> None:

@@ -121,11 +121,22 @@ def _run() -> None:
   stop_signal.check()
   if mode in command_line.FROM_CONFIG:
     run(command_line.CONFIG.value, workdir, **settings)
-  elif mode in command_line.FROM_MASKS:
+  elif mode == 'score':
     run(
       command_line.path_of(command_line.PREDICTIONS, 'FOLDER'),
       command_line.path_of(command_line.LABELS, 'FOLDER'),
       pathlib.Path(command_line.OUTPUT.value or workdir),
+      keys=command_line.OVERRIDES,
+      overwrite=command_line.OVERWRITE.value,
+    )
+  elif mode == 'compare':
+    labels = command_line.LABELS.value
+    run(
+      pathlib.Path(command_line.OUTPUT.value or workdir),
+      runs=command_line.two_of(command_line.RUNS),
+      predictions=command_line.two_of(command_line.PREDICTIONS),
+      labels=labels and pathlib.Path(labels),
+      split=command_line.SPLIT.value or '',
       keys=command_line.OVERRIDES,
       overwrite=command_line.OVERWRITE.value,
     )

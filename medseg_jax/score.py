@@ -20,7 +20,7 @@ _UNKNOWN = ''  # the class of values that no class has; no class is called so
 _WRITTEN = ('summary.json', 'cases.csv')
 
 
-def settings() -> ConfigDict:
+def default_settings() -> ConfigDict:
   """Returns the keys of a config that scoring has, as configs/unet.py has them.
 
   Their meaning is that which they have there.
@@ -51,7 +51,7 @@ def run(
     predictions: folder of masks, volumes or images.
     labels: folder of the labels; a mask's partner has its stem.
     output: folder of the report, made where it does not exist.
-    keys: (key, text) to set in `settings`.
+    keys: (key, text) to set in `default_settings`.
     overwrite: replace a report that is there, whatever it is of. Otherwise
       only one of the same two folders.
 
@@ -59,7 +59,7 @@ def run(
     InputError: nothing can be scored, or another report is in the way; after
       all the others, that a label was not scored.
   """
-  config = settings()
+  config = default_settings()
   overrides.apply(config, keys)
   _check(config)
   check_writable(output)
@@ -88,7 +88,12 @@ def run(
     records, names, split='score', step=0, failed=reasons
   )
   # Nobody knows which training made the masks, if any did.
-  summary |= {'step': None, **of, 'unknown_values': unknown}
+  settings = {
+    key: list(value) if isinstance(value, tuple) else value
+    for key, value in config.data.items()
+  }
+  summary |= {'step': None, **of, 'settings': settings}
+  summary['unknown_values'] = unknown
   if records:
     report.write_report(output, summary, records)
     print(f'\n{counted(len(records), "case")} of {predictions}')

@@ -39,6 +39,7 @@ FLOORS = (
   ('experiment',),
   ('benchmarking',),
   ('plan', 'prepare', 'evaluate', 'export', 'predict', 'score'),
+  ('compare',),
   ('validation',),
   ('train',),
   ('benchmark', 'compile', 'studies'),

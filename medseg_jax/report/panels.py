@@ -37,7 +37,7 @@ _PAPER, _INK, _FAINT_INK = (24, 24, 24), (240, 240, 240), (170, 170, 170)
 def panel(
   image: np.ndarray,
   label: np.ndarray | None,
-  pred: np.ndarray,
+  pred: np.ndarray | Mapping[str, np.ndarray],
   classes: Sequence[str],
   *,
   title: str = '',
@@ -59,7 +59,7 @@ def panel(
     image: `[*S, C]`, two or three spatial axes, any dtype and range.
     label: `[*S]` class indices, -1 where ignored (drawn as hatching); None
       where there is no truth, which leaves its column out.
-    pred: `[*S]` class indices.
+    pred: `[*S]` class indices; of several predictions each by its caption.
     classes: names of the classes, background first.
     title: the heading, the case's name, say.
     dice: class name -> Dice, shown in the legend; NaN where undefined.
@@ -68,22 +68,28 @@ def panel(
   Raises:
     ValueError: shapes that do not match, or an index outside `classes`.
   """
-  _check(image, label, pred, classes)
+  preds = pred if isinstance(pred, Mapping) else {'prediction': pred}
+  for pred in preds.values():
+    _check(image, label, pred, classes)
   spacing = (1.0,) * pred.ndim if spacing is None else tuple(spacing)
   image = image if image.shape[-1] == 3 and pred.ndim == 2 else image[..., :1]
   low, high = _window(image)
-  masks = [pred] if label is None else [label, pred]
+  masks = {} if label is None else {'truth': label}
+  masks |= preds
   colors = class_colors(len(classes))
   sides = _shown_sides(pred.shape, spacing)
   rows = []
-  for caption, axes, at in _planes(masks[0], pred):
+  for caption, axes, at in _planes(next(iter(masks.values())), pred):
     size = tuple(sides[axis] for axis in axes)
     base = _resize_image(_to_rgb(image[at], low, high), size)
-    tiles = [base]
-    tiles += [_overlay(base, _resize_label(m[at], size), colors) for m in masks]
-    captions = [caption, *['truth', 'prediction'][-len(masks) :]]
-    rows.append(list(zip(captions, tiles, strict=True)))
-  present = sum(_foreground_counts(mask, len(classes)) for mask in masks)
+    row = [(caption, base)]
+    for name, mask in masks.items():
+      label_of_plane = _resize_label(mask[at], size)
+      row.append((name, _overlay(base, label_of_plane, colors)))
+    rows.append(row)
+  present = sum(
+    _foreground_counts(mask, len(classes)) for mask in masks.values()
+  )
   entries = [
     (_legend_text(name, dice), colors[i])
     for i, name in enumerate(classes)
