@@ -114,9 +114,9 @@ def compiled(name: str) -> dict[str, float]:
   sys.path.append(str(ROOT))  # for what the config imports
   import unet_3d
 
-  from medseg_jax import compile as compile_program
   from medseg_jax.experiment.overrides import apply
   from medseg_jax.hardware import topologies
+  from medseg_jax.programs import compile as compile_program
   from medseg_jax.runtime import process
 
   topology = topologies.parse(CASES[name].topology)

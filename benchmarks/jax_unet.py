@@ -4,8 +4,8 @@
 
 Prints a line of JSON for a training step, its memory and a forward pass. With
 --serve it answers lines of stdin: compare.py alternates it with torch_unet.py.
-The step is that of `medseg_jax.train` without augmentation, on one batch that
-stays on the device.
+The step is that of `medseg_jax.programs.train` without augmentation, on one
+batch that stays on the device.
 """
 
 import functools

@@ -197,10 +197,8 @@ def _run_of(mode: str) -> Callable:
       f'--mode=benchmark measures one process, and there are '
       f'{multihost.count()}; start one'
     )
-  folder = (
-    'medseg_jax.studies' if mode in command_line.STUDIES else 'medseg_jax'
-  )
-  run = importlib.import_module(f'{folder}.{mode}').run
+  folder = 'studies' if mode in command_line.STUDIES else 'programs'
+  run = importlib.import_module(f'medseg_jax.{folder}.{mode}').run
   if mode not in command_line.ON_PRIMARY:
     return run
   return lambda *args, **named: multihost.from_primary(

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 from small import load, shrink, write_untrained
 
-from medseg_jax import predict
 from medseg_jax.experiment import config_files, trained_model
+from medseg_jax.programs import predict
 
 _COMPILED = {}
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from conftest import ROOT, write_volumes
 from model_cases import random_variables
 
-from medseg_jax import train
 from medseg_jax.experiment import (
   build,
   config_files,
@@ -16,6 +15,7 @@ from medseg_jax.experiment import (
   model_of_training,
   opening,
 )
+from medseg_jax.programs import train
 from medseg_jax.step import TrainStep
 
 # What is promised of benchmark.json.

@@ -9,12 +9,12 @@ import pytest
 from conftest import write_pairs, write_volumes
 from small import load, shrink
 
-from medseg_jax import prepare
 from medseg_jax.data.formats import images, nifti
 from medseg_jax.data.sources import already_read
 from medseg_jax.data.sources.already_read import AlreadyRead
 from medseg_jax.data.sources.volumes import open_volumes
 from medseg_jax.experiment import opening
+from medseg_jax.programs import prepare
 
 
 @pytest.fixture

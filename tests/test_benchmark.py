@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from small import BENCHMARK_KEYS, load, shrink
 
-from medseg_jax import benchmark
 from medseg_jax.benchmarking import machine, sweep
 from medseg_jax.benchmarking.sweep import Row
 from medseg_jax.benchmarking.table import tables
 from medseg_jax.experiment.compiled_steps import CompiledSteps
+from medseg_jax.programs import benchmark
 from medseg_jax.runtime.sharding import create_mesh
 
 

@@ -11,7 +11,7 @@ from predict_cases import compile_once, masks, write_images
 from scipy import stats
 from small import load
 
-from medseg_jax import load_model, predict
+from medseg_jax import load_model
 from medseg_jax.calibration import VolumeBand, volume_interval
 from medseg_jax.experiment import (
   calibrated,
@@ -24,6 +24,7 @@ from medseg_jax.experiment.calibrated import Calibration
 from medseg_jax.experiment.prediction_record import Maker, Record
 from medseg_jax.experiment.prediction_targets import MASK, Job, Target
 from medseg_jax.inference import decoding
+from medseg_jax.programs import predict
 from medseg_jax.runtime.errors import InputError, Stopped
 
 BAND = {'low': -2.0, 'high': 3.5, 'num_cases': 40}

@@ -12,15 +12,7 @@ from data_cases import assert_one_line
 from scipy import ndimage
 from test_volumes_loop import config_for
 
-from medseg_jax import (
-  benchmark,
-  evaluate,
-  export,
-  load_model,
-  plan,
-  predict,
-  train,
-)
+from medseg_jax import load_model
 from medseg_jax.data import previous_stage
 from medseg_jax.data.preprocess import preprocess
 from medseg_jax.data.sources import volumes
@@ -33,6 +25,14 @@ from medseg_jax.experiment import (
   trained_model,
 )
 from medseg_jax.inference import sliding_window
+from medseg_jax.programs import (
+  benchmark,
+  evaluate,
+  export,
+  plan,
+  predict,
+  train,
+)
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.studies import crossval

@@ -16,8 +16,8 @@ from test_held_out import (
   trained,  # noqa: F401
 )
 
-from medseg_jax import train
 from medseg_jax.experiment import held_out, opening
+from medseg_jax.programs import train
 from medseg_jax.runtime.errors import InputError
 
 NAMES = [f'case {i:02d}' for i in range(15)]

@@ -158,7 +158,7 @@ for name, value in {{  # conftest's are for the other tests
   'jax_disable_most_optimizations': False,
 }}.items():
   jax.config.update(name, value)
-from medseg_jax import train
+from medseg_jax.programs import train
 from medseg_jax.models.cpu import onednn
 if sys.argv[2] == 'xla':
   onednn.why_not = lambda: 'for comparison'

@@ -18,8 +18,9 @@ from scipy import stats
 from small import load, shrink, write_untrained
 from volume_cases import save
 
-from medseg_jax import compare, evaluate, main
+from medseg_jax import main
 from medseg_jax.experiment import config_files
+from medseg_jax.programs import compare, evaluate
 from medseg_jax.report import comparison
 from medseg_jax.report.summary import summarize, write_report
 from medseg_jax.report.written import read_report

@@ -12,14 +12,14 @@ import pytest
 from data_cases import assert_one_line
 from small import load, shrink
 
-from medseg_jax import compile as compile_program
 from medseg_jax.benchmarking.flops import count_flops
-from medseg_jax.compile import needed
 from medseg_jax.experiment import build, opening
 from medseg_jax.hardware import chips, costs, hlo, roofline, topologies
 from medseg_jax.hardware.costs import COLLECTIVE, CONVOLUTION, OTHER, Kernel
 from medseg_jax.models import create_model
-from medseg_jax.prepare import prepare
+from medseg_jax.programs import compile as compile_program
+from medseg_jax.programs.compile import needed
+from medseg_jax.programs.prepare import prepare
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.state import abstract_state

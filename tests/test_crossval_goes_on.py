@@ -7,8 +7,8 @@ import pytest
 from data_cases import assert_one_line
 from test_crossval import config_for
 
-from medseg_jax import evaluate, train
 from medseg_jax.experiment import prediction_jobs
+from medseg_jax.programs import evaluate, train
 from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.studies import crossval
 

@@ -8,8 +8,9 @@ import pytest
 from conftest import write_volumes
 from test_volumes_loop import config_for
 
-from medseg_jax import load_model, postprocessing, predict
+from medseg_jax import load_model, postprocessing
 from medseg_jax.experiment import trained_model
+from medseg_jax.programs import predict
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.studies import crossval
 

@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 from small import load, shrink, step_that_meets_nan
 
-from medseg_jax import train
 from medseg_jax.data import sampling
 from medseg_jax.data.cache import Cache
 from medseg_jax.experiment import compiled_steps
+from medseg_jax.programs import train
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.training import device_batches, device_cache

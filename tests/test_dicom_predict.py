@@ -16,7 +16,7 @@ from small import write_untrained
 from test_clinic import complete, read_mask
 from test_volumes_loop import config_for
 
-from medseg_jax import load_model, predict
+from medseg_jax import load_model
 from medseg_jax.data.formats.dicom import reading
 from medseg_jax.data.sources import dicom_series, to_predict
 from medseg_jax.experiment import (
@@ -24,6 +24,7 @@ from medseg_jax.experiment import (
   prediction_jobs,
   trained_model,
 )
+from medseg_jax.programs import predict
 from medseg_jax.runtime.errors import InputError
 
 

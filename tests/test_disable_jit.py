@@ -4,7 +4,8 @@ import jax
 import numpy as np
 from small import load, shrink
 
-from medseg_jax import step, train
+from medseg_jax import step
+from medseg_jax.programs import train
 
 
 def test_training_and_evaluation_run_operation_by_operation(

@@ -12,9 +12,9 @@ from predict_cases import write_images
 from scipy import special, stats
 
 import medseg_jax
-from medseg_jax import predict
 from medseg_jax.experiment import members, trained_model
 from medseg_jax.inference import decoding
+from medseg_jax.programs import predict
 from medseg_jax.runtime.errors import InputError
 
 # Logits of four classes.

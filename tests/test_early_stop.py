@@ -12,10 +12,10 @@ import pytest
 from data_cases import assert_one_line
 from test_resume_loop import arrays, config_of, lines
 
-from medseg_jax import evaluate, train, validation
 from medseg_jax.experiment import early_stop
 from medseg_jax.experiment.restored_state import restore_state
 from medseg_jax.optim import create_optimizer, create_schedule
+from medseg_jax.programs import evaluate, train, validation
 from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.runtime.sharding import create_mesh

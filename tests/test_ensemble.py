@@ -16,7 +16,6 @@ from predict_cases import masks, write_images
 from scipy import special
 
 import medseg_jax
-from medseg_jax import export, predict
 from medseg_jax.data.case import Case
 from medseg_jax.experiment import (
   ensemble,
@@ -24,6 +23,7 @@ from medseg_jax.experiment import (
   trained_model,
 )
 from medseg_jax.inference.cases import predict_cases as predict_cases_of_library
+from medseg_jax.programs import export, predict
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
 

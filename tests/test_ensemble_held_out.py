@@ -3,8 +3,8 @@
 import pytest
 from ensemble_cases import member, write, write_untrained_models
 
-from medseg_jax import evaluate
 from medseg_jax.experiment import held_out, scored_cases, trained_model
+from medseg_jax.programs import evaluate
 from medseg_jax.runtime.errors import InputError
 
 

@@ -10,11 +10,11 @@ import pytest
 from conftest import HANG_S, ROOT
 from small import train_on_balls
 
-from medseg_jax import export
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
 from medseg_jax.data.preprocess import preprocess
 from medseg_jax.experiment import build, trained_model
+from medseg_jax.programs import export
 from medseg_jax.runtime.errors import InputError
 
 CALL = {

@@ -11,8 +11,8 @@ from conftest import write_pairs
 from data_cases import assert_all_in, assert_one_line
 from small import load, shrink
 
-from medseg_jax import export, train
 from medseg_jax.experiment import build, held_out
+from medseg_jax.programs import export, train
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.studies import crossval
 

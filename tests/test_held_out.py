@@ -10,8 +10,8 @@ from data_cases import assert_one_line
 from PIL import Image
 from small import load, shrink
 
-from medseg_jax import evaluate, train
 from medseg_jax.experiment import config_files, held_out, opening
+from medseg_jax.programs import evaluate, train
 from medseg_jax.runtime.errors import InputError
 
 

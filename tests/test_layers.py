@@ -38,11 +38,13 @@ FLOORS = (
   ('clinic', 'inference', 'step', 'training'),
   ('experiment',),
   ('benchmarking',),
-  ('plan', 'prepare', 'evaluate', 'export', 'predict', 'score'),
-  ('compare',),
-  ('validation',),
-  ('train',),
-  ('benchmark', 'compile', 'studies'),
+  tuple(
+    f'programs.{name}'
+    for name in ('plan', 'prepare', 'evaluate', 'export', 'predict', 'score')
+  ),
+  ('programs.compare', 'programs.validation'),
+  ('programs.train',),
+  ('programs', 'studies'),
   ('command_line',),
   ('main', ''),  # '': the package itself, whose load_model imports late
 )

@@ -4,8 +4,8 @@ import pytest
 from data_cases import assert_one_line
 from small import load, shrink
 
-from medseg_jax import prepare
 from medseg_jax.experiment import build, opening
+from medseg_jax.programs import prepare
 from medseg_jax.runtime.errors import InputError
 
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 from small import load
 
-from medseg_jax import train
+from medseg_jax.programs import train
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from data_cases import assert_one_line
 from PIL import Image
 from test_crossval import config_for
 
-from medseg_jax import train
 from medseg_jax.inference import cases
+from medseg_jax.programs import train
 from medseg_jax.report.learning_plot import Fitted, learning_plot
 from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.studies import learning_curve, learning_results

@@ -11,9 +11,9 @@ from model_cases import one_cpu
 from PIL import Image
 from small import load, shrink
 
-from medseg_jax import evaluate, predict, train
 from medseg_jax.data.formats.images import read_mask
 from medseg_jax.experiment import config_files
+from medseg_jax.programs import evaluate, predict, train
 
 CONFIGS = sorted(
   path.stem

@@ -12,8 +12,9 @@ from PIL import Image
 from predict_cases import write_model
 from small import load, shrink
 
-from medseg_jax import evaluate, export, main, train
+from medseg_jax import main
 from medseg_jax.experiment import overrides
+from medseg_jax.programs import evaluate, export, train
 from medseg_jax.runtime.errors import InputError
 
 TINY = [

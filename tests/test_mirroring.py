@@ -12,7 +12,6 @@ from data_cases import assert_one_line
 from flax import linen as nn
 from small import load, shrink
 
-from medseg_jax import plan, prepare
 from medseg_jax.augment import create_augment, read_size
 from medseg_jax.experiment import (
   build,
@@ -22,6 +21,7 @@ from medseg_jax.experiment import (
   trained_model,
 )
 from medseg_jax.inference.network import create_predict
+from medseg_jax.programs import plan, prepare
 from medseg_jax.runtime.errors import InputError
 
 PATCH = (4, 6, 8)

@@ -17,9 +17,9 @@ from PIL import Image
 from small import load, shrink, train_on_balls
 
 import medseg_jax
-from medseg_jax import evaluate, export, predict, train
 from medseg_jax.data.formats import images
 from medseg_jax.experiment import config_files, model_folder, trained_model
+from medseg_jax.programs import evaluate, export, predict, train
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError
 

@@ -12,7 +12,7 @@ from data_cases import assert_all_in, assert_one_line
 from small import load, shrink, write_untrained
 from test_fine_tuning import config_of, weights_of
 
-from medseg_jax import plan, train
+from medseg_jax.programs import plan, train
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.studies import crossval
 

@@ -12,9 +12,9 @@ from small import load, shrink, write_untrained
 from volume_cases import image_array, save
 
 import medseg_jax
-from medseg_jax import evaluate, plan, predict, prepare
 from medseg_jax.data.sources.volume_files import VolumeFiles
 from medseg_jax.experiment import config_files, prediction_jobs
+from medseg_jax.programs import evaluate, plan, predict, prepare
 from medseg_jax.runtime.errors import InputError
 
 SIZES = 'case_06.nii: voxels of 1x1x1.2 mm in the sform'

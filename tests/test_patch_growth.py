@@ -8,7 +8,6 @@ import pytest
 from data_cases import assert_one_line
 from small import load, shrink
 
-from medseg_jax import train
 from medseg_jax.experiment import (
   build,
   compiled_steps,
@@ -16,6 +15,7 @@ from medseg_jax.experiment import (
   patch_growth,
 )
 from medseg_jax.experiment.patch_growth import Stage
+from medseg_jax.programs import train
 from medseg_jax.runtime.errors import InputError, Stopped
 
 

@@ -7,7 +7,7 @@ from conftest import write_volumes
 from data_cases import assert_one_line
 from small import load, shrink
 
-from medseg_jax import plan, prepare, train
+from medseg_jax.programs import plan, prepare, train
 from medseg_jax.runtime.errors import InputError
 
 

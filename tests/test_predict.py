@@ -18,7 +18,6 @@ from predict_cases import masks, run, write_images
 from small import load, shrink, write_untrained
 
 import medseg_jax
-from medseg_jax import predict
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats.images import read_mask
 from medseg_jax.data.preprocess import Channel, Preprocessing, preprocess
@@ -33,6 +32,7 @@ from medseg_jax.experiment.prediction_targets import MASK, Job, Target
 from medseg_jax.inference import decoding
 from medseg_jax.inference.cases import predict_cases as predict_cases_of_library
 from medseg_jax.inference.cases import predict_each
+from medseg_jax.programs import predict
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError
 

@@ -8,9 +8,9 @@ from data_cases import assert_one_line
 from PIL import Image
 from small import load, shrink
 
-from medseg_jax import prepare
 from medseg_jax.data import groups
 from medseg_jax.experiment import opening
+from medseg_jax.programs import prepare
 from medseg_jax.runtime.errors import InputError
 
 

@@ -11,8 +11,8 @@ from small import load, shrink, write_untrained
 from test_fine_tuning import is_inside, weights_of
 
 import medseg_jax
-from medseg_jax import plan, train
 from medseg_jax.experiment import build, held_out, opening
+from medseg_jax.programs import plan, train
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.studies import crossval
 from medseg_jax.training import reconstruction

@@ -4,7 +4,7 @@ import jax
 import pytest
 from small import load, shrink
 
-from medseg_jax import train
+from medseg_jax.programs import train
 from medseg_jax.runtime.metric_writer import MetricWriter
 
 COMPILED = '/jax/core/compile/backend_compile_duration'

@@ -13,8 +13,8 @@ from conftest import HANG_S, ROOT
 from orbax.checkpoint import v1 as ocp
 from small import load, shrink, step_that_meets_nan
 
-from medseg_jax import train
 from medseg_jax.data import sampling
+from medseg_jax.programs import train
 from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError
 
@@ -25,7 +25,7 @@ sys.path += [{tests!r}]
 import jax
 jax.config.update('jax_platforms', 'cpu')
 from small import load, shrink, step_that_meets_nan
-from medseg_jax import train
+from medseg_jax.programs import train
 from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
 from medseg_jax.data import sampling
 config = shrink(load('unet'), num_steps={num_steps})

@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 from small import load, shrink, step_that_meets_nan
 from test_checkpoint import damage_newest, garbled
 
-from medseg_jax import evaluate, train
+from medseg_jax.programs import evaluate, train
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError, Stopped
 

@@ -18,12 +18,12 @@ from test_device_cache import (
   one_device,
 )
 
-from medseg_jax import prepare
 from medseg_jax.data import cache as caches
 from medseg_jax.data.case import Case
 from medseg_jax.data.preprocess import Preprocessing
 from medseg_jax.data.sampling import ANNOTATED, choose_patches, sample_voxels
 from medseg_jax.experiment import opening
+from medseg_jax.programs import prepare
 from medseg_jax.training import device_cache
 
 

@@ -16,9 +16,10 @@ from PIL import Image
 from small import load, shrink, write_untrained
 from volume_cases import save
 
-from medseg_jax import evaluate, main, predict, score
+from medseg_jax import main
 from medseg_jax.experiment import config_files
 from medseg_jax.metrics.case_scores import score_case
+from medseg_jax.programs import evaluate, predict, score
 from medseg_jax.runtime.errors import InputError
 
 

@@ -18,9 +18,9 @@ from test_held_out import (
   trained,  # noqa: F401
 )
 
-from medseg_jax import train
 from medseg_jax.data import identity
 from medseg_jax.experiment import held_out
+from medseg_jax.programs import train
 from medseg_jax.runtime.errors import InputError
 
 

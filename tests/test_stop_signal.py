@@ -54,7 +54,7 @@ def run(folder, at_import, *args, stdout=subprocess.PIPE):
     ('absl', 'SIGINT', 130),
     ('ml_collections', 'SIGTERM', 143),
     ('jax', 'SIGINT', 130),
-    ('medseg_jax.train', 'SIGTERM', 143),
+    ('medseg_jax.programs.train', 'SIGTERM', 143),
   ],
 )
 def test_a_signal_during_imports_ends_the_program(

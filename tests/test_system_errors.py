@@ -12,10 +12,11 @@ import pytest
 from conftest import HANG_S, ROOT, write_volumes
 from data_cases import assert_all_in, assert_one_line
 
-from medseg_jax import export, main
+from medseg_jax import main
 from medseg_jax.data import splits
 from medseg_jax.data.sources.dataset_json import read_dataset_json
 from medseg_jax.experiment import config_files, held_out, model_folder
+from medseg_jax.programs import export
 from medseg_jax.report import panels
 from medseg_jax.runtime import errors
 from medseg_jax.runtime.errors import FileError, InputError

@@ -9,8 +9,8 @@ from small import load, shrink
 from test_crossval import config_for
 from test_crossval_goes_on import stop_at
 
-from medseg_jax import evaluate, train
 from medseg_jax.experiment import early_stop
+from medseg_jax.programs import evaluate, train
 from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.studies import (
   all_folds,

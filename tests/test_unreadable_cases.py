@@ -16,8 +16,8 @@ from test_held_out import (
   trained,  # noqa: F401
 )
 
-from medseg_jax import evaluate, train
 from medseg_jax.experiment import config_files
+from medseg_jax.programs import evaluate, train
 from medseg_jax.runtime.errors import InputError
 
 

@@ -12,9 +12,9 @@ from conftest import write_volumes
 from data_cases import assert_one_line
 from small import load, shrink
 
-from medseg_jax import evaluate, plan, predict, prepare, train
 from medseg_jax.data.sources import volumes
 from medseg_jax.experiment import config_files
+from medseg_jax.programs import evaluate, plan, predict, prepare, train
 from medseg_jax.runtime.errors import InputError
 
 

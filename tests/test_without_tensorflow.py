@@ -9,7 +9,7 @@ from conftest import HANG_S, ROOT
 from PIL import Image
 from small import BENCHMARK_KEYS, load, shrink
 
-from medseg_jax import train
+from medseg_jax.programs import train
 
 BLOCKER = """
 import sys
@@ -54,7 +54,7 @@ def test_evaluate_predict_and_benchmark(tmp_path):
   Image.new('L', (20, 30)).save(tmp_path / 'in' / 'scan.png')
   output = run(f"""
 import pathlib
-from medseg_jax import benchmark, evaluate, predict
+from medseg_jax.programs import (benchmark, evaluate, predict)
 from medseg_jax.experiment import config_files
 benchmark.MIN_SECONDS = 0.1
 workdir = pathlib.Path({str(workdir)!r})
@@ -82,7 +82,7 @@ def test_training(tmp_path):
   output = run(f"""
 import pathlib
 from small import load, shrink
-from medseg_jax import train
+from medseg_jax.programs import train
 from medseg_jax.runtime.errors import InputError
 config = shrink(load('unet'), num_steps=2)
 folder = pathlib.Path({str(tmp_path)!r})

@@ -14,7 +14,7 @@ from conftest import ROOT
 from data_cases import assert_one_line
 from small import load, shrink
 
-from medseg_jax import train
+from medseg_jax.programs import train
 from medseg_jax.runtime import workdir_lock
 from medseg_jax.runtime.errors import InputError
 

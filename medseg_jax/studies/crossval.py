@@ -17,11 +17,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from medseg_jax import evaluate, train
 from medseg_jax.data.case import Source
 from medseg_jax.experiment import early_stop, ensemble, sources
 from medseg_jax.experiment.failures import Failures
 from medseg_jax.metrics import case_scores
+from medseg_jax.programs import evaluate, train
 from medseg_jax.report import summary as report
 from medseg_jax.runtime import multihost, sharding, workdir_lock
 from medseg_jax.runtime.errors import InputError, counted, shorten

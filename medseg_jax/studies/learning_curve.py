@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import train
 from medseg_jax.data import groups as grouping
 from medseg_jax.data import splits
 from medseg_jax.data.formats.images import name_some
@@ -23,6 +22,7 @@ from medseg_jax.data.identity import is_blank
 from medseg_jax.experiment import fine_tuning, folds, held_out, opening
 from medseg_jax.experiment.opening import Opened
 from medseg_jax.metrics import case_scores
+from medseg_jax.programs import train
 from medseg_jax.report.panels import save_png
 from medseg_jax.runtime import multihost, workdir_lock
 from medseg_jax.runtime.errors import InputError, counted

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from medseg_jax import evaluate
 from medseg_jax.data.case import Source
 from medseg_jax.experiment import (
   build,
@@ -25,7 +24,8 @@ from medseg_jax.experiment.compiled_steps import (
   compile_steps,
 )
 from medseg_jax.inference.cases import predict_cases
-from medseg_jax.prepare import prepare
+from medseg_jax.programs import evaluate
+from medseg_jax.programs.prepare import prepare
 from medseg_jax.runtime import multihost, sharding
 from medseg_jax.state import TrainState, create_state, weights_key
 from medseg_jax.studies.time_budget import Pace

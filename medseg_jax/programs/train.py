@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import evaluate
 from medseg_jax.data.cache import Cache
 from medseg_jax.experiment import (
   build,
@@ -37,7 +36,9 @@ from medseg_jax.experiment.compiled_steps import (
 from medseg_jax.experiment.failures import Failures
 from medseg_jax.experiment.patch_growth import Stage
 from medseg_jax.experiment.restored_state import restore_state
-from medseg_jax.prepare import describe, prepare
+from medseg_jax.programs import evaluate
+from medseg_jax.programs.prepare import describe, prepare
+from medseg_jax.programs.validation import Validation
 from medseg_jax.runtime import multihost, sharding, workdir_lock
 from medseg_jax.runtime.agreement import Agreement
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
@@ -47,7 +48,6 @@ from medseg_jax.runtime.progress import Progress, Title
 from medseg_jax.runtime.stop_signal import stop_on_signal
 from medseg_jax.state import TrainState, abstract_state
 from medseg_jax.step import TrainStep
-from medseg_jax.validation import Validation
 
 # Of the steps since the last log line; kept with each checkpoint.
 _SUMMED = ('steps', 'loss', 'grad_norm')

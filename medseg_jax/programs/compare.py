@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medseg_jax import score
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.experiment import compared_masks, sources
+from medseg_jax.programs import score
 from medseg_jax.report import comparison, written
 from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime.errors import InputError, counted

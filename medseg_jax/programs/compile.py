@@ -17,7 +17,7 @@ from medseg_jax.experiment import build, cascade, opening, trained_model
 from medseg_jax.experiment.compiled_steps import compile_step
 from medseg_jax.hardware import costs, hlo, roofline, table, topologies
 from medseg_jax.hardware.topologies import Topology
-from medseg_jax.prepare import prepare
+from medseg_jax.programs.prepare import prepare
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import write_atomically
 from medseg_jax.state import abstract_state, abstract_variables

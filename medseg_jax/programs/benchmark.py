@@ -29,7 +29,7 @@ from medseg_jax.experiment.compiled_steps import (
   compile_steps,
 )
 from medseg_jax.inference.cases import predict_cases
-from medseg_jax.prepare import prepare
+from medseg_jax.programs.prepare import prepare
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.runtime.files import write_atomically
 from medseg_jax.state import create_state, weights_key

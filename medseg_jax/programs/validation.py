@@ -10,9 +10,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from medseg_jax import evaluate
 from medseg_jax.data.case import Source
 from medseg_jax.experiment import cascade, early_stop, trained_model
+from medseg_jax.programs import evaluate
 from medseg_jax.report import summary as report
 from medseg_jax.runtime import multihost, sharding
 from medseg_jax.runtime.checkpoint import BEST, Checkpoints

@@ -1,0 +1,1 @@
+"""What the modes of the command line do, a file each."""
