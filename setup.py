@@ -79,6 +79,7 @@ setup(
     'cuda': ['jax[cuda]'],
     'tpu': ['jax[tpu]'],
     'clinic': CLINIC,
+    'examples': ['equinox', 'ipykernel', 'nbmake', 'pandas'],
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
     'test': [
       'pytest',

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
   from medseg_jax.experiment.loaded_model import LoadedModel
+  from medseg_jax.programs.from_python import Trained
 
 __version__ = '0.1.0'
 
@@ -25,3 +29,32 @@ def load_model(path: str | os.PathLike) -> LoadedModel:
   from medseg_jax.experiment.loaded_model import LoadedModel
 
   return LoadedModel(path)
+
+
+def train(
+  config: ConfigDict | str | os.PathLike | None = None,
+  *,
+  workdir: str | os.PathLike | None = None,
+  keys: Mapping[str, Any] | None = None,
+) -> Trained:
+  """Trains a model, as `--mode=train` does, and returns it.
+
+  Goes on where a training of the workdir was stopped; of one that has ended the
+  held-out cases are scored again. Progress is printed.
+
+  Args:
+    config: a config file, such as 'configs/auto.py' ('configs/auto.py:2d'), or
+      its content; None for the default one, which is of phantoms.
+    workdir: folder of the run; None for runs/NAME, the name of the config file
+      or else 'train'.
+    keys: of the config, to set on top: {'num_steps': 100, 'data.path': 'mine'}.
+
+  Returns:
+    The model, ready to predict, with its summary and workdir.
+
+  Raises:
+    InputError: the config or the data make no sense; see `programs.train.run`.
+  """
+  from medseg_jax.programs import from_python
+
+  return from_python.train(config, workdir=workdir, keys=keys)

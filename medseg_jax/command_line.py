@@ -1,6 +1,5 @@
 """The flags of the command line, and what their words mean."""
 
-import importlib.util
 import itertools
 import pathlib
 import sys
@@ -8,7 +7,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from medseg_jax.experiment.overrides import apply as apply_overrides
+from medseg_jax.experiment import config_script
 from medseg_jax.experiment.overrides import last_of_each
 from medseg_jax.experiment.overrides import split as split_overrides
 from medseg_jax.runtime.errors import InputError
@@ -204,7 +203,9 @@ def parse(argv: list[str]) -> None:
     argv, OVERRIDES[:] = split_overrides(argv)
   elif 'config' not in given and split_overrides(argv)[1]:
     raise InputError(_NO_CONFIG)
-  _check_config(argv)
+  if (path := given.get('config')) is not None:
+    # The flags' own parser says less, and takes any text for a tuple.
+    config_script.load(path, split_overrides(argv)[1])
   argv = last_of_each(argv)
   _ARGV[:] = argv
   try:
@@ -215,35 +216,6 @@ def parse(argv: list[str]) -> None:
     raise InputError(str(error)) from error
   if len(rest) > 1:
     raise InputError(f'{rest[1]!r} is not a flag; flags begin with --')
-
-
-def _check_config(argv: list[str]) -> None:
-  """Raises InputError for no such file of --config, or key, or value of one."""
-  path = dict(_pairs(argv)).get('config')
-  if path is None:
-    return
-  file = pathlib.Path(path.split(':')[0])
-  if not file.is_file():
-    near = sorted(p.name for p in file.parent.glob('*.py'))
-    raise InputError(
-      f'--config={path}: no such file'
-      + (f'; {file.parent} holds {", ".join(near)}' if near else '')
-    )
-  # Configs import each other as `from configs import ...`, wherever the
-  # command is typed.
-  for folder in (file.resolve().parents[1], pathlib.Path(__file__).parents[1]):
-    sys.path.append(str(folder))
-  spec = importlib.util.spec_from_file_location('_config_check', file)
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-    config = module.get_config(*path.split(':')[1:])
-  except Exception as error:
-    raise InputError(
-      f'--config={path} does not load: {type(error).__name__}: {error}'
-    ) from error
-  # The flags' own parser says less, and takes any text for a tuple.
-  apply_overrides(config, split_overrides(argv)[1])
 
 
 def _pairs(argv: list[str]) -> list[tuple[str, str]]:

@@ -1,7 +1,6 @@
 """The config of a run as a file, and whether another one means the same."""
 
 import functools
-import importlib.util
 import json
 import pathlib
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import medseg_jax
+from medseg_jax.experiment import config_script
 from medseg_jax.runtime.errors import InputError, quote, shorten
 from medseg_jax.runtime.files import read_json, write_atomically
 
@@ -183,24 +183,26 @@ def _check_resolved(data: dict[str, Any], labelled: bool, where) -> None:
       )
 
 
-@functools.cache
-def _read_defaults() -> str:
-  """Returns the default config, that of configs/unet.py, as JSON.
+def default_config() -> ConfigDict:
+  """Returns the config that has every key, that of configs/unet.py.
 
   It lies beside the package, or, where that was installed without its
   repository, in it (see setup.py).
   """
   package = pathlib.Path(medseg_jax.__file__).parent
   installed = package / 'default_config.py'
-  path = installed if installed.exists() else package.parent / 'configs/unet.py'
-  spec = importlib.util.spec_from_file_location('_default_config', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config().to_json()
+  return config_script.load(
+    installed if installed.exists() else package.parent / 'configs/unet.py'
+  )
+
+
+@functools.cache
+def _default_text() -> str:
+  return default_config().to_json()
 
 
 def _defaults() -> dict[str, Any]:
-  return json.loads(_read_defaults())
+  return json.loads(_default_text())
 
 
 def check_same_meaning(config: ConfigDict, workdir: pathlib.Path) -> None:
