@@ -22,6 +22,8 @@ CLINIC = [
   'python-gdcm',  # of JPEG Lossless
   'scikit-image',
 ]
+# Results to an archive, series from it.
+PACS = ['dicomweb-client', 'pydicom>=3', 'pynetdicom']
 
 
 class BuildWithDefaults(build_py):
@@ -80,6 +82,7 @@ setup(
     'tpu': ['jax[tpu]'],
     'clinic': CLINIC,
     'examples': ['equinox', 'ipykernel', 'nbmake', 'pandas'],
+    'pacs': PACS,
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
     'test': [
       'pytest',
@@ -89,6 +92,7 @@ setup(
       'SimpleITK',
       'trimesh',
       *CLINIC,
+      *PACS,
     ],
   },
 )

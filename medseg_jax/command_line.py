@@ -10,6 +10,8 @@ from ml_collections import config_flags
 from medseg_jax.experiment import config_script
 from medseg_jax.experiment.overrides import last_of_each
 from medseg_jax.experiment.overrides import split as split_overrides
+from medseg_jax.pacs import address
+from medseg_jax.pacs.address import Node, Web
 from medseg_jax.runtime.errors import InputError
 
 # What each mode needs: a config to begin with, or a trained model.
@@ -65,7 +67,10 @@ CHECKPOINT = flags.DEFINE_enum(
   'with, or the best so far.',
 )
 INPUT = flags.DEFINE_string(
-  'input', None, 'Folder of images, or one, or of DICOM, for --mode=predict.'
+  'input',
+  None,
+  'Folder of images, or one, or of DICOM, for --mode=predict; or a series of '
+  'an archive: dicomweb://HOST[:PORT][/ROOT]/studies/UID[/series/UID].',
 )
 OUTPUT = flags.DEFINE_string(
   'output',
@@ -118,6 +123,13 @@ TOPOLOGY = flags.DEFINE_string(
   'The devices that --mode=compile compiles for, which need not be there: '
   'v5e:4x4, v5p:8x8x16, v5e:16x16:4 (four slices of 16x16), h100:8, h100:32x8 '
   '(hosts x GPUs).',
+)
+SEND = flags.DEFINE_string(
+  'send',
+  '',
+  'Archive that --mode=predict sends its DICOM objects to: '
+  'dicom://[CALLING@]CALLED@HOST:PORT, dicomweb://HOST[:PORT][/ROOT], or '
+  'dicomwebs:// over HTTPS. Needs seg or rtstruct in --formats.',
 )
 flags.DEFINE_bool('debug', False, 'Print tracebacks of errors.')
 
@@ -176,6 +188,29 @@ def needed(name: str, what: str, value: str | None) -> str:
 def path_of(flag: flags.FlagHolder, what: str) -> pathlib.Path:
   """Returns the path that such a flag names."""
   return pathlib.Path(needed(flag.name, what, flag.value))
+
+
+def archive() -> Node | Web | None:
+  """Returns what `--send` names, if anything.
+
+  Raises:
+    InputError: no archive, or the mode sends nothing.
+  """
+  if not SEND.value:
+    return None
+  if MODE.value != 'predict':
+    raise InputError(f'--send is for --mode=predict, not for {MODE.value}')
+  return address.target(SEND.value)
+
+
+def images() -> pathlib.Path | Web:
+  """Returns what `--input` names: a folder, a file, or a series elsewhere.
+
+  Raises:
+    InputError: nothing, or no series.
+  """
+  text = needed('input', 'FOLDER', INPUT.value)
+  return address.source(text) if address.is_web(text) else pathlib.Path(text)
 
 
 def two_of(flag: flags.FlagHolder) -> list[pathlib.Path]:

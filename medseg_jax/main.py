@@ -104,6 +104,7 @@ def _complain(error: object, status: int = 1) -> None:
 def _run() -> None:
   mode = command_line.MODE.value
   workdir = command_line.workdir()
+  command_line.archive()  # told at once, if it is none
   if mode in command_line.WRITE_WORKDIR:
     multihost.from_primary(lambda: files.check_writable(workdir))
   # Late: jax takes seconds, and a wrong flag should be told at once.
@@ -175,11 +176,12 @@ def _run_model(run: Callable, mode: str, workdir: pathlib.Path) -> None:
     run(
       config,
       None if model and not command_line.WORKDIR.value else workdir,
-      input_path=command_line.path_of(command_line.INPUT, 'FOLDER'),
+      input_path=command_line.images(),
       output_dir=command_line.path_of(command_line.OUTPUT, 'FOLDER'),
       overwrite=command_line.OVERWRITE.value,
       series=command_line.SERIES.value,
       formats=clinic_formats.parse(command_line.FORMATS.value),
+      send=command_line.archive(),
       mesh=mesh,
       started=_STARTED,
       **trained,

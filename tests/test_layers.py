@@ -35,7 +35,7 @@ FLOORS = (
     *('optim', 'planner', 'postprocessing', 'report'),
   ),
   ('data', 'state', 'surface'),
-  ('clinic', 'inference', 'step', 'training'),
+  ('clinic', 'inference', 'pacs', 'step', 'training'),
   ('experiment',),
   ('benchmarking',),
   tuple(
@@ -136,13 +136,27 @@ def test_tensorflow_is_imported_late_and_only_for_data():
 
 def test_dicom_stays_in_its_folder():
   places = {name.rpartition('.')[0] for name, *_ in outside({'pydicom'})}
-  assert places == {'data.formats.dicom', 'clinic'}
+  assert places == {'data.formats.dicom', 'clinic', 'pacs'}
   # It is an extra: the rest imports the folders only where they are asked for.
-  extra = ('data.formats.dicom', 'clinic')
+  extra = ('data.formats.dicom', 'clinic', 'pacs.store', 'pacs.web')
   for path in files():
     for module, top in imports(path):
       if top and module.startswith(tuple(f'medseg_jax.{x}' for x in extra)):
         assert module_of(path).startswith(extra), path
+
+
+def test_archives_are_spoken_to_in_two_files():
+  places = {
+    (name, module.split('.')[0])
+    for name, module, _ in outside(
+      {'pynetdicom', 'dicomweb_client', 'requests'}
+    )
+  }
+  assert places == {
+    ('pacs.store', 'pynetdicom'),
+    ('pacs.web', 'dicomweb_client'),
+    ('pacs.web', 'requests'),
+  }
 
 
 def test_nrrd_is_imported_late_and_in_one_file():

@@ -37,6 +37,7 @@ from medseg_jax.runtime.files import flush_names
 
 PICTURES = 'panels'  # folder beside the masks
 VOLUME_TABLE = 'volumes.csv'  # file beside the masks, see `volume_table`
+_LISTS = (to_predict.MASK_LIST, to_predict.SENT_LIST, VOLUME_TABLE)
 
 
 class Work(NamedTuple):
@@ -94,7 +95,7 @@ def plan(
   leave_out = [folder]
   if input_path.is_dir() and folder.resolve() == input_path.resolve():
     # Masks beside their images: what an earlier call wrote is no input.
-    made = (to_predict.MASK_LIST, PICTURES, VOLUME_TABLE, *Record(folder).lines)
+    made = (*_LISTS, PICTURES, *Record(folder).lines)
     leave_out = [input_path / name for name in made]
   found = to_predict.find(
     input_path,
@@ -346,7 +347,7 @@ def _check_apart(
       'another --output'
     )
   twice = [path for path, n in collections.Counter(paths).items() if n > 1]
-  own = {folder / name for name in (to_predict.MASK_LIST, VOLUME_TABLE)}
+  own = {folder / name for name in _LISTS}
   if taken := [path for path in paths if path in own]:
     raise InputError(
       f'{taken[0]}: the name of a list that lies beside all masks; rename the '

@@ -259,15 +259,20 @@ class Record:
       'settings': maker.settings,
       **more,
     }
-    text = json.dumps(line)
-    with open(self.path, 'ab+') as file:
-      with contextlib.suppress(OSError):  # some disks have no locks
-        fcntl.flock(file, fcntl.LOCK_EX)  # other processes write here, too
-      if file.tell() and not _ends_line(file):
-        text = f'\n{text}'  # the one before was cut off
-      file.write(f'{text}\n'.encode())
-      file.flush()
-      os.fsync(file.fileno())
+    append_line(self.path, line)
+
+
+def append_line(path: pathlib.Path, line: Mapping[str, Any]) -> None:
+  """Writes a line of JSON, to the disk, whatever the file ends with."""
+  text = json.dumps(line)
+  with open(path, 'ab+') as file:
+    with contextlib.suppress(OSError):  # some disks have no locks
+      fcntl.flock(file, fcntl.LOCK_EX)  # other processes write here, too
+    if file.tell() and not _ends_line(file):
+      text = f'\n{text}'  # the one before was cut off
+    file.write(f'{text}\n'.encode())
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _ends_line(file) -> bool:

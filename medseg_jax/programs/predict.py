@@ -13,7 +13,9 @@ from medseg_jax.data.case import Case
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.experiment import (
   build,
+  fetched_series,
   prediction_jobs,
+  sending,
   sources,
   trained_model,
   volume_table,
@@ -22,6 +24,7 @@ from medseg_jax.experiment.failures import Failures
 from medseg_jax.experiment.prediction_jobs import PICTURES, Job, Work
 from medseg_jax.experiment.prediction_record import Record, hash_files, maker_of
 from medseg_jax.inference.cases import Prediction, predict_each
+from medseg_jax.pacs.address import Node, Web
 from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime import multihost, sharding
 from medseg_jax.runtime.errors import InputError, counted
@@ -39,13 +42,14 @@ def run(
   config: ConfigDict,
   workdir: pathlib.Path | None,
   *,
-  input_path: pathlib.Path,
+  input_path: pathlib.Path | Web,
   output_dir: pathlib.Path,
   checkpoint: str = '',
   model: pathlib.Path | None = None,
   overwrite: bool = False,
   series: str = '',
   formats: Sequence[str] = ('nifti',),
+  send: Node | Web | None = None,
   mesh: Mesh | None = None,
   started: float | None = None,
 ) -> None:
@@ -61,7 +65,8 @@ def run(
     config: resolved, as training left it.
     workdir: of the training. None with a `model`.
     input_path: a folder of images, or of volumes, or one of these files; of
-      volumes also a folder with DICOM files in it, or below.
+      volumes also a folder with DICOM files in it, or below, or a series of an
+      archive, see `fetched_series`.
     output_dir: made where it does not exist; its folder `panels` gets pictures
       of the first masks. Of one file also the name of the mask.
     checkpoint: 'best' or 'latest'; '' for the model that training ended with.
@@ -69,13 +74,15 @@ def run(
     overwrite: make all masks anew, whatever files are in their place.
     series: which of several DICOM series, see `dicom_series.find`.
     formats: of the masks of volumes, see `experiment.clinic_formats`.
+    send: the archive that gets their DICOM objects, see `experiment.sending`.
     mesh: what the tiles are spread over, which need not be the training's;
       None for all devices of this process.
     started: `time.perf_counter()` when the program began.
 
   Raises:
     InputError: nothing to read, nowhere to write, or something else is in a
-      mask's place; after all the others, that an image was not segmented.
+      mask's place; after all the others, that an image was not segmented, or
+      an object not sent.
   """
   took = {}
   clock = time.perf_counter()
@@ -89,6 +96,17 @@ def run(
   if started is not None:
     took['start'] = clock - started
   mesh = mesh or sharding.local_mesh()
+  if send:
+    multihost.from_primary(lambda: sending.probe(send, formats))
+  if isinstance(input_path, Web):
+    source, wanted = input_path, series
+    input_path = multihost.from_primary(
+      lambda: fetched_series.fetch(
+        source, output_dir, series=wanted, config=config
+      )
+    )
+    series = wanted if source.series else ''
+    lap('fetch')
   work = multihost.from_primary(
     lambda: prediction_jobs.plan(
       config, input_path, output_dir, series, formats
@@ -102,6 +120,7 @@ def run(
     failed.tell(len(work.failures), 'image', 'segmented')
   # Before all that takes time.
   multihost.from_primary(lambda: check_writable(work.folder))
+  sender = send and sending.Sender(send, work.folder)
   weights = trained_model.load_weights(
     config, workdir, model=model, checkpoint=checkpoint, mesh=mesh
   )
@@ -123,6 +142,10 @@ def run(
   jobs = multihost.from_primary(look)
   record = Record(work.folder)
   lap('look at the masks')
+  if sender:  # what an earlier run could not
+    there = [job for job in work.jobs if job not in jobs]
+    multihost.from_primary(lambda: sender.send(there))
+    lap('send')
   done = 0
   pictures = _Pictures(work.folder / PICTURES, tuple(config.data.classes))
   if jobs:
@@ -179,6 +202,10 @@ def run(
           progress.advance()
           if multihost.count() == 1 or job in jobs[:NUM_PANELS]:
             pictures.add(prediction)
+          if sender:
+            lap('write')
+            sender.send([job])
+            lap('send')
         lap('write')
         progress.failed(len(failed.found) - len(work.failures))
         del job, prediction  # before the next one: it may be gigabytes
@@ -201,8 +228,11 @@ def run(
     + ', '.join(f'{k} {format_seconds(v)}' for k, v in took.items()),
     flush=True,
   )
+  not_sent = sender and sender.tell()
   total = len(work.jobs) + len(work.failures)
   failed.tell(total, 'image', 'segmented')
+  if not_sent:
+    raise not_sent
 
 
 class _Pictures:

@@ -45,6 +45,7 @@ _MAGIC = (
   (4, b'n+2\0'), (4, b'ftypheic'), (4, b'ftypavif'),
 )  # fmt: skip
 MASK_LIST = 'predictions.jsonl'  # lies beside the masks that were predicted
+SENT_LIST = 'sent.jsonl'  # likewise, of what an archive has of them
 _MOST = 1000  # files of a subfolder to look at
 
 
