@@ -203,6 +203,13 @@ def archive() -> Node | Web | None:
   return address.target(SEND.value)
 
 
+def check_addresses() -> None:
+  """Raises InputError where a flag has the address of nothing."""
+  archive()
+  if MODE.value == 'predict' and address.is_address(INPUT.value or ''):
+    address.source(INPUT.value)
+
+
 def images() -> pathlib.Path | Web:
   """Returns what `--input` names: a folder, a file, or a series elsewhere.
 
@@ -210,7 +217,9 @@ def images() -> pathlib.Path | Web:
     InputError: nothing, or no series.
   """
   text = needed('input', 'FOLDER', INPUT.value)
-  return address.source(text) if address.is_web(text) else pathlib.Path(text)
+  if address.is_address(text):
+    return address.source(text)
+  return pathlib.Path(text)
 
 
 def two_of(flag: flags.FlagHolder) -> list[pathlib.Path]:

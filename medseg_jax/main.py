@@ -104,7 +104,7 @@ def _complain(error: object, status: int = 1) -> None:
 def _run() -> None:
   mode = command_line.MODE.value
   workdir = command_line.workdir()
-  command_line.archive()  # told at once, if it is none
+  command_line.check_addresses()
   if mode in command_line.WRITE_WORKDIR:
     multihost.from_primary(lambda: files.check_writable(workdir))
   # Late: jax takes seconds, and a wrong flag should be told at once.

@@ -83,9 +83,9 @@ def fetch(
         web.retrieve(client, source, found, uid, folder / name)
         progress.advance()
   print(
-    f'fetched   {counted(len(missing), "file")} of series {found.name} into '
-    f'{folder}, where {len(names) - len(missing)} were; they name the patient: '
-    'delete them when they are no longer needed',
+    f'fetched   series {found.name}: {counted(len(missing), "new file")} into '
+    f'{folder}; they name the patient, delete them when they are no longer '
+    'needed',
     flush=True,
   )
   return folder

@@ -23,6 +23,7 @@ _SERIES = (
   'dicomweb://HOST[:PORT][/ROOT]/studies/STUDY[/series/SERIES], or '
   'dicomwebs:// over HTTPS'
 )
+_WEBS = ('dicomweb://', 'dicomwebs://')
 _SECRETS = (
   'a name and a password have no place in an address, which others can see; '
   'set MEDSEG_PACS_USER and MEDSEG_PACS_PASSWORD, or write them to ~/.netrc'
@@ -84,9 +85,9 @@ class Web(NamedTuple):
     return f'dicomweb{"s" * self.secure}://{self.place}{self.root}'
 
 
-def is_web(text: str) -> bool:
-  """Returns whether a text is the address of DICOMweb, and no path."""
-  return text.startswith(('dicomweb://', 'dicomwebs://'))
+def is_address(text: str) -> bool:
+  """Returns whether a text is an address of any kind, and no path."""
+  return re.match('[A-Za-z][A-Za-z0-9+.-]*://', text) is not None
 
 
 def target(text: str) -> Node | Web:
@@ -95,7 +96,7 @@ def target(text: str) -> Node | Web:
   Raises:
     InputError: nothing that objects could be sent to.
   """
-  if is_web(text):
+  if text.startswith(_WEBS):
     found = _web('--send', text, _WEB)
     if re.search('/(studies|series|instances)(/|$)', found.root):
       raise InputError(
@@ -121,11 +122,16 @@ def target(text: str) -> Node | Web:
 
 
 def source(text: str) -> Web:
-  """Returns what `--input` names, where `is_web`: a study or a series.
+  """Returns what `--input` names, where `is_address`: a study or a series.
 
   Raises:
     InputError: neither of them.
   """
+  if not text.startswith(_WEBS):
+    raise InputError(
+      f'--input={_shown(text)}: allowed is {_SERIES}, or the path of a folder '
+      'or a file'
+    )
   found = _web('--input', text, _SERIES)
   match = _RESOURCE.fullmatch(found.root)
   if match is None:

@@ -13,15 +13,17 @@ from pydicom.uid import (
   ExplicitVRLittleEndian,
   ImplicitVRLittleEndian,
 )
-from pynetdicom import AE
+from pynetdicom import AE, build_context, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 
 from medseg_jax.pacs.address import Node
 from medseg_jax.pacs.answers import Answer, describe, is_kept
 from medseg_jax.runtime.errors import InputError
 
 _VERIFICATION = '1.2.840.10008.1.1'
-# Uncompressed: what an archive takes of them, objects are written in.
+# Uncompressed, each offered by itself: an object goes as it is written where
+# the archive takes that, else it is written anew in the other.
 _SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 # Seconds: until it can be reached, until it answers, until it has stored.
 _CONNECT, _ANSWER, _STORE = 10, 30, 120
@@ -38,7 +40,8 @@ def probe(node: Node, classes: Collection[str]) -> None:
     InputError: it is not there, does not talk to this program, or takes none of
       such a class.
   """
-  with _associated(node, [_VERIFICATION, *classes]) as (association, taken):
+  asked = [_VERIFICATION, *classes]
+  with _associated(node, asked, _ANSWER) as (association, taken):
     if refused := [uid for uid in classes if uid not in taken]:
       raise InputError(f'{node.name}: {_takes_no(refused)}')
     if _VERIFICATION in taken and not association.send_c_echo():
@@ -58,7 +61,7 @@ def send(node: Node, paths: Sequence[pathlib.Path]) -> Iterator[Answer]:
   classes = dict.fromkeys(str(dataset.SOPClassUID) for _, dataset in objects)
   left = list(paths)
   try:
-    with _associated(node, [*classes]) as (association, taken):
+    with _associated(node, [*classes], _STORE) as (association, taken):
       for path, dataset in objects:
         answer = _store(association, path, dataset, taken)
         left.remove(path)
@@ -92,9 +95,14 @@ def _store(
 
 @contextlib.contextmanager
 def _associated(
-  node: Node, classes: Sequence[str]
+  node: Node, classes: Sequence[str], seconds: float
 ) -> Iterator[tuple[Association, set[str]]]:
   """Yields an association, and which of some SOP classes it is for.
+
+  Args:
+    node: the other side.
+    classes: their UIDs.
+    seconds: that an answer may take, once they are associated.
 
   Raises:
     InputError: there is none.
@@ -104,16 +112,29 @@ def _associated(
   entity = AE(ae_title=node.calling)
   entity.connection_timeout = _CONNECT
   entity.acse_timeout = _ANSWER
-  entity.dimse_timeout = entity.network_timeout = _STORE
-  for uid in classes:
-    entity.add_requested_context(uid, _SYNTAXES)
+  entity.dimse_timeout = entity.network_timeout = seconds
+  entity.requested_contexts = [
+    build_context(uid, syntax) for uid in classes for syntax in _SYNTAXES
+  ]
+  refusals: list[str] = []  # the association forgets one that comes at once
+
+  def note(event: evt.Event) -> None:
+    if isinstance(event.pdu, A_ASSOCIATE_RJ):
+      refusals.append(event.pdu.reason_str)
+
   try:
-    association = entity.associate(node.host, node.port, ae_title=node.called)
+    association = entity.associate(
+      node.host,
+      node.port,
+      ae_title=node.called,
+      evt_handlers=[(evt.EVT_PDU_RECV, note)],
+    )
   except OSError as error:  # of a name that nobody knows
     raise InputError(f'{node.name}: {_unreachable(error)}') from error
   try:
     if not association.is_established:
-      raise InputError(f'{node.name}: {_why_not(node, association, classes)}')
+      reason = _why_not(node, association, classes, refusals)
+      raise InputError(f'{node.name}: {reason}')
     taken = {str(c.abstract_syntax) for c in association.accepted_contexts}
     yield association, taken
   finally:
@@ -122,14 +143,16 @@ def _associated(
 
 
 def _why_not(
-  node: Node, association: Association, classes: Sequence[str]
+  node: Node,
+  association: Association,
+  classes: Sequence[str],
+  refusals: Sequence[str],
 ) -> str:
   """Returns why there is no association."""
-  answer = association.acceptor.primitive
-  if association.is_rejected and answer is not None:
+  if refusals:
     return (
       f'refuses {node.calling} as caller of {node.called} '
-      f'({answer.reason_str}); allowed are the titles that it knows, as in '
+      f'({refusals[0]}); check the titles in '
       'dicom://CALLING@CALLED@HOST:PORT'
     )
   if association.rejected_contexts:

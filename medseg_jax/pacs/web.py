@@ -9,6 +9,7 @@ import http.client
 import logging
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -186,7 +187,9 @@ def retrieve(
   Raises:
     InputError: it did not come, or something else did.
   """
-  with _asking(web, f'retrieve instance {uid}'):
+  with _asking(web, f'retrieve instance {uid}'), warnings.catch_warnings():
+    # Of what other archives do the library warns in lines of its own.
+    warnings.simplefilter('ignore')
     dataset = client.retrieve_instance(series.study, series.uid, uid)
     if str(dataset.get('SOPInstanceUID', '')) != uid:
       raise ValueError('another instance came')
@@ -298,12 +301,15 @@ def _asking(
       f'{web.name}: {what}: no answer within {_TIMES[0]} s to connect and '
       f'{_TIMES[1]} s to answer'
     ) from error
-  except requests.RequestException as error:
+  except (
+    requests.ConnectionError,
+    requests.exceptions.ChunkedEncodingError,
+  ) as error:
     raise InputError(
       f'{web.name}: {what}: cannot be reached ({_reason(error)}); check host, '
       'port and path'
     ) from error
-  except Exception as error:  # pydicom and the client raise all kinds
+  except Exception as error:  # the libraries raise all kinds
     raise InputError(
       f'{web.name}: {what}: its answer makes no sense ({_reason(error)})'
     ) from error
