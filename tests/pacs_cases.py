@@ -18,12 +18,13 @@ JSON = 'application/dicom+json'
 
 
 @contextlib.contextmanager
-def node(statuses, classes=(SEG, RTSTRUCT, REPORT)):
+def node(statuses, classes=(SEG, RTSTRUCT, REPORT), deaf=None):
   """Yields the address of an archive, and what it was asked to keep.
 
   Args:
     statuses: what it answers, by SOP class; a number, or seconds it takes.
     classes: that it takes.
+    deaf: an event until which it reads nothing of what it is sent.
   """
   asked = []
 
@@ -40,11 +41,17 @@ def node(statuses, classes=(SEG, RTSTRUCT, REPORT)):
       return answer
     return status
 
+  def read(event):
+    if deaf and event.assoc.is_established:
+      deaf.wait(20)
+
   entity = AE(ae_title='ARCHIVE')
   for uid in ('1.2.840.10008.1.1', *classes):
     entity.add_supported_context(uid)
   server = entity.start_server(
-    ('127.0.0.1', 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)]
+    ('127.0.0.1', 0),
+    block=False,
+    evt_handlers=[(evt.EVT_C_STORE, keep), (evt.EVT_DATA_RECV, read)],
   )
   try:
     port = server.socket.getsockname()[1]

@@ -27,6 +27,7 @@ _VERIFICATION = '1.2.840.10008.1.1'
 _SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 # Seconds: until it can be reached, until it answers, until it has stored.
 _CONNECT, _ANSWER, _STORE = 10, 30, 120
+_SLOWEST = 1e6  # bytes that a line takes in a second
 
 
 def probe(node: Node, classes: Collection[str]) -> None:
@@ -80,12 +81,14 @@ def _store(
     return Answer(path, _takes_no([str(dataset.SOPClassUID)]))
   if not association.is_established:
     return Answer(path, 'the connection was ended before it was sent')
+  seconds = _STORE + path.stat().st_size / _SLOWEST
+  association.dimse_timeout = association.network_timeout = seconds
   try:
     status = association.send_c_store(dataset)
   except (AttributeError, RuntimeError, ValueError) as error:
     return Answer(path, f'cannot be sent ({" ".join(str(error).split())})')
   if 'Status' not in status:
-    return Answer(path, f'no answer within {_STORE} s, or none at all')
+    return Answer(path, f'no answer within {seconds:.3g} s, or none at all')
   code = int(status.Status)
   text = describe(code, str(status.get('ErrorComment') or ''))
   if not is_kept(code):
@@ -135,6 +138,10 @@ def _associated(
     if not association.is_established:
       reason = _why_not(node, association, classes, refusals)
       raise InputError(f'{node.name}: {reason}')
+    # Else one who no longer reads what is sent holds this program for ever.
+    connection = association.dul.socket
+    if connection is not None and connection.socket is not None:
+      connection.socket.settimeout(seconds)
     taken = {str(c.abstract_syntax) for c in association.accepted_contexts}
     yield association, taken
   finally:
