@@ -18,7 +18,7 @@ from small import write_untrained
 from test_clinic import complete
 from test_volumes_loop import config_for
 
-from medseg_jax import main, predict
+from medseg_jax import main
 from medseg_jax.clinic import (
   codes,
   measurements,
@@ -30,6 +30,7 @@ from medseg_jax.clinic import (
 from medseg_jax.data.formats.dicom import reading
 from medseg_jax.experiment import fetched_series, trained_model
 from medseg_jax.pacs import address, store, web
+from medseg_jax.programs import predict
 from medseg_jax.runtime.errors import InputError
 
 ALL = ('seg', 'rtstruct', 'report')
