@@ -20,6 +20,7 @@ PARTS = (
   'hardware',
   'postprocessing',
   'clinic',
+  'report/html',
 )
 
 
