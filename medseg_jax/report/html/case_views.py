@@ -27,7 +27,7 @@ class CaseViews:
     count: cases of the split, which share the room.
   """
 
-  def __init__(self, count: int):
+  def __init__(self, count: int) -> None:
     share = ALL_BYTES // max(count, 1)
     self._budget = min(CASE_BYTES, max(LEAST_BYTES, share))
     self.found: dict[str, dict[str, Any]] = {}
