@@ -153,7 +153,9 @@ def view_of(
     masks = mosaic.encode(shown.masks, 'PNG', compress_level=6)
     picture = b''
     if shown.image is not None:
-      picture = mosaic.encode(shown.image, 'JPEG', quality=_QUALITY)
+      picture = mosaic.encode(
+        shown.image, 'JPEG', quality=_QUALITY, subsampling=0
+      )
     size, shape = len(masks) + len(picture), shown.masks.shape[:3]
     voxels = math.prod(shape)
     if size <= budget or voxels <= 1:

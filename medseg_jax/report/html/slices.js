@@ -91,7 +91,8 @@ class Slices {
     const { at, strides } = this;
     const canvas = this.canvases[i];
     const [rows, columns] = [shape[row], shape[column]];
-    const context = canvas.getContext('2d');
+    // Kept in main memory: it is written pixel by pixel.
+    const context = canvas.getContext('2d', { willReadFrequently: true });
     if (canvas.width !== columns || canvas.height !== rows) {
       [canvas.width, canvas.height] = [columns, rows];
     }
