@@ -49,7 +49,7 @@ setup(
   cmdclass={'build_py': BuildWithDefaults},
   package_data={
     'medseg_jax': ['py.typed'],
-    'medseg_jax.clinic': ['page.html'],
+    'medseg_jax.clinic': ['*.css', '*.html', '*.js'],
     'medseg_jax.report.html': ['*.css', '*.html', '*.js'],
   },
   install_requires=[

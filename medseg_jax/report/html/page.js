@@ -169,7 +169,7 @@ async function open(index) {
   byId('window').hidden = !view.image;
   byId('drag').value = flat ? 'move' : 'window';
   [viewer.level, viewer.width, viewer.drag] = [127.5, 255, byId('drag').value];
-  viewer.show({ ...view, bases: grey, layers: Object.values(layers) }, view.start);
+  viewer.show({ ...view, flat, bases: grey, layers: Object.values(layers) }, view.start);
   arrange();
   dialog.dataset.ready = one.name;
 }

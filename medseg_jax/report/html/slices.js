@@ -51,13 +51,14 @@ class Slices {
 
   // `volume`: shape, full (before it was cut and thinned), origin and steps (of
   // what is shown in that), spacing, bases (one or three channels) and layers,
-  // each {mask, colours (by value, null for none), opacity, outline, on}.
+  // each {mask, colours (by value, null for none), opacity, outline, on}; `flat` is
+  // an image and not a volume.
   show(volume, start) {
     this.volume = volume;
     this.at = start.slice();
     const [, height, width] = volume.shape;
     this.strides = [height * width, width, 1];
-    this.flat = volume.full[0] === 1;
+    this.flat = Boolean(volume.flat);
     this.figures.forEach((figure, i) => { figure.hidden = this.flat && i > 0; });
     this.figures[0].classList.toggle('flat', this.flat);
     this.sliders[0].hidden = this.flat;
