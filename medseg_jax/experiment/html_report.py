@@ -5,7 +5,7 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,29 +27,22 @@ _MOST_CURVE = 1000  # points
 
 
 def write_all(
-  paths: Sequence[pathlib.Path],
-  config: ConfigDict,
-  workdir: pathlib.Path,
-  *,
-  views: CaseViews,
-  **told: Any,
+  paths: Sequence[pathlib.Path], views: CaseViews, make: Callable[[], str]
 ) -> Sequence[pathlib.Path]:
-  """Writes the page of an evaluation to each path, on the primary.
+  """Writes a page to each path, on the primary.
 
   Returns the paths; none where that failed, which is printed: neither the
   scores nor the model need it.
 
   Args:
     paths: of the same page.
-    config: resolved.
-    workdir: see `of_evaluation`.
-    views: of the cases.
-    **told: see `of_evaluation`.
+    views: of the cases that this process has scored.
+    make: returns the page.
   """
 
   def write_each() -> str:
     try:
-      page = of_evaluation(config, workdir, views=views.found, **told)
+      page = make()
       for path in paths:
         write(path, page)
     except Exception as error:
@@ -112,6 +105,56 @@ def of_evaluation(
     train=train,
     val=val,
     training=None if model else _plan_of(workdir),
+  )
+
+
+def of_folds(
+  config: ConfigDict,
+  root: pathlib.Path,
+  *,
+  summary: Mapping[str, Any],
+  records: Sequence[Mapping[str, Any]],
+  views: Mapping[str, Mapping[str, Any]],
+  lines: Sequence[str],
+  picture: bytes,
+  seconds: float,
+) -> str:
+  """Returns the page of a cross-validation.
+
+  Args:
+    config: of its folds, resolved.
+    root: its folder.
+    summary: of the configuration that was chosen, pooled.
+    records: see `report.summary`.
+    views: see `CaseViews.found`.
+    lines: a term and a text each, on the choice and what was learnt.
+    picture: the reliability plot, a PNG; b'' for none.
+    seconds: that the cases took.
+  """
+  cases = counted(len(records), 'case')
+  folds = len(set(summary['folds'].values()))
+  about = [
+    ('data', f'{config.data.source} {config.data.path}'.strip()),
+    ('held out', f'each case is scored by its own fold of {folds}, which has '
+                 'not seen it; means are over cases, before post-processing'),
+    ('chosen', summary['configuration']),
+    *((line[:11].strip(), line[11:].strip()) for line in lines),
+  ]  # fmt: skip
+  notes = [
+    f'The held-out cases ended the training of {name} early: the numbers are '
+    'too good for new images.'
+    for name in summary.get('stopped_early', ())
+  ]
+  return write_page(
+    title=f'{root.absolute().name}: cross-validation, {cases}',
+    about=about + of_this_run(seconds, accelerator=True),
+    notes=notes,
+    summary=summary,
+    records=records,
+    classes=config.data.classes,
+    views=views,
+    training=_plan_of(root),
+    calibration=picture,
   )
 
 

@@ -205,13 +205,16 @@ def report_split(
   pages = [at / html_report.NAME for at in (place, workdir)]
   pages = html_report.write_all(
     pages if trained else pages[:1],
-    config,
-    workdir,
-    summary=summary,
-    records=records,
-    views=scored.views,
-    model=model,
-    seconds=scored.seconds,
+    scored.views,
+    lambda: html_report.of_evaluation(
+      config,
+      workdir,
+      summary=summary,
+      records=records,
+      views=scored.views.found,
+      model=model,
+      seconds=scored.seconds,
+    ),
   )
   cases = counted(len(records), 'case')
   print(f'\n{folder}: {cases}, {checkpoint} weights, step {step}')

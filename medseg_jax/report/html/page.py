@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from medseg_jax.report.html import charts
+from medseg_jax.report.html import charts, mosaic
 from medseg_jax.report.html.case_views import within_limit
 from medseg_jax.report.html.case_warnings import (
   Training,
@@ -43,6 +43,7 @@ def write_page(
   train: Sequence[tuple[int, Mapping[str, float | None]]] = (),
   val: Sequence[tuple[int, Mapping[str, float | None]]] = (),
   training: Training | None = None,
+  calibration: bytes = b'',
 ) -> str:
   """Returns the page.
 
@@ -57,6 +58,7 @@ def write_page(
     train: step and values of the lines of `metrics.jsonl`.
     val: likewise, of the validation split.
     training: what the training cases were like; None where unknown.
+    calibration: the reliability plot, a PNG; b'' for none.
   """
   names = list(summary['classes'])
   unit = 'pixels'
@@ -117,6 +119,8 @@ def write_page(
     accuracy=_number(summary['mean']['pixel_accuracy'], 4),
     curves=_curves(train, val),
     strips=_strips(summary, records),
+    folds=_folds(summary, records),
+    calibration=mosaic.address(calibration) if calibration else '',
     plots=[(name, _plots(name, records, unit)) for name in names[1:]],
     cases=cases,
     columns=columns,
@@ -198,6 +202,26 @@ def _strips(
       axis = Axis(head, low=0.0)
     found.append(charts.strips(f'{head}: each case', axis, rows))
   return found
+
+
+def _folds(
+  summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> Markup:
+  """Returns the chart of a cross-validation's folds; nothing without one."""
+  by_fold: dict[int, list[Point]] = {}
+  for i, record in enumerate(records):
+    value = _mean_of(record['classes'], 'dice')
+    if record['case'] in summary.get('folds', ()) and value is not None:
+      told = f'{_text(record["case"])}: {value:.3f}'
+      fold = summary['folds'][record['case']]
+      by_fold.setdefault(fold, []).append(Point(i, value, 0.0, told))
+  if not by_fold:
+    return Markup()
+  rows = [
+    Row(f'fold {fold}', points, statistics.fmean(p.x for p in points), None)
+    for fold, points in sorted(by_fold.items())
+  ]
+  return charts.strips('Mean Dice by fold', Axis('Dice'), rows)
 
 
 def _plots(
