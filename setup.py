@@ -51,7 +51,8 @@ setup(
   cmdclass={'build_py': BuildWithDefaults},
   package_data={
     'medseg_jax': ['py.typed'],
-    'medseg_jax.clinic': ['page.html'],
+    'medseg_jax.clinic': ['*.css', '*.html', '*.js'],
+    'medseg_jax.report.html': ['*.css', '*.html', '*.js'],
   },
   install_requires=[
     'absl-py',
@@ -59,6 +60,7 @@ setup(
     # TFDS imports it to prepare a data set, and forgets to ask for it.
     'importlib_resources',
     'jax>=0.10',
+    'jinja2>=3',
     'matplotlib',
     'ml-collections>=1.0',
     'nibabel>=5.2',

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from data_cases import assert_one_line
+from html_cases import data_of
 from PIL import Image
 from small import load, shrink
 
@@ -37,6 +38,9 @@ def test_the_score_is_the_mean_over_cases_of_folds_of_3_and_2(tmp_path, capsys):
       of_class.setdefault(row['class'], []).append(float(row['dice']))
   expected = np.mean([np.mean(values) for values in of_class.values()])
   assert result['candidates'][0]['dice'] == pytest.approx(expected, abs=1e-9)
+  page = (tmp_path / 'crossval' / 'report.html').read_text()
+  assert data_of(page)['summary']['mean']['dice'] == pytest.approx(expected)
+  assert 'Mean Dice by fold' in page and 'reliability plot' in page
   samples = list(tmp_path.glob('2d/fold_*/held_out/*_logits.npz'))
   assert len(samples) == 5
   before = {path: path.read_bytes() for path in (*masks, *samples)}

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, disc, write_pairs, write_volumes
+from html_cases import data_of
 from model_cases import one_cpu
 from PIL import Image
 from small import load, shrink
@@ -62,6 +63,11 @@ def test_every_config_trains_and_evaluates(
   assert summary['split'] == split and summary['num_cases'] > 0
   written = workdir / 'evaluation' / split
   assert json.loads((written / 'summary.json').read_text()) == summary
+  page = (workdir / 'report.html').read_text()
+  assert page == (written / 'report.html').read_text()
+  shown = data_of(page)
+  assert shown['summary'] == summary
+  assert all(case['view']['image'] for case in shown['cases'])
   with open(written / 'cases.csv') as file:
     rows = list(csv.DictReader(file))
   classes = config_files.read_config(workdir).data.classes

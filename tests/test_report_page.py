@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+from browser import browsing
 from PIL import Image
 from scipy import sparse
 from test_measurements import AFFINE, blobs
@@ -181,3 +182,36 @@ def test_an_empty_mask_has_a_page():
   text, data, _ = made(np.zeros((4, 5, 6), np.int16))
   assert data['surfaces'] == [] and data['start'] == [2, 2, 3]
   assert '0 lesions' in text and 'Not found: liver' in text
+
+
+def test_in_a_browser_slices_move_and_the_mask_can_be_hidden(tmp_path):
+  label = blobs()
+  label[6:] *= 2
+  text, data, _ = made(label)
+  path = tmp_path / 'report.html'
+  path.write_text(text, 'utf-8')
+  pixels = """[...document.querySelectorAll('figure.slices canvas')].map((c) =>
+    c.getContext('2d').getImageData(0, 0, c.width, c.height).data.reduce(
+      (sum, value) => (sum * 31 + value) % 1000003, 7))"""
+  with browsing(tmp_path) as tab:
+    tab.look(height=1400)
+    tab.open(path)
+    first = tab.run(pixels)
+    tab.run("document.getElementById('masks').click()")
+    assert all(a != b for a, b in zip(tab.run(pixels), first, strict=True))
+    tab.run("document.getElementById('masks').click()")
+    assert tab.run(pixels) == first
+    x, y = tab.run("""(() => {
+      const box = document.querySelector('canvas').getBoundingClientRect();
+      return [box.x + box.width / 2, box.y + box.height / 2]; })()""")
+    tab.mouse('mouseWheel', x, y, deltaX=0, deltaY=100)
+    tab.wait(f'viewer.at[0] === {data["start"][0] - 1}')
+    assert tab.run(pixels)[0] != first[0]
+    tab.run("document.querySelector('tr[data-at]').click()")
+    at = tab.run('viewer.at')
+    place = tab.run("document.querySelector('tr[data-at]').dataset.at")
+    voxel = np.array(data['to_voxel']) @ [*map(float, place.split()), 1]
+    assert np.abs(voxel - at).max() <= 0.51
+    tab.run("document.querySelectorAll('input[data-class]')[0].click()")
+    assert tab.run('shown') == [False, True]
+    assert tab.complaints == [] and tab.requests == [path.as_uri()]

@@ -21,6 +21,7 @@ PARTS = (
   'postprocessing',
   'clinic',
   'pacs',
+  'report/html',
 )
 
 

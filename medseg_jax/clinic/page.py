@@ -1,14 +1,10 @@
 """A report as one web page, which asks no network for anything."""
 
-import html
-import importlib.resources
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medseg_jax.clinic.numbers import MOST_LESIONS
-
-_TEMPLATE = importlib.resources.files('medseg_jax.clinic') / 'page.html'
+from medseg_jax.report.html.templates import render
 
 
 def write_page(
@@ -24,21 +20,42 @@ def write_page(
     viewer: see `viewer.data_of`.
     colours: of the structures, by name.
   """
-  parts = {
-    'CASE': _escape(report['case']),
-    'WARNING': _escape(report['warning']),
-    'ABOUT': _about(report),
-    'TABLE': _table(report, colours),
-    # "</" would end the script, wherever it stands.
-    'DATA': json.dumps(viewer).replace('<', '\\u003c'),
-  }
-  page = _TEMPLATE.read_text('utf-8')
-  pieces = page.split('@@')  # text, name, text, name, .., text
-  pieces[1::2] = [parts[name] for name in pieces[1::2]]
-  return ''.join(pieces)
+  coverage = report['interval_coverage']
+  channels = report['image']['channels']
+  names = [f' {name}' if len(channels) > 1 else '' for name in channels]
+  heads = ['', 'Structure', 'Volume, ml']
+  if coverage:
+    heads.append(f'{coverage:.0%} interval, ml')
+  heads += ['Longest diameter, mm', 'At right angles, mm']
+  heads += [f'Mean ± SD{name}' for name in names]
+  heads.append('Remarks')
+  rows, absent = [], []
+  for i, structure in enumerate(report['structures']):
+    name = structure['name']
+    if not structure['voxels'] and 'lesions' not in structure:
+      absent.append(name)
+      continue
+    row = _row(structure, name, channels, bool(coverage))
+    rows.append(
+      row | {'number': i, 'colour': '{},{},{}'.format(*colours[name])}
+    )
+    rows += [
+      _row(lesion, f'lesion {lesion["lesion"]}', channels, bool(coverage))
+      for lesion in structure.get('lesions', ())[:MOST_LESIONS]
+    ]
+  return render(
+    'medseg_jax.clinic',
+    'page.html',
+    report=report,
+    viewer=viewer,
+    about=_about(report),
+    heads=heads,
+    rows=rows,
+    absent=absent,
+  )
 
 
-def _about(report: Mapping[str, Any]) -> str:
+def _about(report: Mapping[str, Any]) -> list[str]:
   image, model = report['image'], report['model']
   shape = ' × '.join(map(str, reversed(image['shape'])))
   spacing = ' × '.join(f'{x:.3g}' for x in reversed(image['spacing_mm']))
@@ -59,55 +76,16 @@ def _about(report: Mapping[str, Any]) -> str:
     lines.append(
       f'No codes were given for {which}: organs or, by their names, lesions.'
     )
-  return ' '.join(map(_escape, lines))
-
-
-def _table(
-  report: Mapping[str, Any], colours: Mapping[str, tuple[int, int, int]]
-) -> str:
-  coverage = report['interval_coverage']
-  channels = report['image']['channels']
-  names = [f' {name}' if len(channels) > 1 else '' for name in channels]
-  heads = ['', 'Structure', 'Volume, ml']
-  if coverage:
-    heads.append(f'{coverage:.0%} interval, ml')
-  heads += ['Longest diameter, mm', 'At right angles, mm']
-  heads += [f'Mean ± SD{name}' for name in names]
-  heads.append('Remarks')
-  rows, absent = [], []
-  for i, structure in enumerate(report['structures']):
-    if not structure['voxels'] and 'lesions' not in structure:
-      absent.append(structure['name'])
-      continue
-    red, green, blue = colours[structure['name']]
-    box = (
-      f'<input type="checkbox" checked data-class="{i}" aria-label='
-      f'"show {_escape(structure["name"])}"><i style="background:'
-      f'rgb({red},{green},{blue})"></i>'
-    )
-    rows.append([(structure, box, structure['name'])])
-    rows[-1] += [
-      (lesion, '', f'lesion {lesion["lesion"]}')
-      for lesion in structure.get('lesions', ())[:MOST_LESIONS]
-    ]
-  body = ''.join(
-    _row(one, box, name, channels, bool(coverage))
-    for group in rows
-    for one, box, name in group
-  )
-  head = ''.join(f'<th>{_escape(text)}</th>' for text in heads)
-  rest = f'<p>Not found: {_escape(", ".join(absent))}.</p>' if absent else ''
-  table = f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
-  return f'<table>{table}</table>{rest}'
+  return lines
 
 
 def _row(
   one: Mapping[str, Any],
-  box: str,
   name: str,
   channels: Sequence[str],
   with_interval: bool,
-) -> str:
+) -> dict[str, Any]:
+  """Returns the row of a structure, or of a lesion in it."""
   cells = [_number(one['volume_ml'])]
   if with_interval:
     low, high = one.get('volume_interval_ml') or (None, None)
@@ -130,16 +108,14 @@ def _row(
     remarks.append('none found')
   if one['touches_border']:
     remarks.append('at the border of the image: may go on beyond it')
-  at = ''
-  if one['centroid_lps_mm']:
-    place = ' '.join(map(str, one['centroid_lps_mm']))
-    at = f' tabindex="0" data-at="{place}" title="show this place"'
-  kind = ' class="lesion"' if 'lesion' in one else ''
-  numbers = ''.join(f'<td class="n">{_escape(cell)}</td>' for cell in cells)
-  return (
-    f'<tr{kind}{at}><td>{box}</td><td>{_escape(name)}</td>{numbers}'
-    f'<td>{_escape("; ".join(remarks))}</td></tr>'
-  )
+  return {
+    'name': name,
+    'number': None,
+    'lesion': 'lesion' in one,
+    'at': ' '.join(map(str, one['centroid_lps_mm'] or ())),
+    'cells': cells,
+    'remarks': '; '.join(remarks),
+  }
 
 
 def _number(value: float | None) -> str:
@@ -149,7 +125,3 @@ def _number(value: float | None) -> str:
   if abs(value) >= 100:
     return f'{value:.0f}'
   return f'{value:.3g}'
-
-
-def _escape(text: str) -> str:
-  return html.escape(text, quote=True)

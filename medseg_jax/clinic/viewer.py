@@ -1,17 +1,16 @@
 """An image, its mask and its surfaces, small enough to lie in a web page."""
 
 import base64
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from scipy import ndimage
 
 from medseg_jax.clinic import mesh
+from medseg_jax.report.html import mosaic
 
 _MOST = 256  # voxels along an axis, of what is looked at slice by slice
 _MOST_OF_SURFACE = 80  # likewise, of each class, for its surface
@@ -41,11 +40,11 @@ def data_of(
   """
   steps = [math.ceil(size / _MOST) for size in label.shape]
   thin = image[tuple(slice(None, None, step) for step in steps)]
-  small = _largest_in_blocks(label, steps).astype(np.uint8)
+  small = mosaic.largest_in_blocks(label, steps).astype(np.uint8)
   pictures = []
   for channel in range(image.shape[-1]):
     grey, window = _grey(thin[..., channel], small > 0)
-    pictures.append({'src': _encode(grey, 'JPEG'), 'window': window})
+    pictures.append({'src': _picture(grey, 'JPEG'), 'window': window})
   sizes = np.linalg.norm(affine[:3, :3], axis=0)
   return {
     'shape': list(small.shape),
@@ -57,9 +56,9 @@ def data_of(
     'spacing': [
       float(size * step) for size, step in zip(sizes, steps, strict=True)
     ],
-    'columns': _columns(len(small)),
+    'columns': mosaic.columns(len(small)),
     'images': pictures,
-    'mask': _encode(small, 'PNG'),
+    'mask': _picture(small, 'PNG'),
     'classes': [
       {'name': name, 'colour': list(colour)}
       for name, colour in zip(classes, colours, strict=True)
@@ -84,17 +83,6 @@ def _to_voxel(
   blocks[:3, 3] = (np.array(steps) - 1) / 2
   to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine @ blocks
   return np.asarray(np.linalg.inv(to_lps)[:3], np.float64)
-
-
-def _largest_in_blocks(
-  label: npt.NDArray[np.integer], steps: Sequence[int]
-) -> npt.NDArray[np.integer]:
-  """Returns the highest class of each block: small lesions stay."""
-  for axis, step in enumerate(steps):
-    if step > 1:
-      starts = np.arange(0, label.shape[axis], step)
-      label = np.maximum.reduceat(label, starts, axis)
-  return label
 
 
 def _grey(
@@ -124,24 +112,10 @@ def _grey(
   return np.rint(scaled).clip(0, 255).astype(np.uint8), [low, high]
 
 
-def _columns(number: int) -> int:
-  """Returns how many slices lie side by side in a picture of all."""
-  return math.ceil(math.sqrt(number))
-
-
-def _encode(volume: npt.NDArray[np.uint8], form: str) -> str:
-  """Returns a picture of all slices `[z, y, x]` as the address of an image."""
-  number, rows, columns = volume.shape
-  wide = _columns(number)
-  high = math.ceil(number / wide)
-  tiles = np.zeros((high * wide, rows, columns), np.uint8)
-  tiles[:number] = volume
-  picture = tiles.reshape(high, wide, rows, columns).transpose(0, 2, 1, 3)
-  file = io.BytesIO()
-  Image.fromarray(picture.reshape(high * rows, wide * columns)).save(
-    file, form, quality=_QUALITY, optimize=True
-  )
-  return f'data:image/{form.lower()};base64,{_text(file.getvalue())}'
+def _picture(volume: npt.NDArray[np.uint8], form: str) -> str:
+  """Returns all slices `[z, y, x]` as the address of an image."""
+  options = dict(quality=_QUALITY, optimize=True)
+  return mosaic.address(mosaic.encode(volume, form, **options))
 
 
 def _surfaces(
@@ -208,7 +182,7 @@ def _mostly(
   lost = np.ones(number + 1, bool)
   lost[np.unique(pieces[full])] = lost[0] = False
   if lost.any():
-    found |= _largest_in_blocks(lost[pieces].astype(np.uint8), steps) > 0
+    found |= mosaic.largest_in_blocks(lost[pieces].astype(np.uint8), steps) > 0
   return found
 
 

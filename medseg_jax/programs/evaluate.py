@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from medseg_jax.experiment import (
   cascade,
   copied_cases,
   early_stop,
+  html_report,
   scored_cases,
   sources,
   trained_model,
@@ -25,6 +27,7 @@ from medseg_jax.experiment.failures import Failures
 from medseg_jax.inference.cases import predict_cases, predict_each
 from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report
+from medseg_jax.report.html.case_views import CaseViews
 from medseg_jax.report.kept_masks import KeptMasks
 from medseg_jax.report.panels import panel, save_png
 from medseg_jax.runtime import multihost, sharding
@@ -43,6 +46,8 @@ class Scored(NamedTuple):
     own: which of them this process has scored, ascending.
     masks: what was predicted, of some of these.
     failures: the cases that could not be scored.
+    views: what the report's page shows of the cases.
+    seconds: that it took.
   """
 
   source: Source
@@ -50,6 +55,8 @@ class Scored(NamedTuple):
   masks: KeptMasks
   own: list[int]
   failures: Failures
+  views: CaseViews
+  seconds: float
 
 
 def run(
@@ -108,6 +115,7 @@ def run(
     checkpoint=trained.which,
     settings=trained.settings,
     stopped=stopped,
+    model=model,
   )
   failures.tell(len(cases.source), 'case', 'scored')
   return summary
@@ -128,8 +136,10 @@ def report_split(
   scored: Scored | None = None,
   settings: dict[str, Any] | None = None,
   stopped: Mapping[str, Any] | None = None,
+  model: pathlib.Path | None = None,
+  trained: bool = False,
 ) -> tuple[dict, Failures]:
-  """Evaluates, writes summary, cases and panels, prints the table.
+  """Evaluates, writes summary, cases, page and panels, prints the table.
 
   Returns the summary, and the cases that are not in its numbers.
 
@@ -147,6 +157,9 @@ def report_split(
     scored: of these cases, thoroughly, where that was done already.
     settings: see `score_cases`; None for those that the config tells.
     stopped: of a training that the val split ended, see `early_stop.describe`.
+    model: the model folder or zip that is evaluated, in place of the workdir's.
+    trained: whether this ends a training; then the page lies in the workdir,
+      too.
   """
   folder = folder or split
   if settings is None:
@@ -189,6 +202,20 @@ def report_split(
   if reason := next(filter(None, multihost.gather(reason)), ''):
     print(f'warning   pictures in {workdir}/panels are missing ({reason})')
     chosen = []
+  pages = [at / html_report.NAME for at in (place, workdir)]
+  pages = html_report.write_all(
+    pages if trained else pages[:1],
+    scored.views,
+    lambda: html_report.of_evaluation(
+      config,
+      workdir,
+      summary=summary,
+      records=records,
+      views=scored.views.found,
+      model=model,
+      seconds=scored.seconds,
+    ),
+  )
   cases = counted(len(records), 'case')
   print(f'\n{folder}: {cases}, {checkpoint} weights, step {step}')
   print(report.table(summary))
@@ -199,7 +226,8 @@ def report_split(
       f'warning   {len(failed)} of {counted(len(source), "case")} could not be '
       'scored and are in none of these numbers'
     )
-  print(f'report    {place}/summary.json, {place}/cases.csv')
+  written = [place / 'summary.json', place / 'cases.csv', *pages]
+  print('report    ' + ', '.join(map(str, written)))
   if chosen:
     print('pictures  ' + ', '.join(map(str, paths[: len(chosen)])), flush=True)
   return summary, scored.failures
@@ -271,14 +299,16 @@ def score_cases(
     source: cases with labels.
     config: resolved.
     settings: see `trained_model.Predictor`.
-    thorough: of volumes also the distances between surfaces, and lesions
-      where the config asks for them.
+    thorough: for a report: its pictures, and of volumes also the distances
+      between surfaces, and lesions where the config asks for them.
     keep: of so many of the first cases, for `panels`, the masks.
     desc: what the work is, for its progress; '' for none.
   """
+  begin = time.perf_counter()
   own = multihost.share(range(len(source)), lambda: sources.sizes(source))
   records: dict[int, dict] = {}
   masks, failures = KeptMasks(keep), Failures()
+  views = CaseViews(len(source))
 
   def fail(index: int, error: Exception) -> None:
     failures.add(error, case=source.names[index])
@@ -293,12 +323,15 @@ def score_cases(
     for index, (case, pred, *_) in predicted:
       records[index] = score_mask(pred, case, config, thorough=thorough)
       masks.keep(len(records) - 1, pred)
+      if thorough:
+        views.add(case.name, case.image, case.label, pred, case.spacing)
       if counted_cases is not None:
         counted_cases.advance()
       del case, pred  # before the next one: they may be gigabytes
     if counted_cases is not None:
       counted_cases.failed(len(failures.found))
-  return _together(source, records, masks, failures)
+  scored = _together(source, records, masks, failures, views)
+  return scored._replace(seconds=time.perf_counter() - begin)
 
 
 def score_mask(
@@ -335,6 +368,7 @@ def _together(
   own: dict[int, dict],
   masks: KeptMasks,
   failures: Failures,
+  views: CaseViews,
 ) -> Scored:
   """Returns what all processes have scored, in the order of the source."""
   records = dict(own)
@@ -344,6 +378,8 @@ def _together(
   place = {name: i for i, name in enumerate(source.names)}
   found = [f for others in multihost.gather(failures.found) for f in others]
   failures.found = sorted(found, key=lambda failure: place[failure.name])
+  for others in multihost.gather(views.found):
+    views.found |= others
   if failures.found:
     source = source.subset([records[i]['case'] for i in scored])
   return Scored(
@@ -352,6 +388,8 @@ def _together(
     masks=masks,
     own=[number for number, i in enumerate(scored) if i in own],
     failures=failures,
+    views=views,
+    seconds=0.0,
   )
 
 

@@ -2,22 +2,24 @@
 
 import contextlib
 import pathlib
+import time
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.sources import mask_pairs
-from medseg_jax.experiment import overrides, sources
+from medseg_jax.experiment import html_report, overrides, sources
 from medseg_jax.experiment.failures import Failures
 from medseg_jax.metrics import case_scores
 from medseg_jax.report import summary as report
+from medseg_jax.report.html.case_views import CaseViews
 from medseg_jax.runtime.errors import InputError, counted, quote
 from medseg_jax.runtime.files import check_writable, read_json
 from medseg_jax.runtime.progress import Progress
 
 _UNKNOWN = ''  # the class of values that no class has; no class is called so
-_WRITTEN = ('summary.json', 'cases.csv')
+_WRITTEN = ('summary.json', 'cases.csv', html_report.NAME)
 
 
 def default_settings() -> ConfigDict:
@@ -41,7 +43,7 @@ def run(
   keys: Sequence[tuple[str, str]] = (),
   overwrite: bool = False,
 ) -> dict:
-  """Scores masks, writes `summary.json` and `cases.csv`, returns the summary.
+  """Scores masks, writes numbers and page, returns the summary.
 
   The numbers are those of `--mode=evaluate`, on the grid of each label. A file
   that cannot be read costs none of the others. A value of a prediction that no
@@ -81,7 +83,9 @@ def run(
   source = mask_pairs.open_pairs(matched, labels, **config.data.to_dict())
   sources.tell_oddities([source])
   _print_classes(source)
-  records, unknown = _score(source, config, matched.volumes, failures)
+  begin, views = time.perf_counter(), CaseViews(len(source))
+  records, unknown = _score(source, config, matched.volumes, failures, views)
+  seconds = time.perf_counter() - begin
   names = case_scores.scored_names(source.classes, _regions(source))
   reasons = {failure.name: failure.reason for failure in failures.found}
   summary = report.summarize(
@@ -98,7 +102,18 @@ def run(
     report.write_report(output, summary, records)
     print(f'\n{counted(len(records), "case")} of {predictions}')
     print(report.table(summary))
-    print(f'report    {output}/summary.json, {output}/cases.csv', flush=True)
+    page = html_report.of_masks(
+      predictions,
+      labels,
+      summary=summary,
+      records=records,
+      classes=(*source.classes, *('of no class',) * bool(unknown)),
+      views=views.found,
+      seconds=seconds,
+    )
+    html_report.write(output / html_report.NAME, page)
+    written = ', '.join(f'{output}/{name}' for name in _WRITTEN)
+    print(f'report    {written}', flush=True)
   failures.tell(total, 'label', 'scored')
   return summary
 
@@ -108,8 +123,9 @@ def _score(
   config: ConfigDict,
   volumes: bool,
   failures: Failures,
+  views: CaseViews,
 ) -> tuple[list[dict], dict[str, dict[str, int]]]:
-  """Returns the records, and the values of no class by case."""
+  """Returns the records, and the values of no class by case; adds views."""
   thorough = {}
   if volumes:
     thorough['surface_tolerance'] = config.evaluation.surface_tolerance
@@ -136,6 +152,7 @@ def _score(
       else:
         scores['classes'].pop(_UNKNOWN, None)
         records.append({'case': name, **scores})
+        views.add(name, None, pair.label, pair.pred, pair.spacing)
         if pair.unknown:
           unknown[name] = {str(v): n for v, n in pair.unknown.items()}
           sources.tell([mask_pairs.describe_unknown(prediction, pair.unknown)])

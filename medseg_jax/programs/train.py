@@ -217,6 +217,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
       checkpoint=which,
       scored=validation and validation.scored,
       stopped=stopped,
+      trained=True,
     )
   multihost.from_primary(
     lambda: model_of_training.write(
@@ -322,8 +323,7 @@ def train(
         progress.stats(loss=values['loss'], images_per_s=values['images_per_s'])
         sums = dict.fromkeys(_SUMMED, 0.0)
         timed, busy, waited = 0, 0.0, 0.0
-      # Who sent a signal may not wait for long, and the next run makes up for
-      # an evaluation that is due.
+      # Who sent a signal may not wait; the next run makes up for what is due.
       if evaluation and not stopping:
         state = validation.evaluate(state, step, say=progress.write)
         end = validation.end

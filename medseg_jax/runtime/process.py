@@ -151,6 +151,15 @@ def processor() -> str:
   return f'{platform.machine()}-{digest}'
 
 
+def processor_name() -> str:
+  """Returns what the processor is called for people, '' where nobody says."""
+  with contextlib.suppress(OSError):
+    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+      if line.startswith('model name'):
+        return line.partition(':')[2].strip()
+  return platform.processor()
+
+
 def remove_oldest(folder: pathlib.Path, max_bytes: float) -> None:
   """Removes the least recently used files below `folder` beyond `max_bytes`."""
   found = []

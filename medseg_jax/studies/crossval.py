@@ -18,15 +18,11 @@ import jax
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import early_stop, ensemble, sources
-from medseg_jax.experiment.failures import Failures
-from medseg_jax.metrics import case_scores
-from medseg_jax.programs import evaluate, train
-from medseg_jax.report import summary as report
+from medseg_jax.experiment import early_stop, ensemble, html_report
+from medseg_jax.programs import train
 from medseg_jax.runtime import multihost, sharding, workdir_lock
 from medseg_jax.runtime.errors import InputError, counted, shorten
 from medseg_jax.runtime.files import write_atomically
-from medseg_jax.runtime.progress import Progress
 from medseg_jax.studies import (
   all_folds,
   calibrating,
@@ -35,11 +31,13 @@ from medseg_jax.studies import (
   fold_runs,
   fold_times,
   held_out_masks,
+  pooling,
 )
 from medseg_jax.studies.all_folds import Decided
 from medseg_jax.studies.candidates import Candidate
 from medseg_jax.studies.fold_runs import FoldRun
 from medseg_jax.studies.held_out_masks import HeldOutMask
+from medseg_jax.studies.pooling import pool
 
 FOLDER = 'crossval'  # of the results
 
@@ -83,21 +81,22 @@ def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
 
   multihost.from_primary(lay_out)  # before hours are spent
   masks = complete_folds(runs, decided, times)
-  found, summaries = [], {}
+  found, pooled = [], {}
   for names in candidates.combinations(decided.configurations):
     name = candidates.name_of(names)
     if len(names) > 1:
       masks[name] = predict_together(names, runs, decided, root / FOLDER / name)
     own = [each for each in runs if each.configuration in names]
-    summary = summaries[name] = pool(
+    pooled[name] = pool(
       masks[name],
       own[0].resolved,
       root / FOLDER / name,
       name=name,
       stopped=early_stop.of_folds({each.title: each.workdir for each in own}),
     )
-    found.append(Candidate(name, names, summary['mean']['dice']))
+    found.append(Candidate(name, names, pooled[name].summary['mean']['dice']))
   chosen = candidates.choose(found)
+  summaries = {name: one.summary for name, one in pooled.items()}
   learnt = held_out_masks.learn_postprocessing(
     masks[chosen.name], runs[0].resolved
   )
@@ -125,12 +124,20 @@ def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
       calibration=result['calibration'],
     )
   )
-  print(f'\n{table(result)}')
-  print('\n'.join(held_out_masks.describe_postprocessing(learnt)))
-  print('\n'.join(calibrating.describe(result['calibration'])))
+  lines = held_out_masks.describe_postprocessing(learnt)
+  lines += calibrating.describe(result['calibration'])
+  page = pooling.write_page(
+    root / FOLDER / html_report.NAME,
+    pooled[chosen.name],
+    runs[0].resolved,
+    lines=lines,
+    picture=picture,
+  )
+  print('\n'.join(['', table(result), *lines]))
   if picture.exists():
     print(f'pictures  {picture}')
-  print(f'report    {path}\nmodel     {root}/model', flush=True)
+  print(f'report    {", ".join(map(str, [path, *page]))}')
+  print(f'model     {root}/model', flush=True)
   return result
 
 
@@ -258,81 +265,6 @@ def train_fold(
     if multihost.count() > 1 or not fold_runs.is_done(each):
       raise
   multihost.from_primary(lambda: fold_times.finish(times, each.title))
-
-
-def pool(
-  masks: Sequence[HeldOutMask],
-  config: ConfigDict,
-  folder: pathlib.Path,
-  *,
-  name: str,
-  stopped: dict[str, Any],
-) -> dict[str, Any]:
-  """Scores the masks of all folds as one set; writes and prints the report.
-
-  The mean is that over cases, for each class over those in which it is defined,
-  and then over the foreground classes: never one of folds.
-
-  Args:
-    masks: of each case one.
-    config: resolved.
-    folder: of the results.
-    name: of the configuration.
-    stopped: which trainings the held-out cases ended, see `early_stop`.
-
-  Returns:
-    The summary.
-
-  Raises:
-    InputError: a case could not be scored; after all others.
-  """
-  own = multihost.share(
-    range(len(masks)),
-    lambda: [sources.num_bytes([mask.path]) for mask in masks],
-  )
-  records: dict[int, dict] = {}
-  failures = Failures()
-  with Progress(len(own), unit='case', desc=f'score {name}') as progress:
-    for i in own:
-      try:
-        case = masks[i].read_case()
-        records[i] = evaluate.score_mask(masks[i].read_mask(), case, config)
-        del case  # before the next one: it may be gigabytes
-      except Exception as error:
-        failures.add(error, case=masks[i].name)
-      else:
-        progress.advance()
-    progress.failed(len(failures.found))
-  for others in multihost.gather(records):
-    records |= others
-  failures.found = [
-    failure for found in multihost.gather(failures.found) for failure in found
-  ]
-  scored = [records[i] for i in sorted(records)]
-  classes = case_scores.scored_names(config.data.classes, config.data.regions)
-  summary = report.summarize(
-    scored,
-    classes,
-    split='crossval',
-    step=config.num_steps,
-    failed={failure.name: failure.reason for failure in failures.found},
-  )
-  summary['configuration'] = name
-  summary['folds'] = {mask.name: mask.fold for mask in masks}
-  if stopped:
-    summary['stopped_early'] = stopped
-  multihost.from_primary(lambda: report.write_report(folder, summary, scored))
-  print(f'\n{name}: {counted(len(scored), "case")}, each by its own fold')
-  print(report.table(summary))
-  if stopped:
-    print(
-      f'note      the held-out cases ended the training of '
-      f'{counted(len(stopped), "fold")} early: these numbers are too good for '
-      'new images'
-    )
-  print(f'report    {folder}/summary.json, {folder}/cases.csv', flush=True)
-  failures.tell(len(masks), 'case', 'scored')
-  return summary
 
 
 def describe(
