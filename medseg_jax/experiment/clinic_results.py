@@ -117,12 +117,11 @@ class ClinicResults:
     """The surface of each class but the background."""
     config = self._config
     probs = None if uses_sigmoid(config.loss) else self._probs
-    return {
-      name: self._clinic.mesh.surface_of_class(
-        self._label, i + 1, self._case.affine, probs=probs
-      )
-      for i, name in enumerate(config.data.classes[1:])
-    }
+    names = config.data.classes[1:]
+    found = self._clinic.mesh.surfaces_of_classes(
+      self._label, len(names), self._case.affine, probs=probs
+    )
+    return dict(zip(names, found, strict=True))
 
   @functools.cached_property
   def _structures(self) -> list[tuple[Any, tuple[int, ...]]]:
