@@ -245,7 +245,7 @@ def _place(
       return _centred(inner + share * edge, cuts, middle)
     moved = (moved_begin + share * moved_along).clip(-_FARTHEST, _FARTHEST)
     points = begin + share * along + weight[cuts.components, None] * moved
-    reached = np.einsum('ij,ij->i', points - inner, edge)[:, None]
+    reached = ((points - inner) * edge).sum(1, keepdims=True)
     return points + (reached.clip(_LEAST, _MOST) - reached) * edge
 
   component = cuts.components[cuts.faces[:, 0]]
@@ -253,7 +253,8 @@ def _place(
   def excess(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Returns the volume that each component encloses beyond its voxels'."""
     of_face = _volumes(place(level), cuts.faces)
-    return np.bincount(component, of_face, number) - cuts.sizes
+    enclosed = np.bincount(component, of_face, number).astype(np.float64)
+    return enclosed - cuts.sizes
 
   low, high = np.zeros(number), np.ones(number)
   least, most = excess(low), excess(high)
