@@ -92,6 +92,7 @@ def test_a_keyhole_is_one_contour_of_the_same_pixels(tmp_path, name):
   structure_set.write(path, mask, series, keyhole=True, **OF)
   np.testing.assert_array_equal(read_mask(path, series, CLASSES[1:]), mask)
   structure_set.write(plain, mask, series, **OF)
+  np.testing.assert_array_equal(read_mask(plain, series, CLASSES[1:]), mask)
   sets = [pydicom.dcmread(p) for p in (path, plain)]
   assert sets[0].SOPInstanceUID != sets[1].SOPInstanceUID
   drawn = [len(s.ROIContourSequence[0].ContourSequence) for s in sets]
