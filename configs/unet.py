@@ -229,6 +229,14 @@ def get_config() -> ConfigDict:
   # Classes whose parts are measured one by one; () for those named like it.
   config.clinic.lesions = ()
   config.clinic.name_patient = False  # in the report of a DICOM series
+  # The DICOM Segmentation as a label map: smaller, but few viewers read it.
+  config.clinic.labelmap = False
+  config.clinic.targets = ()  # classes that are GTV in RTSTRUCT, not ORGAN
+  # Holes in RTSTRUCT as part of the contours around them, not as further ones.
+  config.clinic.keyhole = False
+  # Of a series without the UIDs that DICOM objects refer to, write a copy that
+  # has some, in the folder `series` of the case, and refer to that.
+  config.clinic.repair_identity = False
 
   # Of volumes, also mm and ml; see medseg_jax/report/summary.py.
   config.evaluation = ConfigDict()

@@ -62,14 +62,16 @@ def noise(shape=(5, 9, 11)):
   return np.random.default_rng(0).integers(0, 3, shape)
 
 
-def assert_valid(path):
+def assert_valid(path, *but):
+  """Checks that dciodvfy finds no error, but for those with these words."""
   if shutil.which('dciodvfy') is None:
     pytest.skip('dciodvfy (Debian: dicom3tools) is not installed')
   done = subprocess.run(
     ['dciodvfy', '-new', path], capture_output=True, text=True
   )
   lines = (done.stdout + done.stderr).splitlines()
-  assert not [line for line in lines if line.startswith('Error')]
+  errors = [line for line in lines if line.startswith('Error')]
+  assert not [e for e in errors if not any(words in e for words in but)]
 
 
 @pytest.mark.parametrize('degrees', [0, 10, 25])

@@ -7,18 +7,19 @@ import sys
 import highdicom as hd
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import trimesh
 from conftest import write_volumes
 from data_cases import assert_one_line
-from dicom_cases import change, values, write
+from dicom_cases import values, write
 from small import write_untrained
 from test_clinic import complete, read_mask
 from test_volumes_loop import config_for
 
 from medseg_jax import load_model
-from medseg_jax.data.formats.dicom import reading
-from medseg_jax.data.sources import dicom_series, to_predict
+from medseg_jax.data.formats.dicom import label_objects, reading
+from medseg_jax.data.sources import to_predict
 from medseg_jax.experiment import (
   clinic_formats,
   prediction_jobs,
@@ -142,6 +143,63 @@ def test_formats_of_a_study(model, tmp_path, capsys):
   assert (tmp_path / 'one' / 'study.dcm').read_bytes() == again
 
 
+def test_objects_refer_to_a_copy_of_a_series_that_has_no_names(
+  model, tmp_path, capsys
+):
+  study, out = tmp_path / 'study', tmp_path / 'out'
+  paths = write(study, values((14, 15, 13)))  # no frame of reference
+  config = trained_model.read_config(None, model, '')
+  config.clinic.update(
+    repair_identity=True, labelmap=True, keyhole=True, targets=('right',)
+  )
+  before = hashes(study)
+
+  def again(**options):
+    formats = ('nifti', 'seg', 'rtstruct', 'report')
+    predict.run(
+      config, None, model=model, input_path=study, output_dir=out,
+      formats=formats, **options,
+    )  # fmt: skip
+
+  again()
+  folder = out / 'study'
+  assert f'copy in {folder / "series"}' in capsys.readouterr().out
+  copies = sorted((folder / 'series').iterdir())
+  assert [path.name for path in copies] == [
+    f'{i + 1:04d}.dcm' for i in range(14)
+  ]
+  [copy] = reading.read_files(copies).series
+  mask = nibabel.load(folder / 'mask.nii.gz').get_fdata()
+  native = mask.transpose(2, 1, 0).astype(int)
+  for name in ('seg.dcm', 'rtstruct.dcm'):
+    read = read_mask(folder / name, copy, ('left', 'right'))
+    np.testing.assert_array_equal(read, native)
+    [series] = label_objects.look(folder / name).series
+    assert series == copy.first.series != '1.2.3.4'
+  assert pydicom.dcmread(folder / 'seg.dcm').SegmentationType == 'LABELMAP'
+  drawn = pydicom.dcmread(folder / 'rtstruct.dcm')
+  kinds = [o.RTROIInterpretedType for o in drawn.RTROIObservationsSequence]
+  assert kinds == ['ORGAN', 'GTV']
+  # A second run changes nothing; what was deleted is the same again.
+  written = hashes(folder)
+  again()
+  assert 'kept      1 mask of an earlier run' in capsys.readouterr().out
+  assert hashes(folder) == written
+  for path in (copies[3], folder / 'measurements.dcm'):
+    path.unlink()
+  again()
+  assert {p: h for p, (h, _) in hashes(folder).items()} == {
+    p: h for p, (h, _) in written.items()
+  }
+  assert hashes(study) == before and len(paths) == 14
+  config.clinic.keyhole = False
+  with pytest.raises(InputError, match='rtstruct.*another clinic.keyhole'):
+    again()
+  config.clinic.targets = ('rigth',)
+  with pytest.raises(InputError, match="config.clinic.targets has 'rigth'"):
+    again(overwrite=True)
+
+
 def test_formats_that_cannot_be_are_one_line(model, tmp_path):
   data = write_volumes(tmp_path / 'data', 1) / 'imagesTr'
   with pytest.raises(InputError, match='is none') as error:
@@ -181,34 +239,6 @@ def test_a_patient_is_named_only_where_that_is_asked_for(
   assert patient['name'] == 'Some^Body' and patient['study_date'] == '20200101'
   page = (tmp_path / 'named' / folder.name / 'report.html').read_text()
   assert 'Patient name Some^Body' in page
-
-
-@pytest.mark.parametrize(
-  ('folder', 'name', 'number', 'tells'),
-  [
-    ('LIDC-IDRI-0001', '', 'LIDC-IDRI-0001', True),
-    ('LI_WU', 'Li^Wu', '7', True),
-    ('山田太郎', '山田^太郎', '7', True),
-    ('Muller_1', 'Müller^H', '7', True),
-    ('scan A_1234', '', 'A-1234', True),
-    ('brain_test', 'Test^Patient', '1', False),
-    ('patient_07', 'Patient^A', '1', False),
-    ('series', 'Ser^An', '12', False),
-  ],
-)
-def test_folders_that_tell_the_patient(tmp_path, folder, name, number, tells):
-  paths = write(tmp_path, values((3, 4, 5)))
-  for path in paths:
-    change(
-      path, PatientName=name, PatientID=number,
-      SpecificCharacterSet='ISO_IR 192',
-    )  # fmt: skip
-  [series] = reading.read_files(paths).series
-  assert dicom_series.tells_patient(folder, series) == tells
-  for path in paths:
-    change(path, PatientIdentityRemoved='YES')
-  [series] = reading.read_files(paths).series
-  assert not dicom_series.tells_patient(folder, series)
 
 
 def test_mistakes_about_classes_are_told_before_the_work(model, tmp_path):

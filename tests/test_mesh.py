@@ -8,7 +8,7 @@ from scipy import ndimage, spatial
 from medseg_jax.clinic import mesh_files
 from medseg_jax.clinic.mesh import (
   surface_of,
-  surface_of_class,
+  surfaces_of_classes,
   volume_of,
 )
 
@@ -86,8 +86,8 @@ def test_a_class_is_cut_where_another_is_as_probable(at_border):
   probs = np.stack([0.7 * (1 - inside), inside, 0.3 * (1 - inside)], -1)
   label = probs.argmax(-1).astype(np.int16)
   affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # to itself in LPS
-  soft = surface_of_class(label, 1, affine, probs=probs)
-  hard = surface_of_class(label, 1, affine)
+  [soft] = surfaces_of_classes(label, 1, affine, probs=probs)
+  [hard] = surfaces_of_classes(label, 1, affine)
   # Where 0.7 (1 - p) = p, and a bit beyond where the volume asks for it.
   expected = radius - np.log(0.7)
   spread = {}
@@ -98,7 +98,7 @@ def test_a_class_is_cut_where_another_is_as_probable(at_border):
     distance = np.linalg.norm(mesh.vertices[free] - centre, axis=1)
     spread[name] = np.abs(distance - expected).max()
   assert spread['soft'] < 0.12 < spread['hard'] < 1
-  nothing = surface_of_class(label * 0, 2, affine, probs=probs)
+  _, nothing = surfaces_of_classes(label * 0, 2, affine, probs=probs)
   assert not len(nothing.vertices)
 
 

@@ -8,6 +8,7 @@ from medseg_jax.clinic import (
   mesh_files,
   numbers,
   page,
+  repair,
   segmentation,
   structure_set,
   structured_report,
@@ -17,5 +18,6 @@ from medseg_jax.data.formats.dicom.reading import to_native
 
 __all__ = (
   'codes', 'identity', 'measurements', 'mesh', 'mesh_files', 'numbers', 'page',
-  'segmentation', 'structure_set', 'structured_report', 'to_native', 'viewer',
+  'repair', 'segmentation', 'structure_set', 'structured_report', 'to_native',
+  'viewer',
 )  # fmt: skip

@@ -14,6 +14,7 @@ from medseg_jax.runtime.errors import InputError
 # Of type 1: what refers to a series names them.
 _NEEDED = ('StudyInstanceUID', 'SeriesInstanceUID', 'FrameOfReferenceUID')
 _OF_EACH = ('SOPInstanceUID', 'SOPClassUID')
+MANUFACTURER = 'medseg_jax'
 UTF_8 = 'ISO_IR 192'  # names of classes may have any letters
 # Of the patient and the study, of type 2 or 3: as they are, or empty.
 PATIENT = ('PatientName', 'PatientID', 'PatientBirthDate', 'PatientSex')
@@ -38,7 +39,8 @@ def check(series: Series) -> None:
   if missing:
     raise InputError(
       f'{series.first.path.parent}: the series has no {", ".join(missing)}, so '
-      'no DICOM object can refer to it; NIfTI masks can be written'
+      'no DICOM object can refer to it, but to a copy of it that '
+      '--config.clinic.repair_identity=true writes'
     )
 
 
@@ -53,6 +55,28 @@ def uid(series: Series, *of: str) -> str:
   words = [series.first.series, series.phase, *slices, *of]
   digest = hashlib.sha256('\n'.join(words).encode()).hexdigest()
   return generate_uid(entropy_srcs=[series.first.series, digest])
+
+
+def tracked(
+  series: Series,
+  *,
+  model: str,
+  version: str,
+  result: str,
+  name: str,
+  lesion: int = 0,
+) -> str:
+  """Returns the UID by which other objects know what was found again.
+
+  Args:
+    series: where it was found.
+    model: that found it.
+    version: of the model or the program.
+    result: see `result_of`.
+    name: of the class.
+    lesion: its number, 0 for the whole class.
+  """
+  return uid(series, model, version, result, name, f'{lesion}', 'tracking')
 
 
 def result_of(
@@ -111,7 +135,27 @@ def complete(header: Dataset) -> Dataset:
   return whole
 
 
-def date(dataset: Dataset, series: Series) -> None:
+def describe(
+  dataset: Dataset, series: Series, *, what: str, model: str, version: str
+) -> None:
+  """Says of an object what it is, what made it, and when.
+
+  Args:
+    dataset: of the object.
+    series: that it is of.
+    what: it is.
+    model: its name.
+    version: of the model or the program.
+  """
+  dataset.SpecificCharacterSet = UTF_8
+  dataset.SeriesDescription = f'{what} by {model}'[:64]
+  dataset.Manufacturer = MANUFACTURER
+  dataset.ManufacturerModelName = model[:64]
+  dataset.SoftwareVersions = version[:64]
+  _date(dataset, series)
+
+
+def _date(dataset: Dataset, series: Series) -> None:
   """Gives it the date of its images: the same result is the same file."""
   header = series.first.header
   day = header.get('ContentDate') or header.get('StudyDate') or '19700101'

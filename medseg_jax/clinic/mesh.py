@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numpy.polynomial import chebyshev
 from scipy import ndimage, sparse
 from skimage import measure
 
@@ -19,11 +20,13 @@ _LEAST, _MOST = 0.02, 0.98
 # Taubin's (1995, "A signal processing approach to fair surface design"): each
 # step inward is followed by a larger one outward.
 _INWARD, _OUTWARD, _ROUNDS = 0.67, -0.677, 100
+_DEGREE = 40  # of a polynomial that is theirs to 1e-7
 # Voxels that smoothing may move a vertex along each axis, and never off the
 # ends of its edge: thin parts and small cavities would collapse.
 _FARTHEST = 0.45
-_WEIGHTS = (0.0, 0.25, 0.5, 1.0)  # of smoothing; small components take less
-_HALVINGS = 14
+_WEIGHTS = (1.0, 0.5, 0.25, 0.0)  # of smoothing; small components take less
+# Share of its volume that a component may be off, and steps to get there.
+_CLOSE, _STEPS = 1e-4, 20
 # Below one half, so that no four corners are a tie: voxels that share an edge
 # hang together.
 _LEVEL = 0.4
@@ -92,37 +95,42 @@ def surface_of(
   return Mesh(vertices, faces, _normals(vertices, faces))
 
 
-def surface_of_class(
+def surfaces_of_classes(
   label: npt.NDArray[np.integer],
-  index: int,
+  number: int,
   affine: npt.NDArray[np.float64],
   *,
   probs: npt.NDArray[np.floating] | None = None,
-) -> Mesh:
-  """Returns the surface of one class of a label map; see `surface_of`.
+) -> list[Mesh]:
+  """Returns the surfaces of classes 1 to `number`; see `surface_of`.
 
   Args:
     label: `[i, j, k]` class indices.
-    index: of the class, from 1.
+    number: of the classes, the background left out.
     affine: see `surface_of`.
     probs: `[i, j, k, K]` of classes that exclude each other. The surface runs
       between voxels where the class is as probable as the best other one; None
       where only the label map is known.
   """
-  box = ndimage.find_objects(label, max_label=index)[index - 1]
-  if box is None:
-    return surface_of(np.zeros((1, 1, 1), bool), affine)
-  # What is beyond the next voxel says nothing of the surface.
-  around = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
-  margin = None
-  if probs is not None:
-    others = probs[around].astype(np.float32)
-    own = others[..., index].copy()
-    others[..., index] = -np.inf
-    margin = own - others.max(-1)
-  shifted = np.array(affine, np.float64)
-  shifted[:3, 3] += shifted[:3, :3] @ [side.start for side in around]
-  return surface_of(label[around] == index, shifted, margin=margin)
+  found = []
+  boxes = ndimage.find_objects(label, max_label=number)
+  for index, box in enumerate(boxes, start=1):
+    if box is None:
+      found.append(surface_of(np.zeros((1, 1, 1), bool), affine))
+      continue
+    # What is beyond the next voxel says nothing of the surface.
+    around = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
+    margin = None
+    if probs is not None:
+      others = probs[around].astype(np.float32)
+      own = others[..., index].copy()
+      others[..., index] = -np.inf
+      margin = own - others.max(-1)
+    shifted = np.array(affine, np.float64)
+    shifted[:3, 3] += shifted[:3, :3] @ [side.start for side in around]
+    mask = label[around] == index
+    found.append(surface_of(mask, shifted, margin=margin))
+  return found
 
 
 def volume_of(mesh: Mesh) -> float:
@@ -215,15 +223,17 @@ def _place(
   """Returns the vertices, in voxels, that enclose each component's volume."""
   number = len(cuts.sizes)
   middle = _centring(cuts)
+  inner = cuts.inner.astype(np.float64)
+  edge = cuts.outer - inner
   # Of every level the same, as all of a component is cut at one share of its
   # edges, and what is linear may be done before that.
-  begin, along = middle @ cuts.inner, middle @ (cuts.outer - cuts.inner)
-  moved_begin, moved_along = np.zeros((2, *begin.shape))
+  begin, along = (
+    _centred(points.copy(), cuts, middle) for points in (inner, edge)
+  )
+  edge[cuts.centres] = 0
+  weight = np.full(number, _WEIGHTS[0])
   if margins is None:
     moved_begin, moved_along = _smoothing(cuts, begin, along)
-  weight = np.zeros(number)
-  edge = cuts.outer - cuts.inner
-  edge[cuts.centres] = 0
 
   def place(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     share = level[cuts.components]
@@ -232,70 +242,105 @@ def _place(
       share = (within - (1 - 2 * share)) / (within - beyond)
     share = share.clip(_LEAST, _MOST)[:, None]
     if margins is not None:
-      return middle @ (cuts.inner + share * (cuts.outer - cuts.inner))
+      return _centred(inner + share * edge, cuts, middle)
     moved = (moved_begin + share * moved_along).clip(-_FARTHEST, _FARTHEST)
     points = begin + share * along + weight[cuts.components, None] * moved
-    reached = ((points - cuts.inner) * edge).sum(1, keepdims=True)
+    reached = ((points - inner) * edge).sum(1, keepdims=True)
     return points + (reached.clip(_LEAST, _MOST) - reached) * edge
 
-  def volumes(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    of_face = _volumes(place(level), cuts.faces)
-    component = cuts.components[cuts.faces[:, 0]]
-    return np.bincount(component, of_face, number).astype(np.float64)
+  component = cuts.components[cuts.faces[:, 0]]
 
-  if margins is None:
-    for larger in _WEIGHTS[1:]:
-      before, weight = weight, np.full(number, larger)
-      least, most = (volumes(np.full(number, end)) for end in (0.0, 1.0))
-      within_reach = (least <= cuts.sizes) & (cuts.sizes <= most)
-      weight = np.where(within_reach, weight, before)
+  def excess(level: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Returns the volume that each component encloses beyond its voxels'."""
+    of_face = _volumes(place(level), cuts.faces)
+    enclosed = np.bincount(component, of_face, number).astype(np.float64)
+    return enclosed - cuts.sizes
+
   low, high = np.zeros(number), np.ones(number)
-  for _ in range(_HALVINGS):
-    level = (low + high) / 2
-    small = volumes(level) < cuts.sizes
+  least, most = excess(low), excess(high)
+  for smaller in _WEIGHTS[1:] if margins is None else ():
+    beyond_reach = (least > 0) | (most < 0)
+    if not beyond_reach.any():
+      break
+    weight = np.where(beyond_reach, smaller, weight)
+    least, most = excess(low), excess(high)
+  # False position; where one end stays it counts for half ("Illinois").
+  level, before = (low + high) / 2, np.zeros(number)
+  for _ in range(_STEPS):
+    rise = most - least
+    line = (low * most - high * least) / np.where(rise > 0, rise, 1)
+    level = np.where(rise > 0, line.clip(low, high), low)
+    found = excess(level)
+    near = (np.abs(found) <= _CLOSE * cuts.sizes) | (high - low <= _CLOSE)
+    if near.all():
+      break
+    side = np.sign(found)
+    again = side == before
+    small, before = found < 0, side
+    most = np.where(small, np.where(again, most / 2, most), found)
+    least = np.where(small, found, np.where(again, least / 2, least))
     low, high = np.where(small, level, low), np.where(small, high, level)
-  return place((low + high) / 2)
+  return place(level)
 
 
 def _centring(cuts: _Cuts) -> sparse.csr_array:
-  """Returns `[V, V]` that puts vertices within cubes between their neighbours.
-
-  Neighbours on edges, that is, of which each has some.
-  """
+  """Returns `[n, V]`, the mean of the neighbours on edges of each centre."""
   number = len(cuts.inner)
-  on_edge = np.ones(number)
-  on_edge[cuts.centres] = 0
-  around = sparse.diags_array(1 - on_edge) @ _adjacency(cuts)
-  around = around @ sparse.diags_array(on_edge)
-  count = np.maximum(around.sum(1), 1)
-  around = sparse.diags_array(1 / count) @ around
-  return (around + sparse.diags_array(on_edge)).tocsr()
+  row = np.full(number, -1)
+  row[cuts.centres] = np.arange(len(cuts.centres))
+  begin, end = _edges(cuts)
+  wanted = (row[begin] >= 0) & (row[end] < 0)
+  return _means(row[begin[wanted]], end[wanted], (len(cuts.centres), number))
 
 
-def _adjacency(cuts: _Cuts) -> sparse.csr_array:
-  """Returns `[V, V]`, 1 for vertices that share an edge of a face."""
-  number = len(cuts.inner)
-  begin = cuts.faces.ravel()
-  end = np.roll(cuts.faces, -1, 1).ravel()
-  pairs = (np.r_[begin, end], np.r_[end, begin])
-  adjacency = sparse.coo_array(
-    (np.ones(2 * len(begin)), pairs), shape=(number, number)
+def _centred(
+  points: npt.NDArray[np.float64], cuts: _Cuts, middle: sparse.csr_array
+) -> npt.NDArray[np.float64]:
+  """Puts vertices within cubes between their neighbours, and returns all."""
+  points[cuts.centres] = middle @ points
+  return points
+
+
+def _edges(cuts: _Cuts) -> npt.NDArray[np.int64]:
+  """Returns `[2, 3 F]`, the vertices of each edge; its other face turns it."""
+  return np.stack([cuts.faces.ravel(), np.roll(cuts.faces, -1, 1).ravel()])
+
+
+def _means(
+  rows: npt.NDArray[np.int64],
+  columns: npt.NDArray[np.int64],
+  shape: tuple[int, int],
+) -> sparse.csr_array:
+  """Returns a matrix whose rows are the means of the columns they name."""
+  found = sparse.coo_array(
+    (np.ones(len(rows)), (rows, columns)), shape=shape
   ).tocsr()
-  adjacency.data[:] = 1
-  return adjacency
+  found.data[:] = 1  # what is named twice counts once
+  found.data /= np.repeat(found.sum(1), np.diff(found.indptr))
+  return found
 
 
 def _smoothing(
   cuts: _Cuts, *points: npt.NDArray[np.float64]
 ) -> list[npt.NDArray[np.float64]]:
-  """Returns how far smoothing moves each of several sets of points `[V, 3]`."""
-  adjacency = _adjacency(cuts)
-  means = (sparse.diags_array(1 / adjacency.sum(1)) @ adjacency).tocsr()
+  """Returns how far smoothing moves each of several sets of points `[V, 3]`.
+
+  All of Taubin's rounds are one polynomial of the matrix, of a degree of twice
+  their number, and nearly one of a low degree: a sum of Chebyshev's.
+  """
+  number = len(cuts.inner)
+  begin, end = _edges(cuts)
+  means = _means(begin, end, (number, number))
+  # Of `means`, whose eigenvalues are -1 .. 1.
+  x = chebyshev.chebpts1(_DEGREE + 1)
+  one_round = (1 - _INWARD * (1 - x)) * (1 - _OUTWARD * (1 - x))
+  weights = chebyshev.chebfit(x, one_round**_ROUNDS, _DEGREE)
   before = np.concatenate(points, 1)
-  after = before
-  for _ in range(_ROUNDS):
-    for step in (_INWARD, _OUTWARD):
-      after = after + step * (means @ after - after)
+  last, now = before, means @ before
+  after = weights[0] * last + weights[1] * now
+  for weight in weights[2:]:
+    last, now = now, 2 * (means @ now) - last
+    after += weight * now
   return np.split(after - before, len(points), 1)
 
 
@@ -305,21 +350,44 @@ def _volumes(
   """Returns the signed volume between each face and the mean point, `[F]`."""
   if not len(faces):
     return np.zeros(0)
-  a, b, c = (points - points.mean(0))[faces].transpose(1, 0, 2)
-  return np.einsum('ij,ij->i', a, np.cross(b, c)) / 6
+  a, b, c = _corners(points - points.mean(0), faces)
+  x, y, z = _cross(b, c)
+  return (a[0] * x + a[1] * y + a[2] * z) / 6
+
+
+def _corners(
+  points: npt.NDArray[np.float64], faces: npt.NDArray[np.int64]
+) -> list[tuple[npt.NDArray[np.float64], ...]]:
+  """Returns x, y and z, each `[F]`, of the first, second and third corners."""
+  axes = [np.ascontiguousarray(axis) for axis in points.T]
+  corners = [np.ascontiguousarray(corner) for corner in faces.T]
+  return [tuple(axis[corner] for axis in axes) for corner in corners]
+
+
+def _cross(
+  a: tuple[npt.NDArray[np.float64], ...], b: tuple[npt.NDArray[np.float64], ...]
+) -> tuple[npt.NDArray[np.float64], ...]:
+  """Returns the cross products of vectors by their parts, much as `np.cross`.
+
+  That takes three times as long.
+  """
+  return (
+    a[1] * b[2] - a[2] * b[1],
+    a[2] * b[0] - a[0] * b[2],
+    a[0] * b[1] - a[1] * b[0],
+  )
 
 
 def _normals(
   vertices: npt.NDArray[np.float64], faces: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
   """Returns the mean direction of the faces around each vertex, by area."""
-  a, b, c = vertices[faces].transpose(1, 0, 2)
-  of_face = np.cross(b - a, c - a)
+  a, b, c = _corners(vertices, faces)
+  one = tuple(y - x for x, y in zip(a, b, strict=True))
+  other = tuple(y - x for x, y in zip(a, c, strict=True))
   sums = np.zeros_like(vertices)
-  for corner in range(3):
-    for axis in range(3):
-      sums[:, axis] += np.bincount(
-        faces[:, corner], of_face[:, axis], len(vertices)
-      )
+  for axis, of_face in enumerate(_cross(one, other)):
+    for corner in faces.T:
+      sums[:, axis] += np.bincount(corner, of_face, len(vertices))
   lengths = np.linalg.norm(sums, axis=1, keepdims=True)
   return sums / np.where(lengths > 0, lengths, 1)

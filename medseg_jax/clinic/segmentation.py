@@ -8,6 +8,7 @@ from typing import NamedTuple
 import highdicom as hd
 import numpy as np
 from pydicom.sr.coding import Code
+from pydicom.uid import UID, SegmentationStorage
 
 from medseg_jax.clinic import identity
 from medseg_jax.clinic.codes import Meaning
@@ -15,7 +16,7 @@ from medseg_jax.data.formats.dicom.frames import Frame
 from medseg_jax.data.formats.dicom.series import Series
 from medseg_jax.runtime.files import replacing
 
-MANUFACTURER = 'medseg_jax'
+_LABEL_MAP = UID('1.2.840.10008.5.1.4.1.1.66.7')  # pydicom 3.0 has no name
 
 
 class Identity(NamedTuple):
@@ -24,11 +25,13 @@ class Identity(NamedTuple):
   Attributes:
     series: UID.
     instance: UID.
+    kind: of the object, its SOPClassUID.
     result: text that differs where what is written differs.
   """
 
   series: str
   instance: str
+  kind: str
   result: str
 
 
@@ -47,6 +50,7 @@ def identity_of(
   return Identity(
     identity.uid(series, model, version, 'SEG'),
     identity.uid(series, model, version, result, 'SEG'),
+    _LABEL_MAP if labelmap else SegmentationStorage,
     result,
   )
 
@@ -97,7 +101,6 @@ def write(
   )
   descriptions = []
   for i, meaning in enumerate(meanings):
-    of = (model, version, result, meaning.name)
     descriptions.append(
       hd.seg.SegmentDescription(
         segment_number=i + 1,
@@ -108,7 +111,9 @@ def write(
         segmented_property_type=Code(meaning.kind[0], 'SCT', meaning.kind[1]),
         algorithm_type='AUTOMATIC',
         algorithm_identification=algorithm,
-        tracking_uid=identity.uid(series, *of, 'tracking'),
+        tracking_uid=identity.tracked(
+          series, model=model, version=version, result=result, name=meaning.name
+        ),
         tracking_id=labels[i],
         display_color=hd.color.CIELabColor.from_rgb(*meaning.colour),
       )
@@ -129,7 +134,7 @@ def write(
       series_number=series_number(series),
       sop_instance_uid=own.instance,
       instance_number=1,
-      manufacturer=MANUFACTURER,
+      manufacturer=identity.MANUFACTURER,
       manufacturer_model_name=model[:64],
       software_versions=version[:64],
       device_serial_number=version[:64],
@@ -138,9 +143,9 @@ def write(
       omit_empty_frames=bool(mask.any()),
       **_geometry(series, used),
     )
-  dataset.SpecificCharacterSet = identity.UTF_8
-  dataset.SeriesDescription = f'Segmentation by {model}'[:64]
-  identity.date(dataset, series)
+  identity.describe(
+    dataset, series, what='Segmentation', model=model, version=version
+  )
   dimensions = identity.uid(series, model, version, result, 'dimensions')
   for element in dataset.iterall():
     if element.keyword == 'DimensionOrganizationUID':

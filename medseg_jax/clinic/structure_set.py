@@ -1,7 +1,7 @@
 """Masks as DICOM RT Structure Sets (PS3.3, section A.19), and back."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from pydicom.dataelem import RawDataElement
@@ -16,7 +16,6 @@ from pydicom.uid import (
 
 from medseg_jax.clinic import contours, identity
 from medseg_jax.clinic.codes import Meaning
-from medseg_jax.clinic.segmentation import MANUFACTURER
 from medseg_jax.data.formats.dicom.frames import Frame
 from medseg_jax.data.formats.dicom.series import Series
 from medseg_jax.runtime.files import replacing
@@ -33,6 +32,8 @@ def write(
   meanings: Sequence[Meaning],
   model: str,
   version: str,
+  targets: Collection[str] = (),
+  keyhole: bool = False,
 ) -> None:
   """Writes the contours of a mask; the same mask gives the same file.
 
@@ -46,13 +47,17 @@ def write(
     meanings: of the classes but the background.
     model: its name.
     version: of the model or the program.
+    targets: names of the classes that are gross tumour volumes (GTV), not
+      organs.
+    keyhole: whether holes are part of the contour around them, see `contours`.
 
   Raises:
     InputError: the series says not who it is of.
   """
   identity.check(series)
   header = identity.complete(series.first.header)
-  result = identity.result_of(mask, series, meanings, 'RTSTRUCT')
+  form = f'RTSTRUCT {sorted(targets)} {keyhole}'
+  result = identity.result_of(mask, series, meanings, form)
   of = (model, version, result)
   meta = FileMetaDataset()
   meta.MediaStorageSOPClassUID = RTStructureSetStorage
@@ -63,24 +68,21 @@ def write(
   dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b'\0' * 128)
   for name in (*identity.PATIENT, *identity.STUDY, 'StudyInstanceUID'):
     dataset[name] = header[name]
-  dataset.SpecificCharacterSet = identity.UTF_8
   dataset.SOPClassUID = RTStructureSetStorage
   dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
   dataset.Modality = 'RTSTRUCT'
   dataset.SeriesInstanceUID = identity.uid(series, model, version, 'RTSTRUCT')
   dataset.SeriesNumber = None
-  dataset.SeriesDescription = f'Structures by {model}'[:_NAME]
   dataset.OperatorsName = None
-  dataset.Manufacturer = MANUFACTURER
-  dataset.ManufacturerModelName = model[:_NAME]
-  dataset.SoftwareVersions = version[:_NAME]
   dataset.StructureSetLabel = 'AUTOMATIC'
   dataset.InstanceNumber = 1
   dataset.ApprovalStatus = 'UNAPPROVED'
   dataset.FrameOfReferenceUID = header.FrameOfReferenceUID
   dataset.PositionReferenceIndicator = header.get('PositionReferenceIndicator')
   dataset.ReferencedFrameOfReferenceSequence = [_reference(series)]
-  identity.date(dataset, series)
+  identity.describe(
+    dataset, series, what='Structures', model=model, version=version
+  )
   dataset.StructureSetDate = dataset.SeriesDate
   dataset.StructureSetTime = dataset.SeriesTime
   dataset.StructureSetROISequence = []
@@ -94,7 +96,13 @@ def write(
   for i, (meaning, (name, label)) in enumerate(
     zip(meanings, regions, strict=True), start=1
   ):
-    _add(dataset, i, meaning, name, label, mask == i, series)
+    drawn = [
+      _contour(points, frame)
+      for frame, plane in zip(series.frames, mask == i, strict=True)
+      for points in contours.of_slice(plane, keyhole=keyhole)
+    ]
+    kind = 'GTV' if meaning.name in targets else 'ORGAN'
+    _add(dataset, i, meaning.colour, name, label, kind, drawn)
   with replacing(path) as temporary:
     dataset.save_as(temporary, enforce_file_format=True)
 
@@ -102,11 +110,11 @@ def write(
 def _add(
   dataset: Dataset,
   number: int,
-  meaning: Meaning,
+  colour: tuple[int, int, int],
   name: str,
   label: str,
-  mask: np.ndarray,
-  series: Series,
+  kind: str,
+  drawn_contours: list[Dataset],
 ) -> None:
   region = Dataset()
   region.ROINumber = number
@@ -115,21 +123,16 @@ def _add(
   region.ROIGenerationAlgorithm = 'AUTOMATIC'
   dataset.StructureSetROISequence.append(region)
   drawn = Dataset()
-  drawn.ROIDisplayColor = list(meaning.colour)
+  drawn.ROIDisplayColor = list(colour)
   drawn.ReferencedROINumber = number
-  drawn.ContourSequence = [
-    _contour(points, frame)
-    for frame, plane in zip(series.frames, mask, strict=True)
-    for points in contours.of_slice(plane)
-  ]
-  if not drawn.ContourSequence:
-    del drawn.ContourSequence  # one that is there has an item
+  if drawn_contours:  # a sequence that is there has an item
+    drawn.ContourSequence = drawn_contours
   dataset.ROIContourSequence.append(drawn)
   observed = Dataset()
   observed.ObservationNumber = number
   observed.ReferencedROINumber = number
   observed.ROIObservationLabel = label
-  observed.RTROIInterpretedType = 'ORGAN'
+  observed.RTROIInterpretedType = kind
   observed.ROIInterpreter = None
   dataset.RTROIObservationsSequence.append(observed)
 

@@ -10,7 +10,6 @@ import highdicom as hd
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import SegmentationStorage
 
 from medseg_jax.clinic import identity, segmentation
 from medseg_jax.clinic.codes import Meaning
@@ -57,11 +56,14 @@ def write(
   meanings: Sequence[Meaning],
   model: str,
   version: str,
+  labelmap: bool = False,
 ) -> None:
   """Writes a report that refers to the segments of the same mask's file.
 
   Each class is a group of measurements, and each lesion one of its own, with
-  the ends of its diameters in the patient; of very many the largest.
+  the ends of its diameters in the patient; of very many the largest. What is
+  tracked of a class has the names that its segment has, and each lesion its
+  own: a segment has but one, and segments that overlap are shown by few.
 
   Args:
     path: of the file, which appears complete or not at all.
@@ -71,23 +73,38 @@ def write(
     meanings: of the classes but the background.
     model: its name.
     version: of the model or the program.
+    labelmap: whether the segments are in a label map.
 
   Raises:
     InputError: the series says not who it is of.
   """
   identity.check(series)
   of = segmentation.identity_of(
-    mask, series, meanings=meanings, model=model, version=version
+    mask,
+    series,
+    meanings=meanings,
+    model=model,
+    version=version,
+    labelmap=labelmap,
   )
+  labels = identity.unique([meaning.name for meaning in meanings], 64)
   groups: list[Any] = []
   for i, structure in enumerate(structures):
     segment = hd.sr.ReferencedSegment(
-      sop_class_uid=SegmentationStorage,
+      sop_class_uid=of.kind,
       sop_instance_uid=of.instance,
       segment_number=i + 1,
       source_series=hd.sr.SourceSeriesForSegmentation(series.first.series),
     )
-    groups += _groups(structure, segment, series, (model, of.result), version)
+    groups += _groups(
+      structure,
+      segment,
+      series,
+      label=labels[i],
+      model=model,
+      version=version,
+      result=of.result,
+    )
   # Intervals may change where the mask does not.
   told = repr([(s.measured.volume, *s.interval) for s in structures])
   header = identity.complete(series.first.header)
@@ -97,7 +114,7 @@ def write(
     observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
       uid=identity.uid(series, model, version, 'device'),
       name=model[:64],
-      manufacturer_name=segmentation.MANUFACTURER,
+      manufacturer_name=identity.MANUFACTURER,
       model_name=model[:64],
     ),
   )
@@ -112,10 +129,7 @@ def write(
   segments = Dataset()
   for name in _REFERS:
     setattr(segments, name, header.get(name))
-  segments.SOPClassUID, segments.SOPInstanceUID = (
-    SegmentationStorage,
-    of.instance,
-  )
+  segments.SOPClassUID, segments.SOPInstanceUID = of.kind, of.instance
   segments.SeriesInstanceUID = of.series
   evidence = list({f.instance: f.header for f in series.frames}.values())
   with warnings.catch_warnings():
@@ -129,16 +143,14 @@ def write(
         series, model, version, of.result, told, 'SR'
       ),
       instance_number=1,
-      manufacturer=segmentation.MANUFACTURER,
+      manufacturer=identity.MANUFACTURER,
       is_complete=True,
       is_verified=False,
     )
-  dataset.SpecificCharacterSet = identity.UTF_8
-  dataset.SeriesDescription = f'Measurements by {model}'[:64]
-  dataset.ManufacturerModelName = model[:64]
-  dataset.SoftwareVersions = version[:64]
+  identity.describe(
+    dataset, series, what='Measurements', model=model, version=version
+  )
   dataset.CompletionFlagDescription = WARNING[:64]
-  identity.date(dataset, series)
   with replacing(path) as temporary:
     dataset.save_as(temporary, enforce_file_format=True)
 
@@ -147,8 +159,11 @@ def _groups(
   structure: Structure,
   segment: hd.sr.ReferencedSegment,
   series: Series,
-  of: tuple[str, str],
+  *,
+  label: str,
+  model: str,
   version: str,
+  result: str,
 ) -> Iterator[Any]:
   """Yields the measurements of a class and of each of its lesions.
 
@@ -156,14 +171,20 @@ def _groups(
   of its own: the ends of its diameters tell where it is (template 1501).
   """
   meaning, whole, interval = structure
-  algorithm = hd.sr.AlgorithmIdentification(of[0][:64], version[:64])
+  algorithm = hd.sr.AlgorithmIdentification(model[:64], version[:64])
 
   def about(found: list[hd.sr.Measurement], lesion: int = 0) -> dict[str, Any]:
-    name = f'{meaning.name[:56]} {lesion}' if lesion else meaning.name[:64]
+    uid = identity.tracked(
+      series,
+      model=model,
+      version=version,
+      result=result,
+      name=meaning.name,
+      lesion=lesion,
+    )
     return {
       'tracking_identifier': hd.sr.TrackingIdentifier(
-        uid=identity.uid(series, *of, meaning.name, f'{lesion}', 'tracked'),
-        identifier=name,
+        uid=uid, identifier=f'{label[:56]} {lesion}' if lesion else label
       ),
       'finding_category': Code(meaning.category[0], 'SCT', meaning.category[1]),
       'finding_type': Code(meaning.kind[0], 'SCT', meaning.kind[1]),

@@ -10,6 +10,7 @@ from medseg_jax.data.sources import dicom_series
 from medseg_jax.runtime.errors import InputError
 
 NIFTI, SEG, RTSTRUCT = 'nifti', 'seg', 'rtstruct'
+SLICE = 'slice'  # of the copy of a series, see `clinic.repair`
 MESH, REPORT = 'mesh', 'report'
 FORMATS = (NIFTI, SEG, RTSTRUCT, MESH, REPORT)
 # Kinds of files: the surfaces of all classes, and what a report is made of.
@@ -28,7 +29,7 @@ FILES: Mapping[str, Mapping[str, str]] = {
   },
 }
 # All kinds that `clinic_results` writes.
-CLINIC = (MESH, MEASUREMENTS)
+CLINIC = (MESH, MEASUREMENTS, SLICE)
 CLINIC += tuple(kind for files in FILES.values() for kind in files)
 _MOST_CLASSES = 256  # that a page can tell apart
 # What refers to the slices of a series.
@@ -68,16 +69,25 @@ def check(paths: Sequence[pathlib.Path], formats: Sequence[str]) -> None:
     library(formats)
 
 
-def missing(paths: Sequence[pathlib.Path], formats: Sequence[str]) -> str:
+def missing(
+  paths: Sequence[pathlib.Path],
+  formats: Sequence[str],
+  *,
+  repaired: bool = False,
+) -> str:
   """Returns why no DICOM object can refer to a series, '' where one can.
 
-  Arguments are those of `check`, which comes first.
+  Args:
+    paths: see `check`, which comes first.
+    formats: likewise.
+    repaired: whether it is to refer to a copy, see `clinic.repair`.
   """
   if not set(formats) & set(OF_SERIES):
     return ''
   clinic = library(formats)
   try:
-    clinic.identity.check(dicom_series.only(paths))
+    of = clinic.repair if repaired else clinic.identity
+    of.check(dicom_series.only(paths))
   except InputError as error:
     return str(error)
   return ''
@@ -115,6 +125,12 @@ def meanings(config: ConfigDict) -> tuple[Any, Any]:
   """
   codes = library((SEG,)).codes
   data, clinic = config.data, config.get('clinic', ConfigDict())
+  for name in clinic.get('targets', ()):
+    if name not in data.classes[1:]:
+      raise InputError(
+        f'config.clinic.targets has {name!r}; allowed are '
+        f'{", ".join(data.classes[1:])}'
+      )
   regions = [name for name, _ in data.regions] or [*data.classes[1:]]
   table, lesions = clinic.get('codes', ()), clinic.get('lesions', ())
   return (

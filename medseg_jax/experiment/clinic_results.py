@@ -18,6 +18,7 @@ from medseg_jax.experiment.clinic_formats import (
   RTSTRUCT,
   SCENE,
   SEG,
+  SLICE,
   TABLE,
   library,
 )
@@ -63,16 +64,11 @@ class ClinicResults:
       path: where.
     """
     clinic = self._clinic
-    if target.kind in (SEG, RTSTRUCT):
-      of = clinic.segmentation if target.kind == SEG else clinic.structure_set
-      of.write(
-        path,
-        clinic.to_native(self._label, self._series),
-        self._series,
-        meanings=self._meanings,
-        model=self._model,
-        version=medseg_jax.__version__,
-      )
+    if target.kind in (SEG, RTSTRUCT, MEASUREMENTS):
+      self._write_object(target.kind, path)
+    elif target.kind == SLICE:
+      source = self._job.images[target.index]
+      clinic.repair.write(path, source, self._own_series, self._names)
     elif target.kind == MESH:
       surface = self._surfaces[self._config.data.classes[target.index]]
       clinic.mesh_files.write_stl(path, surface)
@@ -85,27 +81,59 @@ class ClinicResults:
     elif target.kind == TABLE:
       text = clinic.numbers.to_csv(self._report, self._channels)
       path.write_text(text, 'utf-8')
-    elif target.kind == MEASUREMENTS:
-      clinic.structured_report.write(
-        path,
-        [
-          self._measured(meaning, (i + 1,))
-          for i, meaning in enumerate(self._meanings)
-        ],
-        clinic.to_native(self._label, self._series),
-        self._series,
-        meanings=self._meanings,
-        model=self._model,
-        version=medseg_jax.__version__,
-      )
     elif target.kind == PAGE:
       path.write_text(self._page(), 'utf-8')
     else:
       raise ValueError(f'{target.kind} is no kind of file for the clinic')
 
+  def _write_object(self, kind: str, path: pathlib.Path) -> None:
+    """Writes a DICOM object, which refers to the slices of the series."""
+    clinic, own = self._clinic, self._config.get('clinic', {})
+    mask = clinic.to_native(self._label, self._series)
+    of: dict[str, Any] = {
+      'meanings': self._meanings,
+      'model': self._model,
+      'version': medseg_jax.__version__,
+    }
+    labelmap = own.get('labelmap', False)
+    if kind == SEG:
+      clinic.segmentation.write(
+        path, mask, self._series, labelmap=labelmap, **of
+      )
+    elif kind == RTSTRUCT:
+      clinic.structure_set.write(
+        path,
+        mask,
+        self._series,
+        targets=tuple(own.get('targets', ())),
+        keyhole=own.get('keyhole', False),
+        **of,
+      )
+    else:
+      structures = [
+        self._measured(meaning, (i + 1,))
+        for i, meaning in enumerate(self._meanings)
+      ]
+      clinic.structured_report.write(
+        path, structures, mask, self._series, labelmap=labelmap, **of
+      )
+
+  @functools.cached_property
+  def _own_series(self) -> Any:
+    """The series as it is read."""
+    return dicom_series.only(self._job.images)
+
+  @functools.cached_property
+  def _names(self) -> Any:
+    """Of a copy of the series."""
+    return self._clinic.repair.names_of(self._own_series)
+
   @functools.cached_property
   def _series(self) -> Any:
-    return dicom_series.only(self._job.images)
+    """The series that DICOM objects refer to, which may be the copy."""
+    if any(target.kind == SLICE for target in self._job.targets):
+      return self._clinic.repair.renamed(self._own_series, self._names)
+    return self._own_series
 
   @functools.cached_property
   def _meanings(self) -> Any:
@@ -117,12 +145,11 @@ class ClinicResults:
     """The surface of each class but the background."""
     config = self._config
     probs = None if uses_sigmoid(config.loss) else self._probs
-    return {
-      name: self._clinic.mesh.surface_of_class(
-        self._label, i + 1, self._case.affine, probs=probs
-      )
-      for i, name in enumerate(config.data.classes[1:])
-    }
+    names = config.data.classes[1:]
+    found = self._clinic.mesh.surfaces_of_classes(
+      self._label, len(names), self._case.affine, probs=probs
+    )
+    return dict(zip(names, found, strict=True))
 
   @functools.cached_property
   def _structures(self) -> list[tuple[Any, tuple[int, ...]]]:

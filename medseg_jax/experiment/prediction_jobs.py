@@ -20,7 +20,7 @@ from medseg_jax.data.sources import (
 )
 from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
 from medseg_jax.experiment import calibrated, clinic_formats, sampled_voxels
-from medseg_jax.experiment.clinic_formats import CLINIC, NIFTI
+from medseg_jax.experiment.clinic_formats import CLINIC, NIFTI, SLICE
 from medseg_jax.experiment.clinic_results import ClinicResults
 from medseg_jax.experiment.prediction_record import Maker, Record
 from medseg_jax.experiment.prediction_targets import (
@@ -108,8 +108,19 @@ def plan(
     clinic_formats.check(case.images, formats)
     suffix = mask_suffix(case.images[0]) if volumes else suffixes[0]
     place = output if file else folder / f'{case.name}{suffix}'
-    job = job_of(case.name, case.images, place, formats=formats, config=config)
-    if reason := clinic_formats.missing(case.images, formats):
+    reason = clinic_formats.missing(case.images, formats)
+    repaired = bool(reason and config.clinic.repair_identity)
+    if repaired:
+      reason = clinic_formats.missing(case.images, formats, repaired=True)
+    job = job_of(
+      case.name,
+      case.images,
+      place,
+      formats=formats,
+      config=config,
+      repaired=repaired and not reason,
+    )
+    if reason:
       failures.append(Failure(case.name, reason))
       rest = [t for t in job.targets if t.kind not in clinic_formats.OF_SERIES]
       job = job._replace(targets=tuple(rest))
@@ -133,6 +144,12 @@ def find_oddities(
   for job in jobs:
     if dicom_series.is_dicom(job.images[0]):
       yield from dicom_series.find_oddities(job.images)
+      copies = [t.path for t in getattr(job, 'targets', ()) if t.kind == SLICE]
+      if copies:
+        yield (
+          f'{job.images[0].parent}: the series lacks what DICOM objects refer '
+          f'to; they refer to its copy in {copies[0].parent}'
+        )
       continue
     files = VolumeFiles(job.name, job.images)
     yield from volume_geometry.find_oddities(files, data.grid_tolerance)
@@ -204,7 +221,10 @@ def write(
         more = _size_of(prediction, label_values)
       name = record.name_of(path)
       own = maker.of(kind)
-      record.add(unfinished, name, job.images, image_hash, own, **more)
+      sources = job.images
+      if kind == SLICE:  # all in the line of each would be their square
+        sources = (sources[target.index],)
+      record.add(unfinished, name, sources, image_hash, own, **more)
       unfinished.replace(path)
       flush_names(path.parent)
     finally:

@@ -33,7 +33,9 @@ from medseg_jax.experiment.clinic_formats import (
   OF_SERIES,
   PAGE,
   REPORT,
+  RTSTRUCT,
   SCENE,
+  SEG,
   TABLE,
 )
 from medseg_jax.experiment.members import Weights
@@ -50,6 +52,15 @@ _BEGIN = b'{"mask": '  # of each line
 _MEANING = ('classes', 'label_values', 'regions', 'region_order', 'channels')
 # What has no part in a mask: how many tiles at once, what else is written.
 _NO_MATTER = ('batch_size', 'probabilities', 'uncertainty', 'disagreement')
+# Which kinds of files each key of `config.clinic` has a part in.
+_OF_CLINIC = {
+  'clinic.codes': (*OF_SERIES, PAGE, NUMBERS),
+  'clinic.lesions': (*OF_SERIES, PAGE, NUMBERS, TABLE),
+  'clinic.name_patient': (PAGE, NUMBERS),
+  'clinic.labelmap': (SEG, MEASUREMENTS),
+  'clinic.targets': (RTSTRUCT,),
+  'clinic.keyhole': (RTSTRUCT,),
+}
 _LONGEST = 60  # characters of a setting in a message
 
 
@@ -82,10 +93,8 @@ class Maker(NamedTuple):
       }
     if kind in (MESH, SCENE) and self.soft:
       more['surfaces'] = 'of the probabilities'
-    told = (PAGE, NUMBERS)
     for key, value in self.clinic.items():
-      of_kind = told if key == 'clinic.name_patient' else (*OF_SERIES, *told)
-      if kind in of_kind or (kind == TABLE and key == 'clinic.lesions'):
+      if kind in _OF_CLINIC.get(key, ()):
         more[key] = value
     return self._replace(settings=self.settings | more) if more else self
 
@@ -162,6 +171,7 @@ class Record:
     self.folder = folder
     self.path = folder / MASK_LIST
     self.lines: dict[str, dict[str, Any]] = {}
+    self._hashed: tuple[tuple[pathlib.Path, ...], list[int], str] = ((), [], '')
     if not self.path.exists():
       return
     mistaken = f'{self.path}: no list of masks as --mode=predict keeps it there'
@@ -202,9 +212,16 @@ class Record:
       if before.get(key) != now.get(key):
         old, new = (str(x.get(key))[:_LONGEST] for x in (before, now))
         return f'it was made with another {key}, {old} and not {new}'
-    if line['image_sha256'] != hash_files(sources):
+    if line['image_sha256'] != self._hash_of_sources(tuple(sources)):
       return 'it was made from another image of this name'
     return ''
+
+  def _hash_of_sources(self, sources: tuple[pathlib.Path, ...]) -> str:
+    """Returns the hash of an image, of which there may be many files."""
+    times = [path.stat().st_mtime_ns for path in sources]
+    if self._hashed[:2] != (sources, times):
+      self._hashed = sources, times, hash_files(sources)
+    return self._hashed[2]
 
   def is_to_make(
     self, target: pathlib.Path, sources: Sequence[pathlib.Path], maker: Maker

@@ -14,6 +14,7 @@ from medseg_jax.experiment.clinic_formats import (
   NIFTI,
   REPORT,
   SEG,
+  SLICE,
   library,
 )
 
@@ -27,7 +28,8 @@ class Target(NamedTuple):
   Attributes:
     kind: `MASK` and so on, or one of `clinic_formats`.
     path: of the file.
-    index: of the class that it is of, where it is of one alone.
+    index: of the class or of the image's file that it is of, where it is of
+      one alone.
   """
 
   kind: str
@@ -62,6 +64,7 @@ def job_of(
   *,
   formats: Sequence[str],
   config: ConfigDict,
+  repaired: bool = False,
 ) -> Job:
   """Returns what is to be written of an image.
 
@@ -74,6 +77,7 @@ def job_of(
     place: of the mask, were it alone and a plain image: a volume or a PNG.
     formats: see `clinic_formats`; ('nifti',) for images, too.
     config: of the model, resolved.
+    repaired: whether DICOM objects refer to a copy of the images, to be made.
   """
   several = len(formats) > 1
   volume = nifti.stem(place) != place.name
@@ -98,6 +102,12 @@ def job_of(
   if {SEG, REPORT} <= set(formats):  # it refers to the segments
     path = place.with_name('measurements.dcm')
     targets.append(Target(MEASUREMENTS, path))
+  if repaired:
+    folder = place.with_name('series' if several else f'{stem}_series')
+    targets += [
+      Target(SLICE, folder / f'{i + 1:04d}.dcm', index=i)
+      for i in range(len(images))
+    ]
   inference = config.inference
   if inference.probabilities:  # of volumes
     path = place.with_name(f'{stem}_probabilities.nii.gz')

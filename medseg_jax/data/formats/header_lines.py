@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from medseg_jax.data.formats.nifti_stream import truncated
 from medseg_jax.runtime.errors import InputError, quote
 
 # Left, Posterior, Superior against Right, Anterior, Superior.
@@ -32,12 +33,47 @@ def read_line(path: pathlib.Path, stream: BinaryIO) -> str | None:
   return line.decode('utf-8', 'surrogateescape').rstrip() if line else None
 
 
+def mistaken(
+  path: pathlib.Path, stream: BinaryIO, kind: str, suffixes: Iterable[str]
+) -> InputError:
+  """Returns the error of a file that is of another kind than its name says."""
+  stream.seek(0)
+  return InputError(
+    f'{path}: no {kind}, it begins with {stream.read(8)!r}; allowed are '
+    f'{" and ".join(suffixes)}'
+  )
+
+
+def damaged(path: pathlib.Path, kind: str, reason: str) -> InputError:
+  """Returns the error of a header that makes no sense."""
+  return InputError(
+    f'{path}: a damaged header of {kind} ({reason}); allowed are complete files'
+  )
+
+
+def begin_of_last(place: pathlib.Path, size: int) -> int:
+  """Returns where the last `size` bytes of a file begin.
+
+  Raises:
+    InputError: it has fewer.
+  """
+  there = place.stat().st_size
+  if there < size:
+    raise truncated(place, there, size)
+  return there - size
+
+
 def beside(path: pathlib.Path, name: str) -> pathlib.Path:
   """Returns the file that a header names.
 
   Raises:
-    InputError: no file can be called so.
+    InputError: no file can be called so, or they are several.
   """
+  if name.split()[0:1] == ['LIST'] or '%' in name:
+    raise InputError(
+      f'{path}: voxels in several files ({quote(name, 60)}); allowed is one '
+      'file of voxels'
+    )
   if not name or '\0' in name:
     raise InputError(
       f'{path}: names {quote(name)} as the file of its voxels; allowed is the '

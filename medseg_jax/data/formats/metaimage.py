@@ -15,20 +15,19 @@ import numpy as np
 
 from medseg_jax.data.formats.header_lines import (
   affine_of,
+  begin_of_last,
   beside,
   check_there,
   check_unit,
+  damaged,
   digits,
+  mistaken,
   read_line,
   turned,
 )
 from medseg_jax.data.formats.nifti_geometry import Grid, file_shape, read_affine
 from medseg_jax.data.formats.nifti_header import File, volume_dims
-from medseg_jax.data.formats.nifti_stream import (
-  inflated,
-  open_plain,
-  truncated,
-)
+from medseg_jax.data.formats.nifti_stream import inflated, open_plain
 from medseg_jax.runtime.errors import InputError, quote, shorten
 
 SUFFIXES = ('.mha', '.mhd')
@@ -76,10 +75,7 @@ def open_voxels(path: pathlib.Path) -> Iterator[tuple[BinaryIO, File]]:
     packed = _is_true(fields, ('CompressedData',))
     size = file.dtype.itemsize * file.grid.channels * math.prod(file.grid.shape)
     if skip == -1 and not packed:  # the data are the end of the file
-      there = place.stat().st_size
-      if there < size:
-        raise truncated(place, there, size)
-      file = file._replace(offset=there - size)
+      file = file._replace(offset=begin_of_last(place, size))
     elif 0 <= skip < 2**40 and (place != path or skip == 0):
       file = file._replace(offset=file.offset + skip)
     else:
@@ -130,11 +126,7 @@ def _read_fields(path: pathlib.Path, stream: BinaryIO) -> dict[str, str]:
     parts = re.split('[=:]', line or '', maxsplit=1)
     name = parts[0].strip()
     if not fields and (len(parts) < 2 or not re.fullmatch('[A-Za-z]+', name)):
-      stream.seek(0)
-      raise InputError(
-        f'{path}: no MetaImage, it begins with {stream.read(8)!r}; allowed are '
-        f'{" and ".join(SUFFIXES)}'
-      )
+      raise mistaken(path, stream, 'MetaImage', SUFFIXES)
     if line is None:
       raise _damaged(path, f'it has no {_DATA}')
     if line and (len(parts) < 2 or not name.isprintable()):
@@ -146,14 +138,7 @@ def _read_fields(path: pathlib.Path, stream: BinaryIO) -> dict[str, str]:
 
 def _place(path: pathlib.Path, fields: dict[str, str]) -> pathlib.Path:
   name = fields[_DATA]
-  if name.lower() == 'local':
-    return path
-  if name.split()[0:1] == ['LIST'] or '%' in name:
-    raise InputError(
-      f'{path}: voxels in several files ({_DATA} is {quote(name, 60)}); '
-      'allowed is one file of voxels'
-    )
-  return beside(path, name)
+  return path if name.lower() == 'local' else beside(path, name)
 
 
 def _parse(path: pathlib.Path, fields: dict[str, str]) -> File:
@@ -185,15 +170,7 @@ def _parse(path: pathlib.Path, fields: dict[str, str]) -> File:
     name='TransformMatrix, ElementSpacing and Offset',
     placed=any(name in fields for name in (*_MATRIX, *_ORIGIN)),
   )
-  return File(
-    header=None,
-    grid=grid,
-    dtype=_dtype(path, fields),
-    scale=None,
-    offset=0,
-    place=path,
-    interleaved=inside != 1,
-  )
+  return File(grid, _dtype(path, fields), path, interleaved=inside != 1)
 
 
 def _dtype(path: pathlib.Path, fields: dict[str, str]) -> np.dtype:
@@ -237,7 +214,4 @@ def _numbers(
 
 
 def _damaged(path: pathlib.Path, reason: str) -> InputError:
-  return InputError(
-    f'{path}: a damaged header of a MetaImage ({reason}); allowed are complete '
-    'files'
-  )
+  return damaged(path, 'a MetaImage', reason)

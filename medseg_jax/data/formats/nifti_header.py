@@ -28,22 +28,22 @@ class File(NamedTuple):
   """What a header says.
 
   Attributes:
-    header: of NIfTI as stored, else None.
     grid: its geometry.
     dtype: of the voxels in the file.
+    place: the file that holds the voxels.
+    header: of NIfTI as stored, else None.
     scale: slope and intercept that take them to their values, or None.
     offset: byte of the first voxel.
-    place: the file that holds the voxels.
     interleaved: whether the channels of a voxel lie together, and not those of
       all voxels one after the other.
   """
 
-  header: nib.Nifti1Header | None
   grid: Grid
   dtype: np.dtype
-  scale: tuple[float, float] | None
-  offset: int
   place: pathlib.Path
+  header: nib.Nifti1Header | None = None
+  scale: tuple[float, float] | None = None
+  offset: int = 0
   interleaved: bool = False
 
 

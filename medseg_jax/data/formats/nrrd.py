@@ -16,20 +16,19 @@ import numpy as np
 
 from medseg_jax.data.formats.header_lines import (
   affine_of,
+  begin_of_last,
   beside,
   check_there,
   check_unit,
+  damaged,
   digits,
+  mistaken,
   read_line,
   turned,
 )
 from medseg_jax.data.formats.nifti_geometry import Grid, file_shape, read_affine
 from medseg_jax.data.formats.nifti_header import File, volume_dims
-from medseg_jax.data.formats.nifti_stream import (
-  check_memory,
-  open_plain,
-  truncated,
-)
+from medseg_jax.data.formats.nifti_stream import check_memory, open_plain
 from medseg_jax.runtime.errors import InputError, quote, shorten
 
 SUFFIXES = ('.nrrd', '.nhdr')
@@ -132,11 +131,7 @@ def _read_lines(path: pathlib.Path, stream: BinaryIO) -> dict[str, str]:
   """Returns the fields as text; what follows is the first byte of the data."""
   first = read_line(path, stream) or ''
   if not first.startswith('NRRD000'):
-    stream.seek(0)
-    raise InputError(
-      f'{path}: no NRRD file, it begins with {stream.read(8)!r}; allowed are '
-      f'{" and ".join(SUFFIXES)}'
-    )
+    raise mistaken(path, stream, 'NRRD file', SUFFIXES)
   fields: dict[str, str] = {}
   while line := read_line(path, stream):  # up to an empty one
     name, colon, value = line.partition(':')
@@ -158,14 +153,7 @@ def _read_lines(path: pathlib.Path, stream: BinaryIO) -> dict[str, str]:
 
 def _place(path: pathlib.Path, lines: dict[str, str]) -> pathlib.Path:
   name = lines.get('data file')
-  if name is None:
-    return path
-  if name.split()[0:1] == ['LIST'] or '%' in name:
-    raise InputError(
-      f'{path}: voxels in several files ({quote(name, 60)}); allowed is one '
-      'file of voxels'
-    )
-  return beside(path, name)
+  return path if name is None else beside(path, name)
 
 
 def _parse_fields(path: pathlib.Path, lines: dict[str, str]) -> dict[str, Any]:
@@ -220,15 +208,7 @@ def _parse(path: pathlib.Path, fields: dict[str, Any]) -> File:
     placed=directions is not None,
     oddities=oddities,
   )
-  return File(
-    header=None,
-    grid=grid,
-    dtype=_dtype(path, fields),
-    scale=None,
-    offset=0,
-    place=path,
-    interleaved=first > 0,
-  )
+  return File(grid, _dtype(path, fields), path, interleaved=first > 0)
 
 
 def _spatial_axes(
@@ -346,11 +326,7 @@ def _decoded(
   if encoding == 'raw':
     offset = stream.tell() + byte_skip
     if byte_skip == -1:  # whatever comes before
-      size = file.dtype.itemsize * count
-      there = place.stat().st_size
-      offset = there - size
-      if offset < 0:
-        raise truncated(place, there, size)
+      offset = begin_of_last(place, file.dtype.itemsize * count)
     yield stream, file._replace(offset=offset)
   elif encoding in _GZIP:
     with gzip.GzipFile(fileobj=stream) as inflated:
@@ -372,6 +348,4 @@ def _decoded(
 
 
 def _damaged(path: pathlib.Path, reason: str) -> InputError:
-  return InputError(
-    f'{path}: a damaged NRRD header ({reason}); allowed are complete files'
-  )
+  return damaged(path, 'an NRRD file', reason)

@@ -27,6 +27,11 @@ ALL = 'all'
 _MOST = 1000  # files to look at for the first one
 _TELLING = 4  # letters of a patient's name that tell it
 _NOBODY = ('patient', 'test', 'anon', 'anonymous', 'anonymized', 'subject')
+# What dropping a letter's marks would not give, or not alone.
+_AS_TWO = str.maketrans(
+  {'ä': 'ae', 'æ': 'ae', 'å': 'aa', 'ö': 'oe', 'ø': 'oe', 'œ': 'oe', 'ü': 'ue'}
+  | {'ł': 'l', 'đ': 'd', 'ı': 'i'}
+)
 _SKEW = 0.1  # degrees off right angles that are told
 
 
@@ -176,19 +181,29 @@ def tells_patient(name: str, series: 'Series') -> bool:
     return False
   person = _words(str(header.get('PatientName', '')))
   own = _words(name)
-  if any(_tells(word) for word in person if word in own):
+  there = [_sound(word) for word in own]
+  if any(_tells(word) for word in person if _sound(word) in there):
     return True
   wholes = [''.join(person), ''.join(reversed(person))]
   wholes.append(''.join(_words(str(header.get('PatientID', '')))))
-  there = ''.join(own)
-  return any(len(w) >= _TELLING and w in there for w in wholes)
+  whole = _sound(''.join(own))
+  return any(len(w) >= _TELLING and _sound(w) in whole for w in wholes)
 
 
 def _words(text: str) -> list[str]:
-  """Returns its words without marks and case, however it is composed."""
-  plain = unicodedata.normalize('NFKD', text.casefold())
+  """Returns its words without marks and case, however it is composed.
+
+  Letters that are often written as two are two: Müller is mueller.
+  """
+  plain = unicodedata.normalize('NFKC', text).casefold().translate(_AS_TWO)
+  plain = unicodedata.normalize('NFKD', plain)
   plain = ''.join(c for c in plain if not unicodedata.combining(c))
   return [word for word in re.split(r'[\W_]+', plain) if word]
+
+
+def _sound(word: str) -> str:
+  """Returns what is the same of Mueller, Müller and Muller."""
+  return re.sub('([aou])e|aa', lambda found: found[1] or 'a', word)
 
 
 def _tells(word: str) -> bool:
