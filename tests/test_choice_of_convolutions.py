@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -122,6 +123,19 @@ def test_the_choice_follows_the_mesh_and_tells_why(monkeypatch):
   )
   several = build.describe_network(config, create_mesh())
   assert several.endswith('XLA (several devices share them)')
+
+
+def test_the_trial_is_not_kept():
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  before = getattr(jax.config, name)
+  assert jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update(name, 0.0)
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')  # of a program that cannot be written
+      assert onednn.why_not.__wrapped__() == ''
+  finally:
+    jax.config.update(name, before)
 
 
 @pytest.mark.parametrize(
