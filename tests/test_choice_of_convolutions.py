@@ -162,7 +162,7 @@ def test_an_unknown_choice_is_refused():
 # The loop itself, on one device and without a cache of compiled programs, once
 # as it is and once with XLA's own convolutions.
 LOOP = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import jax
 from small import load, shrink
@@ -172,6 +172,7 @@ for name, value in {{  # conftest's are for the other tests
   'jax_disable_most_optimizations': False,
 }}.items():
   jax.config.update(name, value)
+os.environ.pop('XLA_FLAGS', None)
 from medseg_jax import train
 from medseg_jax.models.cpu import onednn
 if sys.argv[2] == 'xla':
