@@ -177,7 +177,7 @@ from medseg_jax import train
 from medseg_jax.models.cpu import onednn
 if sys.argv[2] == 'xla':
   onednn.why_not = lambda: 'for comparison'
-config = shrink(load('unet'), size=32, num_steps=100)
+config = shrink(load('unet'), size=32, num_steps=100, augmented=True)
 config.seed, config.model.features = 1, 8  # four features may all die
 config.data.phantom.num_train = 40
 config.data.phantom.num_test = 4
