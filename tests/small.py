@@ -1,4 +1,4 @@
-"""Configs made small enough for a test, unchanged in everything else."""
+"""Configs made small enough for a test."""
 
 import dataclasses
 import importlib
@@ -47,8 +47,11 @@ def load(name: str):
   return importlib.import_module(f'configs.{name}').get_config()
 
 
-def shrink(config, *, size=16, num_steps=4, path=None):
-  """Returns the config with a tiny network, patch, data set and run."""
+def shrink(config, *, size=16, num_steps=4, path=None, augmented=False):
+  """Returns the config with a tiny network, patch, data set and run.
+
+  Without `augmented` the augmentation mirrors at most, which compiles sooner.
+  """
   config.num_steps = num_steps
   config.num_epochs = 0
   config.batch_size = 8
@@ -60,6 +63,9 @@ def shrink(config, *, size=16, num_steps=4, path=None):
     config.data.resize = config.patch_size
   if config.inference.patch_size:
     config.inference.patch_size = (2 * size,) * len(config.patch_size)
+  for key in config.augment:
+    if key.endswith('_prob') and key != 'flip_prob' and not augmented:
+      config.augment[key] = 0.0
   if path is not None:
     config.data.path = str(path)
   config.data.phantom.num_train = 12

@@ -127,9 +127,7 @@ def test_rates_are_plausible():
 
 def small_config():
   config = shrink(load('unet'))
-  for name in config.augment:
-    if name.endswith('_prob') and name != 'noise_prob':
-      config.augment[name] = 0.0  # compiles quicker
+  config.augment.noise_prob = 0.2
   return config
 
 

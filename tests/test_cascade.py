@@ -59,7 +59,10 @@ def made(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(root / 'cache'))
     config = config_for(
-      data, crossval__configurations=CASCADE, data__num_folds=2
+      data,
+      augmented=True,
+      crossval__configurations=CASCADE,
+      data__num_folds=2,
     )
     config.patch_size = ()
     write_plan(config, root / 'run')

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,19 @@ def test_the_choice_follows_the_mesh_and_tells_why(monkeypatch):
   assert several.endswith('XLA (several devices share them)')
 
 
+def test_the_trial_is_not_kept():
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  before = getattr(jax.config, name)
+  assert jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update(name, 0.0)
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')  # of a program that cannot be written
+      assert onednn.why_not.__wrapped__() == ''
+  finally:
+    jax.config.update(name, before)
+
+
 @pytest.mark.parametrize(
   'settings', [{'kernel_dilation': (2, 1)}, {'feature_group_count': 2}]
 )
@@ -148,7 +162,7 @@ def test_an_unknown_choice_is_refused():
 # The loop itself, on one device and without a cache of compiled programs, once
 # as it is and once with XLA's own convolutions.
 LOOP = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import jax
 from small import load, shrink
@@ -158,11 +172,12 @@ for name, value in {{  # conftest's are for the other tests
   'jax_disable_most_optimizations': False,
 }}.items():
   jax.config.update(name, value)
+os.environ.pop('XLA_FLAGS', None)
 from medseg_jax.programs import train
 from medseg_jax.models.cpu import onednn
 if sys.argv[2] == 'xla':
   onednn.why_not = lambda: 'for comparison'
-config = shrink(load('unet'), size=32, num_steps=100)
+config = shrink(load('unet'), size=32, num_steps=100, augmented=True)
 config.seed, config.model.features = 1, 8  # four features may all die
 config.data.phantom.num_train = 40
 config.data.phantom.num_test = 4

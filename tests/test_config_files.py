@@ -16,7 +16,7 @@ def written(tmp_path):
   """Returns a function that writes a config, changed by another function."""
 
   def write(change, name='unet'):
-    config = shrink(load(name))
+    config = shrink(load(name), augmented=True)
     config.data.channels = 1
     config.data.classes = ('background', 'organ')
     config.data.label_values = (0, 1)

@@ -27,9 +27,6 @@ def test_training_and_evaluation_run_operation_by_operation(
   # Every operation compiles for itself, which takes its time.
   config.loss.dice_loss = 0.0
   config.model.norm = 'instance'
-  for key in config.augment:
-    if key.endswith('_prob'):
-      config.augment[key] = 0.0
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   monkeypatch.setattr(step.TrainStep, 'update', watch)
   with jax.disable_jit():

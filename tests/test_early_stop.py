@@ -25,8 +25,9 @@ from medseg_jax.studies.fold_runs import FoldRun
 
 
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+def two_devices(monkeypatch):
+  """Trains on two: JAX keeps their programs, which all these runs share."""
+  monkeypatch.setattr(jax, 'device_count', lambda: 2)
 
 
 def first_stop(dices, patience):
@@ -140,7 +141,7 @@ def whole(tmp_path_factory):
 
 def still(patch):
   """Makes validation say 0.5 at every evaluation."""
-  patch.setattr(jax, 'device_count', lambda: 1)
+  patch.setattr(jax, 'device_count', lambda: 2)
   original = evaluate.summarize
 
   def summarize(*args, **named):

@@ -56,7 +56,7 @@ def test_every_config_trains_and_evaluates(
   name, data_folder, tmp_path, monkeypatch
 ):
   workdir = tmp_path / 'run'
-  config = shrink(load(name), path=data_folder(name))
+  config = shrink(load(name), path=data_folder(name), augmented=True)
   summary = train.run(config, workdir)
 
   split = 'test' if name in ('unet', 'drive', 'tutorial') else 'val'
@@ -142,7 +142,7 @@ def test_predict_writes_a_mask_of_each_images_own_size(disc_folder, tmp_path):
 
 def losses(tmp_path, name, *, mesh):
   """Returns the losses of a short run on a mesh of `mesh` devices."""
-  config = shrink(load('unet'), num_steps=3)
+  config = shrink(load('unet'), num_steps=3, augmented=True)
   config.log_every = 1
   config.eval_every = 0
   config.mesh.data, config.mesh.spatial = mesh

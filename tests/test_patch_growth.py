@@ -20,7 +20,7 @@ from medseg_jax.runtime.errors import InputError, Stopped
 
 
 def config_of(**keys):
-  config = shrink(load('unet'), num_steps=7)
+  config = shrink(load('unet'), num_steps=7, augmented=True)
   config.patch_size = (32, 32)
   config.patch_growth = (0.5, 0.75, 1.0)
   config.eval_every = 0

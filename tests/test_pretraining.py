@@ -40,7 +40,7 @@ def data(tmp_path_factory):
 
 
 def config_of(path, *, num_steps=4, name='pretrain', **keys):
-  config = shrink(load(name), path=path, num_steps=num_steps)
+  config = shrink(load(name), path=path, num_steps=num_steps, augmented=True)
   config.eval_every = 0
   config.data.fold = 'all'
   config.update(keys)

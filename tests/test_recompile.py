@@ -26,7 +26,7 @@ def test_the_loop_compiles_each_program_once(
       events.append('compiled')
 
   monkeypatch.setattr(MetricWriter, 'scalars', log)
-  config = shrink(load('unet'), num_steps=6)
+  config = shrink(load('unet'), num_steps=6, augmented=True)
   config.data.device_cache = device_cache
   config.log_every, config.eval_every, config.checkpoint_every = 1, 2, 2
   jax.monitoring.register_event_duration_secs_listener(listen)

@@ -28,7 +28,7 @@ from small import load, shrink, step_that_meets_nan
 from medseg_jax.programs import train
 from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
 from medseg_jax.data import sampling
-config = shrink(load('unet'), num_steps={num_steps})
+config = shrink(load('unet'), num_steps={num_steps}, augmented=True)
 config.data.cache_dir = {cache!r}
 config.eval_every = 10
 {extra}
@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_saves_and_names_step_and_cases(
 
 def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
   workdir = tmp_path / 'run'
-  train.run(shrink(load('unet')), workdir)
+  train.run(shrink(load('unet'), augmented=True), workdir)
   before = arrays(workdir)
   # No file may grow beyond 2 kB from here on: writing fails as on a full disk.
   limit = """

@@ -18,8 +18,8 @@ from medseg_jax.programs import evaluate, plan, predict, prepare, train
 from medseg_jax.runtime.errors import InputError
 
 
-def config_for(root, name='auto_cpu', **keys):
-  config = shrink(load(name), path=root, num_steps=2)
+def config_for(root, name='auto_cpu', augmented=False, **keys):
+  config = shrink(load(name), path=root, num_steps=2, augmented=augmented)
   config.eval_every = 0
   config.inference.mirror = False
   for key, value in keys.items():
@@ -149,7 +149,9 @@ def test_an_edited_plan_and_replaced_folds_are_obeyed(trained, tmp_path):
 
 def test_the_2d_plan_learns_slices_and_is_scored_on_volumes(trained, tmp_path):
   data, _ = trained
-  config = config_for(data, plan__configuration='2d', data__fold='all')
+  config = config_for(
+    data, augmented=True, plan__configuration='2d', data__fold='all'
+  )
   assert train.run(config, tmp_path) == {}  # nothing is held out
   resolved = config_files.read_config(tmp_path)
   assert len(resolved.patch_size) == 2 and len(resolved.data.spacing) == 2
@@ -200,7 +202,6 @@ def test_volumes_of_elsewhere_need_no_training_folder(trained, tmp_path):
 def test_residual_preset_and_remat(trained, tmp_path):
   data, _ = trained
   config = config_for(data, plan__preset='residual_m', model__remat=True)
-  config.augment.warp_prob = 0.0
   train.run(config, tmp_path)
   model = config_files.read_config(tmp_path).model
   assert model.residual_blocks[:2] == (1, 3) and model.convs_per_stage == 1

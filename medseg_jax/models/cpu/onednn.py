@@ -19,6 +19,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
+
+from medseg_jax.runtime import process
 
 # The releases of jax that this was tried with: a call that a later one has
 # changed might end the process, which no test at run time can catch.
@@ -70,7 +73,11 @@ def why_not() -> str:
 
   cpu = jax.local_devices(backend='cpu')[0]
   try:
-    with jax.ensure_compile_time_eval(), jax.transfer_guard('allow'):
+    with (
+      process.not_kept(Mesh(np.array([cpu]), ('one',))),
+      jax.ensure_compile_time_eval(),
+      jax.transfer_guard('allow'),
+    ):
       found, expected, product = jax.device_get(
         jax.jit(both)(*jax.device_put((image, kernel), cpu))
       )
