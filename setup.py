@@ -86,6 +86,8 @@ setup(
     'examples': ['equinox', 'ipykernel', 'nbmake', 'pandas'],
     'pacs': PACS,
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
+    # Material is for MkDocs 1, which is what this keeps to.
+    'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.7', 'mkdocstrings[python]'],
     'test': [
       'pytest',
       'pytest-xdist',

@@ -57,9 +57,11 @@ class TrainState(struct.PyTreeNode):
   @property
   def eval_variables(self) -> dict[str, Any]:
     """Returns the variables to predict with: the average where it is kept."""
-    if self.ema_params is None:
-      return {'params': self.params, 'batch_stats': self.batch_stats}
-    return {'params': self.ema_params, 'batch_stats': self.ema_batch_stats}
+    params, stats = self.params, self.batch_stats
+    if self.ema_params is not None:
+      params, stats = self.ema_params, self.ema_batch_stats
+    # Like the network's own, which has no such part where it is empty.
+    return {'params': params, **({'batch_stats': stats} if stats else {})}
 
 
 def weights_key(seed: int) -> jax.Array:

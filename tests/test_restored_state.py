@@ -70,10 +70,21 @@ def test_weights_and_statistics_are_averaged_alike(trained):
       (state.ema_params, state.ema_batch_stats),
       average,
     )
-  assert state.eval_variables == {
-    'params': state.ema_params,
-    'batch_stats': state.ema_batch_stats,
-  }
+  expected = {'params': state.ema_params}
+  if state.batch_stats:
+    expected['batch_stats'] = state.ema_batch_stats
+  assert state.eval_variables == expected
+
+
+def test_what_predicts_has_the_parts_of_the_network(trained):
+  # Of a norm without running statistics as well: programs are compiled for the
+  # one and called with the other.
+  arguments, states = trained
+  names = 'model', 'image_shape', 'mesh'
+  expected = abstract_variables(**{name: arguments[name] for name in names})
+  for state in (states[-1], states[-1].replace(ema_params=None)):
+    found = state.eval_variables
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
 
 
 def save(folder, state):
