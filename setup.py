@@ -49,6 +49,7 @@ setup(
   python_requires='>=3.11',
   packages=find_packages(include=['medseg_jax', 'medseg_jax.*']),
   cmdclass={'build_py': BuildWithDefaults},
+  entry_points={'console_scripts': ['medseg-jax = medseg_jax.console:main']},
   package_data={
     'medseg_jax': ['py.typed'],
     'medseg_jax.clinic': ['*.css', '*.html', '*.js'],

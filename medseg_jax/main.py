@@ -1,13 +1,12 @@
 """The command line: `python -m medseg_jax.main --config=configs/unet.py`."""
 
-from medseg_jax.runtime import stop_signal
+from medseg_jax.runtime import startup
 
 if __name__ == '__main__':
-  stop_signal.note()  # before all that takes time
+  startup.prepare('medseg_jax.main')
 
 import contextlib
 import importlib
-import logging
 import os
 import pathlib
 import sys
@@ -20,7 +19,7 @@ from absl import flags
 from medseg_jax import command_line
 from medseg_jax.experiment.overrides import apply as apply_overrides
 from medseg_jax.hardware import topologies
-from medseg_jax.runtime import files, host_memory, multihost
+from medseg_jax.runtime import files, multihost, stop_signal
 from medseg_jax.runtime.errors import InputError, Stopped, explain, shorten
 
 _STARTED = time.perf_counter()
@@ -209,14 +208,4 @@ def _run_of(mode: str) -> Callable:
 
 
 if __name__ == '__main__':
-  with stop_signal.held():
-    if not stop_signal.asked():
-      host_memory.restart_with_huge_pages('medseg_jax.main')
-  # TensorFlow only feeds data here; its notes on its own kernels are no news.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-  logging.raiseExceptions = False  # a full disk is told once
-  logging.addLevelName(logging.WARNING, 'warning  ')  # as what is printed
-  logging.basicConfig(format='%(levelname)s %(message)s')
-  sys.stdout.reconfigure(errors='backslashreplace')  # files are called anything
   sys.exit(main())

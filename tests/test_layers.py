@@ -17,7 +17,7 @@ FLOORS = (
     'runtime.stop_signal',
     'runtime.telling',
   ),
-  ('runtime.launcher', 'runtime.watchdog'),
+  ('runtime.launcher', 'runtime.startup', 'runtime.watchdog'),
   ('runtime.multihost',),
   ('runtime.checkpoint_files',),
   (
@@ -47,6 +47,7 @@ FLOORS = (
   ('programs', 'studies'),
   ('command_line',),
   ('main', ''),  # '': the package itself, whose load_model imports late
+  ('console',),
 )
 FLOOR = {part: i for i, parts in enumerate(FLOORS) for part in parts}
 # What each part of data/ may import of the others: case before file before set.
