@@ -44,24 +44,28 @@ jax.config.update('jax_num_cpu_devices', 8)
 ROOT = pathlib.Path(__file__).parent.parent
 # What takes as long hangs. A busy machine needs minutes for what takes seconds.
 HANG_S = 1200
-# Files that take three quarters of the whole time. `pytest -m 'not long'`
-# leaves them out; `.ci/run` does so but for its first Python.
+# Files that take most of the time, the longest first, as they are begun.
+# `pytest -m 'not long'` leaves them out; `.ci/run` does so but for its first
+# Python.
 LONG = (
-  *('augment', 'augment_intensity', 'benchmark', 'cascade', 'changed_cases'),
-  *('choice_of_convolutions', 'convolution', 'crossval_goes_on'),
-  *('crossval_many', 'crossval_volumes', 'device_cache', 'disable_jit'),
-  *('early_stop', 'fine_tuning', 'folding', 'held_out', 'kernel_gradient'),
-  *('learning', 'learning_curve', 'many_ends', 'model_folder'),
-  *('moved_plans', 'multihost', 'mutated_volumes', 'patch_growth', 'resume'),
-  *('resume_loop', 'seen_cases', 'time_budget', 'unread_batch'),
-  *('volumes_loop', 'winograd', 'without_tensorflow'),
+  *('multihost', 'volumes_loop', 'cascade', 'learning', 'resume'),
+  *('early_stop', 'patch_growth', 'choice_of_convolutions', 'resume_loop'),
+  *('crossval_volumes', 'crossval_goes_on', 'moved_plans', 'fine_tuning'),
+  *('many_ends', 'changed_cases', 'device_cache', 'learning_curve'),
+  *('augment', 'augment_intensity', 'benchmark', 'convolution'),
+  *('crossval_many', 'disable_jit', 'folding', 'held_out', 'kernel_gradient'),
+  *('model_folder', 'mutated_volumes', 'seen_cases', 'time_budget'),
+  *('unread_batch', 'winograd', 'without_tensorflow'),
 )
+_RANKS = {name: rank for rank, name in enumerate(LONG)}
 
 
 def pytest_collection_modifyitems(items):
+  names = {item: item.path.stem.removeprefix('test_') for item in items}
   for item in items:
-    if item.path.stem.removeprefix('test_') in LONG:
+    if names[item] in LONG:
       item.add_marker(pytest.mark.long)
+  items.sort(key=lambda item: _RANKS.get(names[item], len(LONG)))
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,12 @@ WITHOUT_END = {
   'schedule.name': 'constant',
   'schedule.warmup_fraction': 0,
 }
-ENDLESS = WITHOUT_END | {'num_steps': 10**6}
+# Without augmentation, which others here have, it compiles sooner.
+ENDLESS = WITHOUT_END | {
+  'num_steps': 10**6,
+  **{f'augment.{kind}_prob': 0.0 for kind in ('warp', 'contrast', 'noise')},
+  'augment.brightness_prob': 0.0,
+}
 NOTHING_HELD_OUT = {'data.phantom.num_val': 0, 'data.phantom.num_test': 0}
 
 
