@@ -138,7 +138,7 @@ def of_folds(
     ('held out', f'each case is scored by its own fold of {folds}, which has '
                  'not seen it; means are over cases, before post-processing'),
     ('chosen', summary['configuration']),
-    *((line[:11].strip(), line[11:].strip()) for line in lines),
+    *(tuple(map(str.strip, line.split(' ', 1))) for line in lines),
   ]  # fmt: skip
   notes = [
     f'The held-out cases ended the training of {name} early: the numbers are '
