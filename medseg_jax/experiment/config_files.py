@@ -203,6 +203,11 @@ def _defaults() -> dict[str, Any]:
   return json.loads(_read_defaults())
 
 
+def default_config() -> ConfigDict:
+  """Returns the default config, that of configs/unet.py."""
+  return ConfigDict(to_tuples(_defaults()))
+
+
 def check_same_meaning(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Raises InputError where `config` would reinterpret the workdir's weights.
 
