@@ -1,13 +1,15 @@
 """The flags of the command line, and what their words mean."""
 
+import difflib
 import itertools
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from medseg_jax.experiment import config_script
+from medseg_jax import command_help, completion
+from medseg_jax.experiment import config_files, config_script, overrides
 from medseg_jax.experiment.overrides import last_of_each
 from medseg_jax.experiment.overrides import split as split_overrides
 from medseg_jax.pacs import address
@@ -28,6 +30,7 @@ FROM_MASKS = (
 WRITE_WORKDIR = (*FROM_CONFIG, 'evaluate')
 # Of several processes one does it.
 ON_PRIMARY = ('plan', 'compile', 'export', 'score', 'compare')
+_HELP = ('help', 'helpfull', 'helpshort', 'h', '?')
 _NO_CONFIG = '--config is missing; for example --config=configs/unet.py'
 
 # What is parsed, and what is not: (key, text) for a trained model's config.
@@ -130,6 +133,13 @@ SEND = flags.DEFINE_string(
   'Archive that --mode=predict sends its DICOM objects to: '
   'dicom://[CALLING@]CALLED@HOST:PORT, dicomweb://HOST[:PORT][/ROOT], or '
   'dicomwebs:// over HTTPS. Needs seg or rtstruct in --formats.',
+)
+COMPLETION = flags.DEFINE_enum(
+  'completion',
+  None,
+  ['bash', 'zsh'],
+  'Print what this shell completes the command medseg-jax by; for example '
+  'source <(medseg-jax --completion=bash).',
 )
 flags.DEFINE_bool('debug', False, 'Print tracebacks of errors.')
 
@@ -239,9 +249,14 @@ def two_of(flag: flags.FlagHolder) -> list[pathlib.Path]:
 
 
 def parse(argv: list[str]) -> None:
-  """Parses the flags; every mistake becomes an InputError."""
-  app.define_help_flags()
+  """Parses the flags; every mistake becomes an InputError.
+
+  Raises:
+    SystemExit: what was asked for is told: `--help`, `--completion`.
+  """
   given = dict(_pairs(argv))
+  if any(f'{dashes}{name}' in argv for name in _HELP for dashes in ('-', '--')):
+    _tell_help(given.get('mode'))
   OVERRIDES.clear()
   if given.get('mode') in FROM_MODEL + FROM_MASKS:
     argv, OVERRIDES[:] = split_overrides(argv)
@@ -254,12 +269,54 @@ def parse(argv: list[str]) -> None:
   _ARGV[:] = argv
   try:
     rest = flags.FLAGS(argv)
-  except SystemExit:  # of --help, which absl counts as a failure
-    sys.exit(0)
+  except flags.UnrecognizedFlagError as error:
+    raise InputError(_unknown(error.flagname)) from error
   except (flags.Error, TypeError, ValueError) as error:
-    raise InputError(str(error)) from error
+    raise InputError(_unsuitable(given) or str(error)) from error
   if len(rest) > 1:
     raise InputError(f'{rest[1]!r} is not a flag; flags begin with --')
+  if COMPLETION.value:
+    shown = [flags.FLAGS[name] for name in command_help.names()]
+    keys = overrides.keys_of(config_files.default_config())
+    print(completion.script(COMPLETION.value, shown, keys), end='')
+    sys.exit(0)
+
+
+def _tell_help(mode: str | None) -> None:
+  groups = {
+    'From a config': FROM_CONFIG,
+    'With a trained model, of --workdir or --model': FROM_MODEL,
+    'With masks alone': FROM_MASKS,
+  }
+  only = mode if mode in command_help.MODES else None
+  print(command_help.text(flags.FLAGS, groups, only))
+  sys.exit(0)
+
+
+def _unknown(name: str) -> str:
+  """Returns what is wrong with a flag that there is not, and what is near."""
+  near = difflib.get_close_matches(name, command_help.names(), n=1)
+  keys = overrides.keys_of(config_files.default_config())
+  if not near:
+    same = [key for key in keys if name in (key, key.rpartition('.')[2])]
+    near = [f'config.{key}' for key in same]
+  words = ' or '.join(f'--{flag}' for flag in near)
+  advice = f'did you mean {words}?' if near else '--help lists all'
+  return f'unknown flag --{name}; {advice}'
+
+
+def _unsuitable(given: dict[str, str]) -> str:
+  """Returns which flag has a value that is none of its list, '' for none."""
+  for name, value in given.items():
+    allowed = (
+      command_help.values_of(flags.FLAGS[name]) if name in flags.FLAGS else ()
+    )
+    if allowed and value not in allowed:
+      near = difflib.get_close_matches(value, allowed, n=1)
+      return f'--{name}={value}: allowed are {", ".join(allowed)}' + (
+        f'; did you mean {near[0]}?' if near else ''
+      )
+  return ''
 
 
 def _pairs(argv: list[str]) -> list[tuple[str, str]]:

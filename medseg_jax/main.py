@@ -14,8 +14,6 @@ import time
 import traceback
 from collections.abc import Callable
 
-from absl import flags
-
 from medseg_jax import command_line
 from medseg_jax.experiment.overrides import apply as apply_overrides
 from medseg_jax.hardware import topologies
@@ -24,8 +22,6 @@ from medseg_jax.runtime.errors import InputError, Stopped, explain, shorten
 
 _STARTED = time.perf_counter()
 _LONGEST_LINE = 2000
-# --help tells the flags of the module that was started.
-flags.adopt_module_key_flags(command_line)
 
 
 def main() -> int:

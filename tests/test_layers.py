@@ -45,6 +45,8 @@ FLOORS = (
   ('programs.compare', 'programs.validation'),
   ('programs.train',),
   ('programs', 'studies'),
+  ('command_help',),
+  ('completion',),
   ('command_line',),
   ('main', ''),  # '': the package itself, whose load_model imports late
   ('console',),
