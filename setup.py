@@ -81,6 +81,8 @@ setup(
     'clinic': CLINIC,
     'examples': ['equinox', 'ipykernel', 'nbmake', 'pandas'],
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
+    # Material is for MkDocs 1, which is what this keeps to.
+    'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.7', 'mkdocstrings[python]'],
     'test': [
       'pytest',
       'pytest-xdist',

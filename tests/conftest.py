@@ -45,7 +45,8 @@ LONG = (
   *('crossval_many', 'crossval_volumes', 'device_cache', 'disable_jit'),
   *('early_stop', 'fine_tuning', 'folding', 'held_out', 'kernel_gradient'),
   *('learning', 'learning_curve', 'many_ends', 'model_folder'),
-  *('moved_plans', 'multihost', 'mutated_volumes', 'patch_growth', 'resume'),
+  *('moved_plans', 'multihost', 'mutated_volumes', 'own_parts'),
+  *('patch_growth', 'resume'),
   *('resume_loop', 'seen_cases', 'time_budget', 'unread_batch'),
   *('volumes_loop', 'winograd', 'without_tensorflow'),
 )
