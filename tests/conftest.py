@@ -54,7 +54,8 @@ LONG = (
   *('many_ends', 'changed_cases', 'device_cache', 'learning_curve'),
   *('augment', 'augment_intensity', 'benchmark', 'convolution'),
   *('crossval_many', 'disable_jit', 'folding', 'held_out', 'kernel_gradient'),
-  *('model_folder', 'mutated_volumes', 'seen_cases', 'time_budget'),
+  *('model_folder', 'mutated_volumes', 'own_parts', 'seen_cases'),
+  'time_budget',
   *('unread_batch', 'winograd', 'without_tensorflow'),
 )
 _RANKS = {name: rank for rank, name in enumerate(LONG)}

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from small import load
 
 from medseg_jax import command_line
+from medseg_jax.experiment import overrides
 
 sys.path.append(str(ROOT / 'docs'))
 generated = importlib.import_module('generated')
@@ -75,7 +76,7 @@ def test_the_program_takes_every_command(page, tmp_path, monkeypatch):
     with flagsaver.flagsaver():
       command_line.parse(['main', *words])
       if command_line.OVERRIDES:
-        command_line.apply_overrides(load('unet'), command_line.OVERRIDES)
+        overrides.apply(load('unet'), command_line.OVERRIDES)
       command_line.workdir()
 
 
