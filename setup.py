@@ -50,6 +50,7 @@ setup(
   package_data={
     'medseg_jax': ['py.typed'],
     'medseg_jax.clinic': ['page.html'],
+    'medseg_jax.clinic.followup': ['page.html'],
   },
   install_requires=[
     'absl-py',
@@ -79,6 +80,7 @@ setup(
     'cuda': ['jax[cuda]'],
     'tpu': ['jax[tpu]'],
     'clinic': CLINIC,
+    'followup': ['SimpleITK', *CLINIC],
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
     'test': [
       'pytest',

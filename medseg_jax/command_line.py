@@ -19,12 +19,13 @@ FROM_CONFIG = (
   *('plan', 'prepare', 'benchmark', 'compile'),
 )
 STUDIES = ('crossval', 'learning_curve')  # of several trainings
-FROM_MODEL = ('evaluate', 'predict', 'export')
+FROM_MODEL = ('evaluate', 'predict', 'export', 'followup')
 FROM_MASKS = (
   'score',
   'compare',
 )  # neither; keys are set without a config all the same
 WRITE_WORKDIR = (*FROM_CONFIG, 'evaluate')
+ALONE = ('benchmark', 'followup')  # not for several processes
 # Of several processes one does it.
 ON_PRIMARY = ('plan', 'compile', 'export', 'score', 'compare')
 _NO_CONFIG = '--config is missing; for example --config=configs/unet.py'
@@ -65,14 +66,18 @@ CHECKPOINT = flags.DEFINE_enum(
   'Which weights of a workdir to use. Default: the model that training ended '
   'with, or the best so far.',
 )
-INPUT = flags.DEFINE_string(
-  'input', None, 'Folder of images, or one, or of DICOM, for --mode=predict.'
+INPUT = flags.DEFINE_multi_string(
+  'input',
+  None,
+  'Folder of images, or one, or of DICOM, for --mode=predict; for '
+  '--mode=followup two, the earlier one first.',
 )
 OUTPUT = flags.DEFINE_string(
   'output',
   None,
   'Folder of the masks of --mode=predict, or for one image the file; the file '
-  'of --mode=export; the folder of the report of --mode=score or compare.',
+  'of --mode=export; the folder of --mode=followup, or of the report of '
+  '--mode=score or compare.',
 )
 PREDICTIONS = flags.DEFINE_string(
   'predictions',
@@ -176,7 +181,25 @@ def needed(name: str, what: str, value: str | None) -> str:
 
 def path_of(flag: flags.FlagHolder, what: str) -> pathlib.Path:
   """Returns the path that such a flag names."""
-  return pathlib.Path(needed(flag.name, what, flag.value))
+  value = flag.value
+  if isinstance(value, list):  # as of any other flag the last counts
+    value = value[-1]
+  return pathlib.Path(needed(flag.name, what, value))
+
+
+def time_points() -> tuple[pathlib.Path, pathlib.Path]:
+  """Returns the earlier and the later input.
+
+  Raises:
+    InputError: there are more or fewer.
+  """
+  paths = INPUT.value or []
+  if len(paths) != 2 or '' in paths:
+    raise InputError(
+      f'--mode={MODE.value} needs two --input, the earlier and the later one; '
+      f'found {" ".join(paths) or "none"}'
+    )
+  return pathlib.Path(paths[0]), pathlib.Path(paths[1])
 
 
 def two_of(flag: flags.FlagHolder) -> list[pathlib.Path]:
