@@ -54,6 +54,7 @@ setup(
     'medseg_jax': ['py.typed'],
     'medseg_jax.clinic': ['*.css', '*.html', '*.js'],
     'medseg_jax.report.html': ['*.css', '*.html', '*.js'],
+    'medseg_jax.clinic.followup': ['*.html'],
   },
   install_requires=[
     'absl-py',
@@ -86,6 +87,7 @@ setup(
     'clinic': CLINIC,
     'examples': ['equinox', 'ipykernel', 'nbmake', 'pandas'],
     'pacs': PACS,
+    'followup': ['SimpleITK', *CLINIC],
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
     # Material is for MkDocs 1, which is what this keeps to.
     'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.7', 'mkdocstrings[python]'],

@@ -1,6 +1,7 @@
 """What prediction has to do: which images, how they are read, masks written."""
 
 import collections
+import contextlib
 import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from medseg_jax.experiment.prediction_targets import (
   PROBS,
   SAMPLE,
   Job,
+  Target,
   job_of,
 )
 from medseg_jax.inference.own_grid import Prediction
@@ -195,9 +197,10 @@ def write(
   clinic = None
   for target in reversed(job.targets):  # the mask last: with it all is there
     kind, path = target.kind, target.path
-    unfinished = _unfinished(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    more = _size_of(prediction, label_values) if path == job.target else {}
+    with recorded(
+      target, job, image_hash=image_hash, record=record, maker=maker, **more
+    ) as unfinished:
       if kind == PROBS:
         nifti.write_volume(unfinished, prediction.probs, _grid_of(job))
       elif kind == ENTROPY:
@@ -216,19 +219,36 @@ def write(
       else:
         values = np.asarray(label_values, np.int16)[prediction.label]
         nifti.write_label(unfinished, values, _grid_of(job))
-      more = {}
-      if path == job.target:
-        more = _size_of(prediction, label_values)
-      name = record.name_of(path)
-      own = maker.of(kind)
-      sources = job.images
-      if kind == SLICE:  # all in the line of each would be their square
-        sources = (sources[target.index],)
-      record.add(unfinished, name, sources, image_hash, own, **more)
-      unfinished.replace(path)
-      flush_names(path.parent)
-    finally:
-      unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def recorded(
+  target: Target,
+  job: Job,
+  *,
+  image_hash: str,
+  record: Record,
+  maker: Maker,
+  **more: Any,
+) -> Iterator[pathlib.Path]:
+  """Yields a hidden name; what the block writes there becomes the target.
+
+  The record is told first, `more` among the rest; see `write`.
+  """
+  path = target.path
+  unfinished = _unfinished(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    yield unfinished
+    name, own = record.name_of(path), maker.of(target.kind)
+    sources = job.images
+    if target.kind == SLICE:  # all in the line of each would be their square
+      sources = (sources[target.index],)
+    record.add(unfinished, name, sources, image_hash, own, **more)
+    unfinished.replace(path)
+    flush_names(path.parent)
+  finally:
+    unfinished.unlink(missing_ok=True)
 
 
 def _grid_of(job: Job) -> pathlib.Path | nifti.Grid:

@@ -1,0 +1,158 @@
+"""The rigid motion that brings the earlier image onto the later one.
+
+Mutual information (Mattes et al. 2003, doi:10.1109/TMI.2003.809072), so that
+the two may differ in contrast, with SimpleITK. A motion is `[4, 4]`, mm right,
+anterior and superior at the earlier time point to those at the later one.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+
+from medseg_jax.clinic.followup import quality
+from medseg_jax.clinic.followup.time_point import Floats, mapped
+from medseg_jax.clinic.followup.working_grid import WorkingGrid
+
+_BINS = 32
+_SEED = 1  # of what is sampled: the same images give the same motion
+_SAMPLES = 30_000  # voxels that a step looks at
+_LEAST = 16  # voxels along an axis, below which an image is not made coarser
+_STEPS = 100  # of each resolution
+_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class Found(NamedTuple):
+  """A motion.
+
+  Attributes:
+    motion: `[4, 4]`.
+    began_with: what the best began with, in words.
+    consistency: mm, how far points come back from where they were when the
+      two images are registered anew the other way round; None where that found
+      nothing.
+  """
+
+  motion: Floats
+  began_with: str
+  consistency: float | None
+
+
+def register(earlier: WorkingGrid, later: WorkingGrid) -> Found:
+  """Returns the motion that makes the two alike.
+
+  Each of several beginnings, as the scanners' coordinates say and the middles
+  of boxes and of masses laid onto each other, goes its own way at the coarsest
+  resolution; the best goes on.
+  """
+  motion, name = _one_way(earlier, later)
+  back, _ = _one_way(later, earlier)
+  points = earlier.points(2000)
+  there = mapped(points, motion)
+  seen = ~np.isnan(later.sample(there))
+  consistency = None
+  if seen.any():
+    off = mapped(there[seen], back) - points[seen]
+    consistency = float(np.linalg.norm(off, axis=1).mean())
+  return Found(motion, name, consistency)
+
+
+def _one_way(fixed: WorkingGrid, moving: WorkingGrid) -> tuple[Floats, str]:
+  """Returns the best motion, and what it began with."""
+  images = _as_itk(fixed), _as_itk(moving)
+  factors = _factors(fixed, moving)
+  begun = {}
+  for name, shift in (
+    ('the coordinates', np.zeros(3)),
+    ('the middles of the images', moving.centre - fixed.centre),
+    ('the centres of mass', moving.centre_of_mass - fixed.centre_of_mass),
+  ):
+    start = np.eye(4)
+    start[:3, 3] = shift
+    begun[name] = _optimised(images, start, fixed.centre, factors[:1])
+    if name == 'the coordinates':
+      begun[f'{name}, as they are'] = start  # copies of one image, say
+
+  def worth(motion: Floats) -> float:
+    return quality.likeness(fixed, moving, motion).worth
+
+  name = max(begun, key=lambda name: worth(begun[name]))
+  best = begun[name]
+  for i in range(len(factors)):
+    best = max(
+      (best, _optimised(images, best, fixed.centre, factors[i : i + 1])),
+      key=worth,
+    )
+  return best, name.removesuffix(', as they are')
+
+
+def _factors(*grids: WorkingGrid) -> list[int]:
+  """Returns how many voxels become one, resolution by resolution."""
+  shortest = min(min(grid.values.shape) for grid in grids)
+  factors = [f for f in (4, 2, 1) if shortest >= _LEAST * f]
+  return factors or [1]
+
+
+def _optimised(
+  images: tuple[sitk.Image, sitk.Image],
+  start: Floats,
+  centre: Floats,
+  factors: Sequence[int],
+) -> Floats:
+  """Returns the motion that a descent from `start` ends with, else `start`."""
+  method = sitk.ImageRegistrationMethod()
+  method.SetNumberOfThreads(1)  # sums in one order
+  method.SetMetricAsMattesMutualInformation(_BINS)
+  voxels = math.prod(images[0].GetSize()) / factors[0] ** 3
+  if voxels > _SAMPLES:
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(_SAMPLES / voxels, _SEED)
+  method.SetInterpolator(sitk.sitkLinear)
+  method.SetOptimizerAsRegularStepGradientDescent(
+    learningRate=2.0 * images[0].GetSpacing()[0] * factors[0],  # mm
+    minStep=1e-2 * images[0].GetSpacing()[0],
+    numberOfIterations=_STEPS,
+    relaxationFactor=0.5,
+  )
+  method.SetOptimizerScalesFromPhysicalShift()
+  method.SetShrinkFactorsPerLevel(list(factors))
+  method.SetSmoothingSigmasPerLevel([0.5 * (f - 1) for f in factors])
+  method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
+  transform = _as_transform(start, centre)
+  method.SetInitialTransform(transform, inPlace=True)
+  try:
+    method.Execute(*images)
+  except RuntimeError:  # the images do not meet
+    return start
+  return _as_motion(transform)
+
+
+def _as_itk(grid: WorkingGrid) -> sitk.Image:
+  image = sitk.GetImageFromArray(grid.values)
+  affine = (_TO_LPS @ grid.affine)[:, [2, 1, 0, 3]]  # index (x, y, z)
+  image.SetSpacing([grid.spacing] * 3)
+  image.SetOrigin(affine[:3, 3].tolist())
+  image.SetDirection((affine[:3, :3] / grid.spacing).ravel().tolist())
+  return image
+
+
+def _as_transform(motion: Floats, centre: Floats) -> sitk.Euler3DTransform:
+  lps = _TO_LPS @ motion @ _TO_LPS
+  middle = (_TO_LPS[:3, :3] @ centre).tolist()
+  transform = sitk.Euler3DTransform()
+  transform.SetCenter(middle)
+  transform.SetMatrix(lps[:3, :3].ravel().tolist(), 1e-6)
+  # y = R (x - c) + c + t
+  shift = lps[:3, 3] - middle + lps[:3, :3] @ middle
+  transform.SetTranslation(shift.tolist())
+  return transform
+
+
+def _as_motion(transform: sitk.Euler3DTransform) -> Floats:
+  lps = np.eye(4)
+  lps[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
+  centre = np.array(transform.GetCenter())
+  lps[:3, 3] = centre + transform.GetTranslation() - lps[:3, :3] @ centre
+  return np.asarray(_TO_LPS @ lps @ _TO_LPS, np.float64)
