@@ -19,7 +19,7 @@ _FLAGS = (
   *('--enable-unsafe-swiftshader', '--hide-scrollbars'),
   *('--remote-debugging-pipe', '--disable-dev-shm-usage'),
 )
-_WAIT_S = 60  # a busy machine needs long
+_WAIT_S = 120.0  # a busy machine needs minutes for what takes seconds
 
 
 @contextlib.contextmanager
