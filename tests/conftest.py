@@ -78,6 +78,13 @@ def own_cache(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'user_cache'))
 
 
+@pytest.fixture(autouse=True)
+def own_flags():
+  """Takes back the flags of a command that a test ran in this process."""
+  with flagsaver.flagsaver():
+    yield
+
+
 @pytest.fixture
 def no_home(own_cache, monkeypatch):
   """Takes away what says where the user's home folder is."""
