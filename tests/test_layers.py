@@ -11,6 +11,7 @@ PACKAGE = ROOT / 'medseg_jax'
 FLOORS = (
   ('runtime.errors',),
   (
+    'runtime.event_file',
     'runtime.files',
     'runtime.host_memory',
     'runtime.orbax_messages',
