@@ -86,6 +86,9 @@ setup(
     'clinic': CLINIC,
     'examples': ['equinox', 'ipykernel', 'nbmake', 'pandas'],
     'pacs': PACS,
+    'wandb': ['wandb>=0.19'],
+    # The small MLflow, with what a store in a file takes.
+    'mlflow': ['mlflow-skinny>=3', 'alembic', 'sqlalchemy'],
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
     # Material is for MkDocs 1, which is what this keeps to.
     'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.7', 'mkdocstrings[python]'],

@@ -247,6 +247,12 @@ def get_config() -> ConfigDict:
   # Also look for the quickest batch size, and the largest that fits.
   config.benchmark.sweep_batch = False
 
+  # Where metrics go beside the workdir: the project of Weights & Biases, the
+  # experiment of MLflow; '' for nowhere. Addresses are in the environment.
+  config.loggers = ConfigDict()
+  config.loggers.wandb = ''
+  config.loggers.mlflow = ''
+
   config.log_every = 50  # steps
   config.eval_every = 250  # on the validation split; 0 for only at the end
   config.checkpoint_every = 250

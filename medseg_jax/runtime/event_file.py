@@ -72,7 +72,7 @@ def image(step: int, tag: str, array: np.ndarray) -> bytes:
 
 
 def _record(**fields) -> bytes:
-  """Returns an event as a record: its length, its content, checksums of both."""
+  """Returns an event as a record: length and content, each with a checksum."""
   event = event_pb2.Event(wall_time=time.time(), **fields)
   content = event.SerializeToString()
   length = struct.pack('<Q', len(content))

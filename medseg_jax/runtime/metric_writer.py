@@ -18,6 +18,7 @@ import numpy as np
 from medseg_jax.runtime import event_file, multihost
 from medseg_jax.runtime.errors import counted, doing
 from medseg_jax.runtime.files import parse_json, write_atomically
+from medseg_jax.runtime.run_logs import RunLogs
 
 
 class MetricWriter:
@@ -33,11 +34,17 @@ class MetricWriter:
     resume_step: step of the checkpoint that the run starts again from. What an
       earlier, crashed run wrote for later steps is dropped, so that the file
       becomes that of an uninterrupted run. None keeps every line.
+    logs: of services, which get the scalars, too.
   """
 
   def __init__(
-    self, workdir: str | os.PathLike, *, resume_step: int | None = None
+    self,
+    workdir: str | os.PathLike,
+    *,
+    resume_step: int | None = None,
+    logs: RunLogs | None = None,
   ):
+    self._logs = logs or RunLogs()
     workdir = pathlib.Path(workdir)
     path = workdir / 'metrics.jsonl'
     if not multihost.is_primary():
@@ -85,6 +92,7 @@ class MetricWriter:
     text = json.dumps(line, allow_nan=False) + '\n'
     _append(self._lines, text.encode())
     _append(self._events, event_file.scalars(int(step), tagged))
+    self._logs.scalars(int(step), split, values)
 
   def image(self, step: int, split: str, name: str, array: np.ndarray) -> None:
     """Writes an image, uint8 `[H, W, 3]`, as a PNG event."""
