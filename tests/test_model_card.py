@@ -38,7 +38,7 @@ def test_it_says_what_the_model_says_and_names_nobody(folder):
   card = model_card.of_model(description)
   for line in (
     '* Values of a mask: 0 background, 255 a\\|b',
-    '* Resampled to: 2 x 0.5 x 0.5 mm (z, y, x)',
+    "* Resampled to: 2 x 0.5 x 0.5 mm, in the network's axes",
     '| background | 0.500 | 0.250 to 0.750 | - | 7 |',
     '| a\\|b | - | - | - | 0 |',
     '| foreground mean | 0.812 | 0.750 to 0.875 | 2.50 |  |',

@@ -104,14 +104,13 @@ def _card(
 
 
 def _preprocessing(stored: Mapping[str, Any]) -> list[tuple[str, str]]:
-  rows = [('Intensities', stored['normalize'])]
-  if stored['window']:
-    rows[0] = (rows[0][0], f'{rows[0][1]} {_tuple(stored["window"])}')
+  window = ' to '.join(f'{value:g}' for value in stored['window'])
+  rows = [('Intensities', f'{stored["normalize"]} {window}'.rstrip())]
   if stored['resize']:
     rows.append(('Resized to', f'{_tuple(stored["resize"])} pixels'))
   if stored['spacing']:
     spacing = _tuple(stored['spacing'])
-    rows.append(('Resampled to', f'{spacing} mm (z, y, x)'))
+    rows.append(('Resampled to', f"{spacing} mm, in the network's axes"))
   return rows
 
 
