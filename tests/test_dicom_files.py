@@ -8,6 +8,7 @@ import SimpleITK as sitk
 from data_cases import assert_one_line
 from dicom_cases import change, enhanced, slice_of, values, without_head, write
 
+from medseg_jax.clinic import repair
 from medseg_jax.data.formats.dicom import reading
 from medseg_jax.data.formats.first_bytes import is_dicom
 from medseg_jax.data.sources import dicom_series, to_predict
@@ -119,6 +120,20 @@ def test_files_without_a_head_are_read(tmp_path, syntax):
   np.testing.assert_array_equal(native_of(paths), stored - 1000)
   [case] = to_predict.find(tmp_path, channels=1).cases
   assert len(case.images) == 5
+
+
+def test_the_copy_of_a_file_without_a_head_has_one(tmp_path):
+  stored = values()
+  paths = write(tmp_path / 'a', stored)
+  for path in paths:
+    without_head(path, 'implicit')
+  series = dicom_series.only(paths)
+  names = repair.names_of(series)
+  copies = [tmp_path / f'{i}' for i in range(len(paths))]
+  for copy, frame in zip(copies, series.frames, strict=True):
+    repair.write(copy, frame.path, series, names)
+  pixels = [pydicom.dcmread(copy).pixel_array for copy in copies]
+  np.testing.assert_array_equal(pixels, stored)
 
 
 def test_a_head_without_the_preamble(tmp_path):
