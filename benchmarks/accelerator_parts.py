@@ -21,7 +21,7 @@ LIBRARIES = ('flax', 'jax', 'numpy', 'optax')
 PROGRAM = (
   *LIBRARIES,
   *('PIL', 'absl', 'ml_collections', 'nibabel', 'orbax', 'safetensors'),
-  *('scipy', 'tensorboard', 'tifffile', 'tqdm'),
+  *('scipy', 'tensorboardX', 'tifffile', 'tqdm'),
 )
 # `configs/unet.py` and `benchmarks/unet_3d.py` in small.
 _NETWORK = {'model.depth': 2, 'model.features': 4}

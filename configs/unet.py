@@ -109,6 +109,11 @@ def get_config() -> ConfigDict:
   config.data.instances = ''
   # Of volumes: how far labels and channels may lie off the image, in voxels.
   config.data.grid_tolerance = 0.1
+  # Of DICOM series: whether slices may be missing, which are filled in for the
+  # network alone, and whether a CT that does not tell its Hounsfield units has
+  # them as it is stored. Otherwise such series are refused.
+  config.data.allow_gaps = False
+  config.data.assume_hounsfield = False
   config.data.roi = ''  # folder beside images/ with regions to evaluate in
   # 'scale' (x / 255), 'zscore', 'window'; '' for what fits the source.
   config.data.normalize = ''
@@ -254,6 +259,12 @@ def get_config() -> ConfigDict:
   config.benchmark = ConfigDict()
   # Also look for the quickest batch size, and the largest that fits.
   config.benchmark.sweep_batch = False
+
+  # Where metrics go beside the workdir: the project of Weights & Biases, the
+  # experiment of MLflow; '' for nowhere. Addresses are in the environment.
+  config.loggers = ConfigDict()
+  config.loggers.wandb = ''
+  config.loggers.mlflow = ''
 
   config.log_every = 50  # steps
   config.eval_every = 250  # on the validation split; 0 for only at the end

@@ -25,8 +25,11 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 # kernels for LLVM itself, not by way of MLIR, which takes half the time.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 jax.config.update('jax_disable_most_optimizations', True)
-if jax.__version_info__ < (0, 13):  # one that does not know a flag aborts
+# Options of the compiler with which a test of equal bits compiles as users do.
+AS_USERS: dict[str, bool] = {}
+if jax.__version_info__ < (0, 11):  # not tried with later ones
   os.environ['XLA_FLAGS'] = '--xla_cpu_use_fusion_emitters=false'
+  AS_USERS['xla_cpu_use_fusion_emitters'] = True
 # What many tests have in common is compiled once, for the workers of xdist and
 # the processes that some tests start, too, which inherit the place.
 COMPILED = os.environ.get('MEDSEG_TEST_COMPILED', '')
@@ -73,6 +76,13 @@ def pytest_collection_modifyitems(items):
 def own_cache(tmp_path, monkeypatch):
   """Keeps the tests' caches out of the user's folder."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'user_cache'))
+
+
+@pytest.fixture(autouse=True)
+def own_flags():
+  """Takes back the flags of a command that a test ran in this process."""
+  with flagsaver.flagsaver():
+    yield
 
 
 @pytest.fixture

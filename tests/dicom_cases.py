@@ -62,8 +62,13 @@ def write(folder, stored, *, step=(0, 0, 2.5), origin=(-3, 4, 5), **more):
   return paths
 
 
-def enhanced(path, stored, order, *, spacing=(1, 1), step=(0, 0, 2.5)):
-  """Writes one multi-frame file, its frames in another order."""
+def enhanced(
+  path, stored, order, *, spacing=(1, 1), step=(0, 0, 2.5), echoes=()
+):
+  """Writes one multi-frame file, its frames in another order.
+
+  With `echoes`, a time for each, every slice is there once for each of them.
+  """
   dataset = slice_of(stored[0], (0, 0, 0))
   for key in (
     'ImagePositionPatient', 'ImageOrientationPatient', 'PixelSpacing',
@@ -78,7 +83,7 @@ def enhanced(path, stored, order, *, spacing=(1, 1), step=(0, 0, 2.5)):
   shared.PlaneOrientationSequence = [turn]
   dataset.SharedFunctionalGroupsSequence = [shared]
   groups = []
-  for i in order:
+  for i, echo in [(i, echo) for echo in echoes or (None,) for i in order]:
     group = Dataset()
     group.PlanePositionSequence = [Dataset()]
     place = [float(x) for x in i * np.asarray(step)]
@@ -86,10 +91,15 @@ def enhanced(path, stored, order, *, spacing=(1, 1), step=(0, 0, 2.5)):
     group.PixelValueTransformationSequence = [Dataset()]
     group.PixelValueTransformationSequence[0].RescaleSlope = 1 + i
     group.PixelValueTransformationSequence[0].RescaleIntercept = 0
+    if echo is not None:
+      group.MREchoSequence = [Dataset()]
+      group.MREchoSequence[0].EffectiveEchoTime = echo
     groups.append(group)
   dataset.PerFrameFunctionalGroupsSequence = groups
-  dataset.NumberOfFrames = len(order)
-  dataset.PixelData = stored[list(order)].astype('<i2').tobytes()
+  dataset.NumberOfFrames = len(groups)
+  pixels = stored[list(order)].astype('<i2')
+  parts = [(pixels + i).tobytes() for i in range(len(echoes) or 1)]
+  dataset.PixelData = b''.join(parts)
   dataset.save_as(path, enforce_file_format=True)
 
 
@@ -102,3 +112,22 @@ def change(path: pathlib.Path, **values) -> None:
     else:
       setattr(dataset, key, value)
   dataset.save_as(path)
+
+
+def without_head(path: pathlib.Path, syntax: str) -> None:
+  """Writes a file as some archives do: no preamble, nothing of group 2.
+
+  Args:
+    path: of the file, which is overwritten.
+    syntax: 'implicit', 'explicit' or 'big'.
+  """
+  dataset = pydicom.dcmread(path)
+  if syntax == 'big':
+    dataset['PixelData'].VR = 'OW'
+    pixels = np.frombuffer(dataset.PixelData, '<i2').astype('>i2')
+    dataset.PixelData = pixels.tobytes()
+  bare = Dataset()
+  bare.update(dataset)
+  pydicom.dcmwrite(
+    path, bare, implicit_vr=syntax == 'implicit', little_endian=syntax != 'big'
+  )

@@ -8,6 +8,13 @@ from small import load, shrink, write_untrained
 
 from medseg_jax.experiment import ensemble, model_folder
 
+SCORES = {
+  'split': 'crossval',
+  'num_cases': 4,
+  'classes': {},
+  'mean': {'dice': 1.0},
+}
+
 
 def write_untrained_models(root):
   """Returns the models of two configurations, which see other tiles."""
@@ -54,5 +61,5 @@ def member(source, folder, *, fold=0, bias=None, seed=None, change=None):
 
 
 def write(folder, models):
-  ensemble.write(folder, models, scores={'mean': 1}, postprocessing=[])
+  ensemble.write(folder, models, scores=SCORES, postprocessing=[])
   return folder

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import AS_USERS
 from scipy import ndimage
 from test_augment import make_batch, voxels
 
@@ -59,7 +60,8 @@ SHARES = (
 
 def quick(fn):
   """Returns fn jitted, with half the time for the compiler."""
-  return jax.jit(fn, compiler_options={'xla_backend_optimization_level': 0})
+  options = {'xla_backend_optimization_level': 0} | AS_USERS
+  return jax.jit(fn, compiler_options=options)
 
 
 def run(batch, seed=0, **fields):

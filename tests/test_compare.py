@@ -9,7 +9,6 @@ import sys
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from conftest import ROOT, ball, disc, write_pairs
 from data_cases import assert_one_line
 from PIL import Image
@@ -228,8 +227,7 @@ def test_two_folders_of_masks(kind, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   args = ['--predictions=good,bad', '--labels=true', '--output=out']
   monkeypatch.setattr(sys, 'argv', ['main', '--mode=compare', *args])
-  with flagsaver.flagsaver():
-    assert main.main() == 0
+  assert main.main() == 0
   out = capsys.readouterr().out
   assert 'B is worse by' in out
   found = json.loads((tmp_path / 'out/comparison.json').read_text())

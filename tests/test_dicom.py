@@ -65,6 +65,7 @@ def test_names_and_numbers_say_nothing(real_data, tmp_path):
   order = np.random.default_rng(0).permutation(len(paths))
   for path, i in zip(paths, order, strict=True):
     shutil.copy(path, tmp_path / f'{i}')
+    change(tmp_path / f'{i}', InstanceNumber=int(i), SliceLocation=-float(i))
   after = reading.read_volume(only(tmp_path))
   np.testing.assert_array_equal(after.array, before.array)
   np.testing.assert_array_equal(after.affine, before.affine)

@@ -31,7 +31,11 @@ from medseg_jax.runtime.errors import InputError
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-  root = tmp_path_factory.mktemp('model')
+  return untrained(tmp_path_factory.mktemp('model'))
+
+
+def untrained(root):
+  """Writes a model of volumes with random weights; returns its folder."""
   data = write_volumes(root / 'data', 5)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(root / 'cache'))
@@ -107,12 +111,13 @@ def test_formats_of_a_study(model, tmp_path, capsys):
   complete(paths)
   out = tmp_path / 'out'
   before = hashes(study)
-  formats = ('nifti', 'seg', 'rtstruct', 'report')
+  formats = ('nifti', 'seg', 'rtstruct', 'mesh', 'report')
   run(model, study, out, formats=formats)
   names = {path.name for path in (out / 'study').iterdir()}
   assert names == {
     *('mask.nii.gz', 'seg.dcm', 'rtstruct.dcm', 'measurements.dcm'),
     *('report.html', 'report.json', 'measurements.csv'),
+    *('left.stl', 'right.stl', 'surfaces.ply'),
   }
   [series] = reading.read_files(paths).series
   mask = nibabel.load(out / 'study' / 'mask.nii.gz').get_fdata()
@@ -128,11 +133,13 @@ def test_formats_of_a_study(model, tmp_path, capsys):
   )
   np.testing.assert_array_equal(read, native[..., None] == [1, 2])
   assert 'study,left' in (out / 'volumes.csv').read_text()
-  written = hashes(out / 'study')
+  # A second run changes nothing, of the lists neither, and says so.
+  written = hashes(out)
+  assert {path.name for path in written} > {'volumes.csv', 'predictions.jsonl'}
   capsys.readouterr()
   run(model, study, out, formats=formats)
   assert 'kept      1 mask of an earlier run' in capsys.readouterr().out
-  assert hashes(out / 'study') == written and hashes(study) == before
+  assert hashes(out) == written and hashes(study) == before
   # One that was deleted is made again; one format lies in the folder itself.
   (out / 'study' / 'seg.dcm').unlink()
   run(model, study, out, formats=formats)

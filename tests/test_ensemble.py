@@ -11,7 +11,7 @@ import predict_cases
 import pytest
 from conftest import ROOT
 from data_cases import assert_one_line
-from ensemble_cases import member, write, write_untrained_models
+from ensemble_cases import SCORES, member, write, write_untrained_models
 from predict_cases import masks, write_images
 from scipy import special
 
@@ -83,7 +83,7 @@ def test_folds_average_logits_and_configurations_probabilities(
   expected = (special.softmax(A) + special.softmax(B)) / 2
   np.testing.assert_allclose(found.probs[3, 5], expected, atol=1e-3)
   assert model.classes[1] == 'liver' and model.channel_names == ('CT',)
-  assert model.description['scores'] == {'mean': 1}
+  assert model.description['scores'] == SCORES
   # The same two of one configuration: folds again, whatever their number.
   paths['c'] = member(one, tmp_path / 'd', bias=B, fold=0)
   joint = joined({'2d': [paths['a'], paths['c']]})
@@ -137,12 +137,12 @@ def test_a_zip_is_the_folder_and_masks_are_kept(
   target = tmp_path / 'ensemble.zip'
   export.run(None, None, output=target, model=whole)
   assert sorted(zipfile.ZipFile(target).namelist()) == sorted(
-    ['model.json']
+    ['README.md', 'model.json']
     + [
       f'{name}/fold_{i}/{file}'
       for name in parts
       for i in (0, 1)
-      for file in ('model.json', 'model.safetensors')
+      for file in ('README.md', 'model.json', 'model.safetensors')
     ]
   )
   (tmp_path / 'out' / 'b.png').unlink()

@@ -4,6 +4,8 @@ import numpy as np
 from data_cases import MASK, RNG, assert_all_in, error_line, save, write_pairs
 
 from medseg_jax.data.sources import folder as folder_lib
+from medseg_jax.data.sources.folder_files import find_files
+from medseg_jax.data.sources.mask_pairs import match_masks
 
 
 def test_all_bad_files_are_counted_and_the_first_are_named(tmp_path):
@@ -108,3 +110,29 @@ def test_a_stray_pixel_is_told_with_value_count_and_file(tmp_path, caplog):
     assert sources['train'][3].label[1, 1] == 0
     (line,) = [record.getMessage() for record in caplog.records]
     assert_all_in(line, 'in 1 of 10 files', '1 (1 pixel of d.png)', '(0, 255)')
+
+
+def test_names_as_drive_has_them(tmp_path):
+  """Its masks are images/21_training.tif's 21_manual1.gif, and so on."""
+  for name in ('21_training', '01_test'):
+    number = name.split('_')[0]
+    image = RNG.integers(0, 256, MASK.shape, dtype=np.uint8)
+    save(tmp_path / 'images' / f'{name}.tif', image)
+    save(tmp_path / 'labels' / f'{number}_manual1.gif', MASK)
+    save(tmp_path / 'mask' / f'{name}_mask.gif', MASK)
+  found = find_files(tmp_path, 'mask')['train']
+  assert [
+    (files.name, files.image.name, files.mask.name, files.roi.name)
+    for files in found
+  ] == [
+    ('01_test', '01_test.tif', '01_manual1.gif', '01_test_mask.gif'),
+    ('21_training', '21_training.tif', '21_manual1.gif')
+    + ('21_training_mask.gif',),
+  ]
+  # A lone one is called by its number.
+  save(tmp_path / 'labels' / '22_manual1.gif', MASK)
+  assert '22_manual1.gif' in error_line(tmp_path)
+  lone = find_files(tmp_path, '', strict=False)['train'][-1]
+  assert lone.name == '22' and 'without' in lone.problem
+  matched = match_masks(tmp_path / 'images', tmp_path / 'labels')
+  assert {files.name for files in matched.pairs} == {'01_test', '21_training'}

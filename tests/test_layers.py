@@ -11,6 +11,7 @@ PACKAGE = ROOT / 'medseg_jax'
 FLOORS = (
   ('runtime.errors',),
   (
+    'runtime.event_file',
     'runtime.files',
     'runtime.host_memory',
     'runtime.orbax_messages',
@@ -19,14 +20,16 @@ FLOORS = (
   ),
   ('runtime.launcher', 'runtime.startup', 'runtime.watchdog'),
   ('runtime.multihost',),
-  ('runtime.checkpoint_files',),
+  ('runtime.checkpoint_files', 'runtime.run_logs'),
   (
     'runtime.agreement',
     'runtime.checkpoint',
     'runtime.metric_writer',
+    'runtime.mlflow_run',
     'runtime.process',
     'runtime.progress',
     'runtime.sharding',
+    'runtime.wandb_run',
     'runtime.workdir_lock',
   ),
   # Libraries that know nothing of each other.

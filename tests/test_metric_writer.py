@@ -18,6 +18,7 @@ from medseg_jax.runtime import metric_writer, progress
 _READ_BACK = """
 import json, sys
 import numpy as np
+sys.path.append(sys.argv[1])  # there lies what must not be imported
 from medseg_jax.runtime.metric_writer import MetricWriter
 import medseg_jax.report.panels, medseg_jax.runtime.progress
 import medseg_jax.report.summary
@@ -29,7 +30,8 @@ with MetricWriter(workdir, resume_step=0) as writer:
 with MetricWriter(workdir, resume_step=2) as writer:
   writer.scalars(3, 'train', {'loss': 0.5})
   writer.image(3, 'val', 'case', np.zeros((4, 5, 3), np.uint8))
-heavy = [m for m in ('tensorflow', 'jax', 'matplotlib') if m in sys.modules]
+names = ('tensorflow', 'jax', 'matplotlib', 'tensorboard', 'torch')
+heavy = [m for m in names if m in sys.modules]
 
 # Has tensorboard read with its own stub, which spares the test seconds.
 sys.modules['tensorboard.compat.notf'] = sys
@@ -122,6 +124,7 @@ def test_event_file_holds_version_scalars_and_png(tmp_path):
 def test_tensorboard_reads_a_resumed_run_and_tensorflow_is_not_needed(
   tmp_path,
 ):
+  (tmp_path / 'torch.py').write_text('')
   done = subprocess.run(
     [sys.executable, '-c', _READ_BACK, str(tmp_path)],
     capture_output=True,

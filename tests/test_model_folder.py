@@ -127,6 +127,7 @@ def test_a_zip_predicts_in_another_place_without_the_run(
   target = tmp_path / 'there' / 'unet.zip'
   export.run(None, workdir, output=target)
   assert sorted(zipfile.ZipFile(target).namelist()) == [
+    'README.md',
     'model.json',
     'model.safetensors',
   ]

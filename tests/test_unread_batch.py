@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import AS_USERS
 from test_device_cache import SHAPES_2D, SHAPES_3D, cache_of, one_device
 from test_shared_data import bits
 
@@ -51,14 +52,18 @@ def batches(cache, mesh, patch_size, fields, steps):
   }
   augment_fn = create_augment(**fields)
 
-  @functools.partial(jax.jit, out_shardings=settings['layout'])
+  @functools.partial(
+    jax.jit, out_shardings=settings['layout'], compiler_options=AS_USERS
+  )
   def cut(data, step):
     batch = device_batches.read_batch(data, step, **settings)
     image = batch['image'].astype(jnp.float32)
     label = batch['label'].astype(jnp.int32)
     return augment_fn(jax.random.key(step), {'image': image, 'label': label})
 
-  @functools.partial(jax.jit, out_shardings=settings['layout'])
+  @functools.partial(
+    jax.jit, out_shardings=settings['layout'], compiler_options=AS_USERS
+  )
   def looked_up(data, step):
     batch = device_batches.UnreadBatch(data, step, **settings)
     return augment_fn(jax.random.key(step), batch)

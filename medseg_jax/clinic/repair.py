@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
   UID,
@@ -23,6 +22,7 @@ from pydicom.uid import (
 
 from medseg_jax.clinic import identity
 from medseg_jax.data.formats.dicom.frames import Frame
+from medseg_jax.data.formats.dicom.opening import open_file
 from medseg_jax.data.formats.dicom.series import Series
 from medseg_jax.runtime.errors import InputError
 
@@ -128,7 +128,7 @@ def write(
     names: see `names_of`.
   """
   [frame, *_] = [f for f in series.frames if f.path == source]
-  dataset = pydicom.dcmread(source)
+  dataset = open_file(source)
   kind = _class_of(frame)
   _complete(dataset, kind, source, names)
   dataset.file_meta.MediaStorageSOPClassUID = UID(kind)

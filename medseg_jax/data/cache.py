@@ -36,7 +36,7 @@ from medseg_jax.runtime.files import (
 )
 
 # Raise it whenever the same data and settings would give other arrays.
-VERSION = 5
+VERSION = 6
 # Open files of one kind. A process may often have no more than 1024.
 MAX_OPEN = 128
 # To make a damaged case anew. Other runs that do so at the same time can be in

@@ -22,6 +22,9 @@ class Case(NamedTuple):
     affine: `[R + 1, R + 1]` voxel to world, or None where there is none.
     roi: `[*S]` bool, the region that a published protocol evaluates (a retinal
       camera's field of view, say), or None for the whole image.
+    measured: bool, of as many axes as the image has of space, where sizes of 1
+      stand for all along an axis; what it leaves out was filled in between and
+      gets no mask. None for the whole image.
   """
 
   name: str
@@ -30,6 +33,7 @@ class Case(NamedTuple):
   spacing: tuple[float, ...]
   affine: np.ndarray | None = None
   roi: np.ndarray | None = None
+  measured: np.ndarray | None = None
 
 
 def colour_names(channels: int) -> tuple[str, ...]:

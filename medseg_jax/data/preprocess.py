@@ -15,6 +15,7 @@ from medseg_jax.data.resample import (
   resize_linear,
   resize_nearest,
 )
+from medseg_jax.data.shear import label_to_upright, shear_of, to_upright
 from medseg_jax.runtime.errors import InputError, counted
 
 
@@ -129,11 +130,12 @@ def _check_plan(p: Preprocessing) -> None:
 def preprocess(case: Case, preprocessing: Preprocessing) -> Prepared:
   """Returns the case as the network sees it.
 
-  In this order: axes, crop, intensities, grid. To a target spacing, images are
-  resampled by cubic splines, labels linearly on their one-hot form; where the
-  case or the target is anisotropic, the coarse axis takes the nearest slice
-  (Isensee 2021). With `resize`, images are resampled linearly and labels by
-  the nearest pixel.
+  In this order: axes, crop, intensities, grid. What is sheared comes to right
+  angles, see `shear`; beside its planes the label is -1. To a target spacing,
+  images are resampled by cubic splines, labels linearly on their one-hot form;
+  where the case or the target is anisotropic, the coarse axis takes the nearest
+  slice (Isensee 2021). With `resize`, images are resampled linearly and labels
+  by the nearest pixel.
 
   Args:
     case: image `[*S, C]`, left as it is.
@@ -163,12 +165,19 @@ def preprocess(case: Case, preprocessing: Preprocessing) -> Prepared:
     mask = None  # it is there to move with the label
   else:
     label = np.ascontiguousarray(label[box].transpose(axes))
+  spacing = tuple(case.spacing[axis] for axis in axes)
+  if shear := shear_of(case.affine, axes, image.shape[:-1]):
+    spacing = shear.spacing
+    image = to_upright(image, shear)
+    label = None if label is None else label_to_upright(label, shear)
+    if mask is not None:
+      mask = label_to_upright(mask.view(np.uint8), shear, outside=0)
+      mask = mask.astype(bool)
   if p.resize:
     image = resize_linear(image, p.resize)
     label = None if label is None else resize_nearest(label, p.resize)
     mask = None if mask is None else resize_nearest(mask, p.resize)
   if p.spacing:
-    spacing = tuple(case.spacing[axis] for axis in axes)
     shape = output_shape(image.shape[:-1], spacing, p.spacing)
     nearest = coarse_axis(spacing, p.spacing)
     image = resample_image(image, shape, nearest_axis=nearest, overwrite=True)
@@ -191,7 +200,10 @@ def prepared_shape(case: Case, preprocessing: Preprocessing) -> tuple[int, ...]:
   axes = p.axes or tuple(range(case.image.ndim - 1))
   box = box_of(case, p)
   shape = tuple(box[axis].stop - box[axis].start for axis in axes)
-  return output_shape(shape, [case.spacing[axis] for axis in axes], p.spacing)
+  spacing = tuple(case.spacing[axis] for axis in axes)
+  if shear := shear_of(case.affine, axes, shape):
+    shape, spacing = shear.upright, shear.spacing
+  return output_shape(shape, spacing, p.spacing)
 
 
 def box_of(case: Case, preprocessing: Preprocessing) -> tuple[slice, ...]:

@@ -19,7 +19,12 @@ from ml_collections import ConfigDict
 
 import medseg_jax
 from medseg_jax.data.case import VOLUMES
-from medseg_jax.experiment import calibrated, mirroring, model_folder
+from medseg_jax.experiment import (
+  calibrated,
+  mirroring,
+  model_card,
+  model_folder,
+)
 from medseg_jax.experiment.calibrated import Calibration
 from medseg_jax.experiment.model_folder import DESCRIPTION
 from medseg_jax.postprocessing import classes_of
@@ -148,6 +153,9 @@ def write(
     }
     text = json.dumps(description, indent=2, allow_nan=False)
     (new / DESCRIPTION).write_text(text + '\n', encoding='utf-8')
+    first = next(iter(found.values()))[0].description
+    card = model_card.of_ensemble(description, first)
+    (new / model_card.CARD).write_text(card, encoding='utf-8')
 
 
 def read(path: pathlib.Path) -> Stored:

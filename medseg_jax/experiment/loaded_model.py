@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 
 from medseg_jax.data.case import VOLUMES, Case
+from medseg_jax.data.shear import spacing_of
 from medseg_jax.data.sources import dicom_series, to_predict
 from medseg_jax.data.sources.volume_files import VolumeFiles
 from medseg_jax.experiment import (
@@ -163,10 +164,15 @@ class LoadedModel:
     there = nibabel.orientations.ornt_transform(own, _SUPERIOR_POSTERIOR_LEFT)
     back = nibabel.orientations.ornt_transform(_SUPERIOR_POSTERIOR_LEFT, own)
     turn = nibabel.orientations.apply_orientation
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = np.array(spacing_of(affine))
     order = np.argsort(there[:, 0])
+    turned = affine @ nibabel.orientations.inv_ornt_aff(there, image.shape[:3])
     case = Case(
-      'the image', turn(image, there), None, tuple(spacing[order].tolist())
+      'the image',
+      turn(image, there),
+      None,
+      tuple(spacing[order].tolist()),
+      turned,
     )
     label, probs, *_ = self._predict_case(case)
     return Prediction(

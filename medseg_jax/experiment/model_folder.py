@@ -3,7 +3,8 @@
 `model.safetensors` holds the weights that predict, which any framework can
 open; `model.json` says all else: what the network is, what it wants to see and
 what its outputs mean, how it was trained, on what, and how it scored. Nothing
-else is needed to predict, and nothing in it is code.
+else is needed to predict, and nothing in it is code. `README.md` tells people
+the most of it.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from ml_collections import ConfigDict
 import medseg_jax
 from medseg_jax.experiment import cascade, pretraining
 from medseg_jax.experiment.config_files import complete
+from medseg_jax.experiment.model_card import CARD, of_model
 from medseg_jax.experiment.model_files import DESCRIPTION, read_file
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime.errors import InputError, doing, quote, shorten
@@ -187,6 +189,7 @@ def write(
   with replacing_folder(folder) as new:
     (new / WEIGHTS).write_bytes(weights)
     (new / DESCRIPTION).write_text(text + '\n', encoding='utf-8')
+    (new / CARD).write_text(of_model(description), encoding='utf-8')
     if previous is not None:
       (new / PREVIOUS).mkdir()
       copy(previous, new / PREVIOUS)
@@ -244,6 +247,9 @@ def pack(
     read_description(folder, at)
     parts = (at, join(at, PREVIOUS)) if has_previous(folder, at) else (at,)
     names += [join(p, name) for p in parts for name in (DESCRIPTION, WEIGHTS)]
+  places = dict.fromkeys(pathlib.PurePosixPath(name).parent for name in names)
+  cards = [str(place / CARD) for place in places]  # older models have none
+  names += [name for name in cards if (folder / name).exists()]
   with replacing(target) as temporary, zipfile.ZipFile(temporary, 'w') as file:
     for name in dict.fromkeys(names):
       # Weights do not compress; a fixed date keeps the bytes the same.
@@ -266,6 +272,8 @@ def copy(path: pathlib.Path, folder: pathlib.Path, at: str = '') -> None:
   weights = _weights(path, at, read_description(path, at))
   (folder / WEIGHTS).write_bytes(weights)
   (folder / DESCRIPTION).write_bytes(read_file(path, join(at, DESCRIPTION)))
+  with contextlib.suppress(InputError):  # older models have none
+    (folder / CARD).write_bytes(read_file(path, join(at, CARD)))
   if has_previous(path, at):
     (folder / PREVIOUS).mkdir()
     copy(path, folder / PREVIOUS, join(at, PREVIOUS))

@@ -145,7 +145,7 @@ def find_oddities(
     return
   for job in jobs:
     if dicom_series.is_dicom(job.images[0]):
-      yield from dicom_series.find_oddities(job.images)
+      yield from dicom_series.find_oddities(job.images, **_forced(data))
       copies = [t.path for t in getattr(job, 'targets', ()) if t.kind == SLICE]
       if copies:
         yield (
@@ -165,13 +165,17 @@ def read(job: Job | VolumeFiles, data: ConfigDict) -> Case:
     data: section of the model's config.
   """
   if data.source in VOLUMES and dicom_series.is_dicom(job.images[0]):
-    volume = dicom_series.read(job.images)
-    return Case(job.name, volume.array, None, volume.spacing, volume.affine)
+    return dicom_series.read(job.name, job.images, **_forced(data))
   if data.source in VOLUMES:
     volume = nifti.read_channels(job.images, tolerance=data.grid_tolerance)
     return Case(job.name, volume.array, None, volume.spacing, volume.affine)
   image = images.read_image(job.images[0])
   return Case(job.name, image, None, (1.0,) * (image.ndim - 1))
+
+
+def _forced(data: ConfigDict) -> dict[str, bool]:
+  # They are later than the first models.
+  return {key: data.get(key, False) for key in dicom_series.FORCED}
 
 
 def write(

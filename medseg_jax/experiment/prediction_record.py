@@ -22,6 +22,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from medseg_jax.data.formats.volume_formats import data_files
+from medseg_jax.data.sources.dicom_series import FORCED
 from medseg_jax.data.sources.to_predict import MASK_LIST
 from medseg_jax.experiment import build, mirroring
 from medseg_jax.experiment.calibrated import Calibration
@@ -130,6 +131,9 @@ def maker_of(model: Weights) -> Maker:
 def _settings_of(config: ConfigDict) -> dict[str, Any]:
   """Returns what of a resolved config has a part in a mask."""
   settings = {f'data.{key}': config.data[key] for key in _MEANING}
+  settings |= {
+    f'data.{key}': True for key in FORCED if config.data.get(key, False)
+  }
   preprocessing = build.preprocessing_of(config)._asdict()
   settings |= _flat('preprocessing', preprocessing)
   settings |= _flat('model', config.model) | {'dtype': config.dtype}

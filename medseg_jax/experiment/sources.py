@@ -94,6 +94,8 @@ def _open_all(config: ConfigDict, strict: bool) -> dict[str, Source]:
           instances=data.instances,
           grid_tolerance=data.grid_tolerance,
           strict=strict,
+          allow_gaps=data.get('allow_gaps', False),  # likewise
+          assume_hounsfield=data.get('assume_hounsfield', False),
           **naming,
         )
       if pretraining.is_asked(config):

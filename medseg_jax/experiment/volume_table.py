@@ -83,7 +83,9 @@ def write(
   writer.writerow(COLUMNS)
   for case in sorted(rows):
     writer.writerows(rows[case])
-  write_atomically(path, text.getvalue().encode())
+  content = text.getvalue().encode()
+  if not path.exists() or path.read_bytes() != content:
+    write_atomically(path, content)
   return (
     f'volumes   {path}: {counted(number, "case")} in {unit}, '
     + _told_of_intervals(calibration, unit)

@@ -27,6 +27,7 @@ from medseg_jax.inference.own_grid import (
   Output,
   Prediction,
   on_own_grid,
+  only_measured,
 )
 from medseg_jax.runtime import stop_signal
 from medseg_jax.runtime.errors import InputError, counted
@@ -263,6 +264,9 @@ def _predict(
       )
       if finish is not None:
         prediction = prediction._replace(label=finish(prediction.label))
+      prediction = only_measured(
+        prediction, has_background=output.has_background
+      )
       yield case.item, prediction
       del case, slabs, prediction  # before the next image is waited for
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.resample import resample_linear_slabs
+from medseg_jax.data.shear import from_upright, shear_of
 from medseg_jax.inference import decoding, in_step
 from medseg_jax.inference.decoding import pooled_logits, softmax
 
@@ -108,12 +109,14 @@ def on_own_grid(
   if output.points is not None:
     corner = [side.indices(n)[0] for side, n in zip(box, shape, strict=True)]
     sampler = _Sampler(output.points(case, box), corner, axes)
+  shear = shear_of(case.affine, axes, into.shape)
+  upright = shear.upright if shear else into.shape
   own = [
-    slabs
-    if size == into.shape
-    else resample_linear_slabs(slabs, size, into.shape)
+    slabs if size == upright else resample_linear_slabs(slabs, size, upright)
     for slabs, size in zip(slabs_of_each, sizes, strict=True)
   ]
+  if shear:
+    own = [from_upright(slabs, shear) for slabs in own]
   alike = {
     'exclusive': output.activate is None,
     'has_background': output.has_background,
@@ -153,6 +156,31 @@ def on_own_grid(
     into_probs[planes] = values
   sample = None if sampler is None else sampler.sample()
   return Prediction(case, label, probs, sample, entropy, apart)
+
+
+def only_measured(
+  prediction: Prediction, *, has_background: bool
+) -> Prediction:
+  """Returns the prediction with background where nothing was measured.
+
+  Args:
+    prediction: any; what it holds may be changed.
+    has_background: whether class 0 is 1 there.
+  """
+  if (measured := prediction.case.measured) is None:
+    return prediction
+  nothing = ~np.broadcast_to(measured, prediction.label.shape)
+  for values in (
+    prediction.label,
+    prediction.probs,
+    prediction.entropy,
+    prediction.disagreement,
+  ):
+    if values is not None:
+      values[nothing] = 0
+  if prediction.probs is not None and has_background:
+    prediction.probs[nothing, 0] = 1
+  return prediction
 
 
 class _Sampler:

@@ -51,7 +51,10 @@ def mask_of_case(
     predict_fn, image, patch_size, overlap=overlap, batch_size=batch_size
   )
   # The finer image in the place of the case's own: it has no voxels itself.
-  onto = case._replace(image=np.broadcast_to(np.int8(0), (*shape, 1)))
+  # Where the case is sheared, both networks see it at right angles.
+  onto = case._replace(
+    image=np.broadcast_to(np.int8(0), (*shape, 1)), affine=None
+  )
   label = on_own_grid(
     [map(np.asarray, slabs)],
     onto,

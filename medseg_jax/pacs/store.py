@@ -139,9 +139,11 @@ def _associated(
       reason = _why_not(node, association, classes, refusals)
       raise InputError(f'{node.name}: {reason}')
     # Else one who no longer reads what is sent holds this program for ever.
-    connection = association.dul.socket
-    if connection is not None and connection.socket is not None:
-      connection.socket.settimeout(seconds)
+    held = association.dul.socket
+    connection = None if held is None else held.socket
+    if connection is not None:
+      with contextlib.suppress(OSError):  # the other side has ended it
+        connection.settimeout(seconds)
     taken = {str(c.abstract_syntax) for c in association.accepted_contexts}
     yield association, taken
   finally:

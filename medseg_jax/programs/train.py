@@ -26,6 +26,7 @@ from medseg_jax.experiment import (
   opening,
   patch_growth,
   stage_masks,
+  step_sums,
   trained_model,
 )
 from medseg_jax.experiment.compiled_steps import (
@@ -39,18 +40,16 @@ from medseg_jax.experiment.restored_state import restore_state
 from medseg_jax.programs import evaluate
 from medseg_jax.programs.prepare import describe, prepare
 from medseg_jax.programs.validation import Validation
-from medseg_jax.runtime import multihost, sharding, workdir_lock
+from medseg_jax.runtime import multihost, run_logs, sharding, workdir_lock
 from medseg_jax.runtime.agreement import Agreement
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.runtime.errors import Stopped
 from medseg_jax.runtime.metric_writer import MetricWriter
 from medseg_jax.runtime.progress import Progress, Title
+from medseg_jax.runtime.run_logs import RunLogs
 from medseg_jax.runtime.stop_signal import stop_on_signal
 from medseg_jax.state import TrainState, abstract_state
 from medseg_jax.step import TrainStep
-
-# Of the steps since the last log line; kept with each checkpoint.
-_SUMMED = ('steps', 'loss', 'grad_norm')
 
 
 def run(
@@ -76,13 +75,17 @@ def run(
 
     def hold() -> None:
       ensemble.check_place(workdir, crossval=False)
+      run_logs.check(config.loggers)
       held.enter_context(workdir_lock.hold(workdir))
 
     multihost.from_primary(hold)
-    return _run(config, workdir, title)
+    logs = held.enter_context(run_logs.opened())
+    return _run(config, workdir, title, logs)
 
 
-def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
+def _run(
+  config: ConfigDict, workdir: pathlib.Path, title: Title, logs: RunLogs
+) -> dict:
   config, sources, digests = opening.open_run(config, workdir)
   mesh = build.mesh_of(config)
   model = build.model_of(config, mesh)
@@ -161,7 +164,9 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
       return compile_steps(train_step, state, cache, own, mesh, before)
 
     validation = None
-    with MetricWriter(workdir, resume_step=int(state.step)) as writer:
+    step = int(state.step)
+    logs.begin(config.to_dict(), workdir, step)
+    with MetricWriter(workdir, resume_step=step, logs=logs) as writer:
       if 'val' in sources:
         validation = Validation(
           predict_fn,
@@ -174,7 +179,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
           reported='test' not in sources,
           end=early_stop.end_of(state, config),
         )
-        state = validation.go_on(state, int(state.step), say=print)
+        state = validation.go_on(state, step, say=print)
       if int(state.step) < early_stop.end_of(state, config):
         state = train(
           state,
@@ -232,6 +237,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, title: Title) -> dict:
       stopped=stopped,
     )
   )
+  logs.summary(summary)
   if split:
     failures.tell(len(sources[split]), 'case', 'scored')
   return summary
@@ -274,7 +280,7 @@ def train(
   agreement = Agreement(mesh)
   multihost.barrier()  # devices give up on those that still compile
   unread: list[tuple[int, dict]] = []  # (count, metrics) of calls not read yet
-  sums = {**dict.fromkeys(_SUMMED, 0.0), **since_log}
+  sums = {**step_sums.zeros(), **since_log}
   # Of this process since the last log line: steps, seconds, of these waiting.
   timed, busy, waited = 0, 0.0, 0.0
   with (
@@ -300,14 +306,14 @@ def train(
         # Read before anything is evaluated or saved: after a loss that was
         # not finite the state is not that of this step.
         begin = time.perf_counter()
-        rows = [row for call in unread for row in _rows(*call)]
+        rows = [row for call in unread for row in step_sums.rows(*call)]
         busy += time.perf_counter() - begin
         unread = []
         halted_at = halted.halted_at(state)
         finite = step if halted_at is None else halted_at
         rows = rows[: len(rows) - (step - finite)]
         timed += len(rows)
-        sums = _add(sums, rows)
+        sums = step_sums.add(sums, rows)
         if halted_at is not None:
           own = patch_growth.at(config, stages, halted_at)
           halted.tell(state, halted_at, sums, own, cache, checkpoints, mesh)
@@ -321,7 +327,7 @@ def train(
         }
         writer.scalars(step, 'train', values)
         progress.stats(loss=values['loss'], images_per_s=values['images_per_s'])
-        sums = dict.fromkeys(_SUMMED, 0.0)
+        sums = step_sums.zeros()
         timed, busy, waited = 0, 0.0, 0.0
       # Who sent a signal may not wait; the next run makes up for what is due.
       if evaluation and not stopping:
@@ -376,25 +382,3 @@ def _steps_to_next_stop(
   ends = [step - step % every + every for every in intervals if every > 0]
   ends += [stage.end for stage in stages if stage.end > step]
   return min([end, *ends]) - step
-
-
-def _rows(count: int, metrics: dict) -> list[dict[str, np.ndarray]]:
-  """Returns the metrics of each of `count` steps, read from the device."""
-  read = jax.device_get(metrics)
-  rows = {name: np.atleast_1d(values) for name, values in read.items()}
-  return [{name: row[i] for name, row in rows.items()} for i in range(count)]
-
-
-def _add(
-  sums: Mapping[str, float], rows: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, float]:
-  """Returns the sums with those of more steps, added one after the other.
-
-  So that they are the same to the bit wherever a run was stopped in between.
-  """
-  total = dict(sums)
-  for row in rows:
-    total['steps'] += 1
-    for name in ('loss', 'grad_norm'):
-      total[name] += float(row[name])
-  return total

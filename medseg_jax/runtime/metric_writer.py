@@ -1,7 +1,6 @@
 """Metrics of a run: `metrics.jsonl` and TensorBoard event files.
 
-Only tensorboard's protocol buffers and record format are used, so nothing here
-needs TensorFlow. One process writes, the primary.
+One process writes, the primary.
 """
 
 import io
@@ -15,13 +14,11 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image
-from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.summary.writer.record_writer import RecordWriter
 
-from medseg_jax.runtime import multihost
+from medseg_jax.runtime import event_file, multihost
 from medseg_jax.runtime.errors import counted, doing
 from medseg_jax.runtime.files import parse_json, write_atomically
+from medseg_jax.runtime.run_logs import RunLogs
 
 
 class MetricWriter:
@@ -37,11 +34,17 @@ class MetricWriter:
     resume_step: step of the checkpoint that the run starts again from. What an
       earlier, crashed run wrote for later steps is dropped, so that the file
       becomes that of an uninterrupted run. None keeps every line.
+    logs: of services, which get the scalars, too.
   """
 
   def __init__(
-    self, workdir: str | os.PathLike, *, resume_step: int | None = None
+    self,
+    workdir: str | os.PathLike,
+    *,
+    resume_step: int | None = None,
+    logs: RunLogs | None = None,
   ):
+    self._logs = logs or RunLogs()
     workdir = pathlib.Path(workdir)
     path = workdir / 'metrics.jsonl'
     if not multihost.is_primary():
@@ -54,11 +57,9 @@ class MetricWriter:
       # a traceback, when the program ends.
       self._lines = path.open('ab', buffering=0)
       self._events = _open_event_file(workdir)
-    self._event(file_version='brain.Event:2')
+    _append(self._events, event_file.version())
     if resume_step is not None:
-      # Tells TensorBoard to forget what it read for this step and later.
-      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      self._event(step=resume_step + 1, session_log=start)
+      _append(self._events, event_file.start(resume_step + 1))
 
   def __enter__(self) -> 'MetricWriter':
     return self
@@ -80,17 +81,18 @@ class MetricWriter:
       ValueError: a name is 'step' or 'split'.
     """
     line = {'step': int(step), 'split': split}
-    summary = summary_pb2.Summary()
+    tagged = {}
     for name, value in values.items():
       if name in line:
         raise ValueError(f'a metric must not be called {name!r}')
       number = math.nan if value is None else float(value)
       line[name] = number if math.isfinite(number) else None
       if value is not None:
-        summary.value.add(tag=f'{split}/{name}', simple_value=number)
+        tagged[f'{split}/{name}'] = number
     text = json.dumps(line, allow_nan=False) + '\n'
     _append(self._lines, text.encode())
-    self._event(step=int(step), summary=summary)
+    _append(self._events, event_file.scalars(int(step), tagged))
+    self._logs.scalars(int(step), split, values)
 
   def image(self, step: int, split: str, name: str, array: np.ndarray) -> None:
     """Writes an image, uint8 `[H, W, 3]`, as a PNG event."""
@@ -98,30 +100,12 @@ class MetricWriter:
       raise ValueError(
         f'image must be uint8 [H, W, 3], got {array.dtype} {array.shape}'
       )
-    png = io.BytesIO()
-    Image.fromarray(array).save(png, format='PNG')
-    height, width, channels = array.shape
-    summary = summary_pb2.Summary()
-    summary.value.add(
-      tag=f'{split}/{name}',
-      image=summary_pb2.Summary.Image(
-        height=height,
-        width=width,
-        colorspace=channels,
-        encoded_image_string=png.getvalue(),
-      ),
-    )
-    self._event(step=int(step), summary=summary)
+    event = event_file.image(int(step), f'{split}/{name}', array)
+    _append(self._events, event)
 
   def close(self) -> None:
     self._lines.close()
     self._events.close()
-
-  def _event(self, **fields) -> None:
-    event = event_pb2.Event(wall_time=time.time(), **fields)
-    record = io.BytesIO()
-    RecordWriter(record).write(event.SerializeToString())
-    _append(self._events, record.getvalue())
 
 
 def _append(file: io.FileIO, content: bytes) -> None:

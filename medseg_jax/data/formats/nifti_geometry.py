@@ -20,6 +20,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
+from medseg_jax.data.shear import SKEW, off_right_angles, spacing_of
 from medseg_jax.runtime.errors import InputError
 
 _UNITS = {1: (1e3, 'metre'), 2: (1.0, 'mm'), 3: (1e-3, 'micrometre')}
@@ -37,7 +38,8 @@ class Grid(NamedTuple):
   Attributes:
     shape: (z, y, x).
     channels: number of them.
-    spacing: size of a voxel along z, y, x in mm.
+    spacing: size of a voxel along z, y, x in mm; of a file whose axes are off
+      right angles that at right angles, see `shear.spacing_of`.
     affine: `[4, 4]` float64, voxel index (z, y, x) to world in mm.
     axes: `axes[i]` is the file's axis behind axis i.
     steps: `steps[i]` is -1 where the two run against each other, else 1.
@@ -81,10 +83,11 @@ def grid_of(
     to_file[axis, i] = step
     to_file[axis, 3] = shape[axis] - 1 if step < 0 else 0
   inside = affine @ to_file
+  spacing = spacing_of(affine)
   return Grid(
     shape=tuple(shape[axis] for axis in axes),
     channels=channels,
-    spacing=tuple(np.linalg.norm(inside[:3, :3], axis=0).tolist()),
+    spacing=tuple(spacing[axis] for axis in axes),
     affine=inside + 0.0,  # no -0.0
     axes=axes,
     steps=steps,
@@ -167,11 +170,11 @@ def _checked(
 ) -> Grid:
   """Returns the grid of affines in mm, if something real can have them."""
   _check_extent(path, readings[0])
-  skew = _off_right_angles(readings[0])
-  if skew > _SAME_ANGLE:
+  if (skew := off_right_angles(readings[0])) > SKEW:
     line = (
-      f'{path}: its axes are {skew:.3g} degrees off right angles; distances '
-      'and volumes are measured as if they were right'
+      f'{path}: its axes are {skew:.3g} degrees off right angles; networks see '
+      'it resampled to right ones, and distances between surfaces are measured '
+      'as if they were'
     )
     oddities = (*oddities, line)
   return grid_of(readings[0], shape, channels)._replace(
@@ -359,12 +362,6 @@ def _disagreement(one: np.ndarray, other: np.ndarray) -> str:
   if angle <= _SAME_ANGLE and gap <= _SAME_PLACE * _lengths(one).min():
     return ''
   return f'the axes by {angle:.3g} degrees, the first voxel by {gap:.3g} mm'
-
-
-def _off_right_angles(affine: np.ndarray) -> float:
-  directions = affine[:3, :3] / _lengths(affine)
-  products = directions.T @ directions
-  return float(np.abs(90 - _degrees(products[np.triu_indices(3, 1)])).max())
 
 
 def _degrees(cosines: np.ndarray) -> np.ndarray:

@@ -13,10 +13,10 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from medseg_jax.data.case import Case
+from medseg_jax.data.formats.first_bytes import is_dicom
 from medseg_jax.data.formats.images import name_some
-from medseg_jax.data.formats.nifti import Volume
+from medseg_jax.data.shear import SKEW, off_right_angles
 from medseg_jax.data.sources.volume_files import Failure, VolumeFiles
 from medseg_jax.runtime.errors import InputError, counted
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
   from medseg_jax.data.formats.dicom.series import Series
 
 ALL = 'all'
+# Keys of `config.data` that have series read which are refused otherwise.
+FORCED = ('allow_gaps', 'assume_hounsfield')
 _MOST = 1000  # files to look at for the first one
 _TELLING = 4  # letters of a patient's name that tell it
 _NOBODY = ('patient', 'test', 'anon', 'anonymous', 'anonymized', 'subject')
@@ -32,16 +34,6 @@ _AS_TWO = str.maketrans(
   {'ä': 'ae', 'æ': 'ae', 'å': 'aa', 'ö': 'oe', 'ø': 'oe', 'œ': 'oe', 'ü': 'ue'}
   | {'ł': 'l', 'đ': 'd', 'ı': 'i'}
 )
-_SKEW = 0.1  # degrees off right angles that are told
-
-
-def is_dicom(path: pathlib.Path) -> bool:
-  """Returns whether a file begins as DICOM files do (PS3.10, section 7.1)."""
-  try:
-    with open(path, 'rb') as file:
-      return file.read(132)[128:] == b'DICM'
-  except OSError:
-    return False
 
 
 def lie_in(folder: pathlib.Path, leave_out: Collection[pathlib.Path]) -> bool:
@@ -101,6 +93,8 @@ def find(
     for x in found.set_aside
     if x.damaged
   ]
+  if failures and not several:
+    raise InputError(failures[0].reason)
   chosen = _choose(several, wanted, path)
   unused += [
     f'series {s.name} in {_below(s.first.path.parent, path)}'
@@ -228,13 +222,27 @@ def only(paths: Sequence[pathlib.Path]) -> 'Series':
   return series[0]
 
 
-def read(paths: Sequence[pathlib.Path]) -> Volume:
-  """Returns the image `[z, y, x, 1]` of the files of one series.
+def read(name: str, paths: Sequence[pathlib.Path], **forced: bool) -> Case:
+  """Returns the case of the files of one series, image `[z, y, x, 1]`.
+
+  Args:
+    name: of the case.
+    paths: the files.
+    **forced: see `reading.read_volume`.
 
   Raises:
     InputError: they are of none, of several, or cannot be read.
   """
-  return library().read_volume(only(paths))
+  reading, series = library(), only(paths)
+  volume = reading.read_volume(series, **forced)
+  return Case(
+    name,
+    volume.array,
+    None,
+    volume.spacing,
+    volume.affine,
+    measured=reading.measured(series),
+  )
 
 
 def grid_of(paths: Sequence[pathlib.Path]) -> Any:
@@ -242,16 +250,52 @@ def grid_of(paths: Sequence[pathlib.Path]) -> Any:
   return library().grid_of_series(only(paths))
 
 
-def find_oddities(paths: Sequence[pathlib.Path]) -> Iterator[str]:
-  """Yields a line for each thing that is odd about one series."""
-  series = only(paths)
-  axes = series.affine[:3, :3] / np.linalg.norm(series.affine[:3, :3], axis=0)
-  lean = np.degrees(np.arcsin(np.abs(axes[:, :2].T @ axes[:, 2]).max()))
-  if lean > _SKEW:
+def find_oddities(
+  paths: Sequence[pathlib.Path], **forced: bool
+) -> Iterator[str]:
+  """Yields a line for each thing that is odd about one series.
+
+  Args:
+    paths: its files.
+    **forced: see `told_of`.
+  """
+  series, where = only(paths), paths[0].parent
+  if (lean := off_right_angles(series.affine)) > SKEW:
     yield (
-      f'{paths[0].parent}: its slices are shifted against each other, as by a '
-      f'gantry tilted by {lean:.3g} degrees; the network sees them as if they '
-      'were not'
+      f'{where}: its slices are shifted against each other, as by a gantry '
+      f'tilted by {lean:.3g} degrees; the network sees them resampled to right '
+      'angles, the mask lies on the slices as they are'
+    )
+  yield from told_of(series, **forced)
+
+
+def told_of(
+  series: 'Series',
+  *,
+  allow_gaps: bool = False,
+  assume_hounsfield: bool = False,
+) -> Iterator[str]:
+  """Yields what is to be said of a series that is read where others would not.
+
+  Args:
+    series: any.
+    allow_gaps: see `reading.read_volume`.
+    assume_hounsfield: likewise.
+  """
+  where = series.first.path.parent
+  if allow_gaps and (missing := series.missing):
+    places = [series.position_of(i) for i in missing]
+    texts = [f'({", ".join(f"{x:.2f}" for x in place)})' for place in places]
+    yield (
+      f'{where}: {counted(len(missing), "slice")} missing, at '
+      f'{name_some(texts, 3)} mm: filled in for the network alone, as '
+      'config.data.allow_gaps asks; no mask is there, and volumes count the '
+      'slices that are'
+    )
+  if assume_hounsfield and any(map(library().lacks_rescale, series.frames)):
+    yield (
+      f'{where}: a CT without RescaleSlope; its values are taken as Hounsfield '
+      'units as they are stored, as config.data.assume_hounsfield asks'
     )
 
 

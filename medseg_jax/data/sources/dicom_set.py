@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medseg_jax.data.formats import nifti
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
   from medseg_jax.data.formats.dicom.series import Series
 
 _NOTES = 'dicom.json'  # what the converted folder says of the series
-_VERSION = 1  # of what is written
+_VERSION = 2  # of what is written
 
 
 class _Case(NamedTuple):
@@ -46,6 +46,8 @@ def open_dicom(
   *,
   cache: pathlib.Path,
   classes: Sequence[str] = (),
+  allow_gaps: bool = False,
+  assume_hounsfield: bool = False,
   **options: Any,
 ) -> dict[str, VolumeSource]:
   """Returns the source `train`: all series with a mask.
@@ -55,6 +57,9 @@ def open_dicom(
     cache: folder of the caches; the volumes are written below its `dicom`.
     classes: names of the regions or segments to learn, the background first;
       () for all that occur, by name.
+    allow_gaps: whether slices that are missing are filled in for the network;
+      they have no label.
+    assume_hounsfield: see `reading.read_volume`.
     **options: see `volumes.open_volumes`.
 
   Raises:
@@ -66,7 +71,8 @@ def open_dicom(
     raise InputError(
       f'{root}: no folder; allowed is one with DICOM series and masks'
     )
-  folder = _converted(root, cache / 'dicom', tuple(classes))
+  forced = dict(allow_gaps=allow_gaps, assume_hounsfield=assume_hounsfield)
+  folder = _converted(root, cache / 'dicom', tuple(classes), forced)
   notes = json.loads((folder / _NOTES).read_text('utf-8'))
   if notes['classes']:  # they are in dataset.json
     classes = ()
@@ -77,7 +83,10 @@ def open_dicom(
 
 
 def _converted(
-  root: pathlib.Path, cache: pathlib.Path, classes: tuple[str, ...]
+  root: pathlib.Path,
+  cache: pathlib.Path,
+  classes: tuple[str, ...],
+  forced: Mapping[str, bool],
 ) -> pathlib.Path:
   """Returns the folder of the volumes, which it writes where it is not there.
 
@@ -87,7 +96,8 @@ def _converted(
   stem = re.sub(r'\W+', '_', root.resolve().name)[:40]
 
   def place(names: tuple[str, ...]) -> pathlib.Path:
-    key = files_key(files, root, (_VERSION, *names))
+    how = (_VERSION, *sorted(forced.items()), *names)
+    key = files_key(files, root, how)
     return cache / f'{stem}-{key[:16]}'
 
   folder = place(classes)
@@ -98,7 +108,7 @@ def _converted(
   if not final.exists():
     unfinished = final.with_name(f'{final.name}.{os.getpid()}.tmp')
     try:
-      _write(unfinished, cases, names, notes)
+      _write(unfinished, cases, names, notes, forced)
       try:
         unfinished.rename(final)
       except OSError:  # another process was first
@@ -220,6 +230,7 @@ def _write(
   cases: Sequence[_Case],
   classes: tuple[str, ...],
   notes: list[str],
+  forced: Mapping[str, bool],
 ) -> None:
   """Writes the data set, as nnU-Net lays it out where classes have names."""
   reading = dicom_series.library()
@@ -229,14 +240,21 @@ def _write(
   images, labels = ('imagesTr', 'labelsTr') if named else ('images', 'labels')
   for name in (images, labels):
     (folder / name).mkdir(parents=True)
-  problems, notes = [], list(notes)
+  problems, notes, gaps = [], list(notes), 0
   with Progress(len(cases), unit='case', desc='read DICOM') as progress:
     for case in cases:
       file = f'{case.name}{"_0000" if named else ""}.nii.gz'
       label = folder / labels / f'{case.name}.nii.gz'
       try:
-        volume = reading.read_volume(case.series)
-        if case.drawn is None:
+        volume = reading.read_volume(case.series, **forced)
+        notes += dicom_series.told_of(case.series, **forced)
+        gaps += len(case.series.missing)
+        if case.drawn is None and case.series.missing:
+          problems.append(
+            f'{case.volume}: a mask of a series with missing slices, of which '
+            'a volume cannot leave them out; allowed are DICOM objects'
+          )
+        elif case.drawn is None:
           mask = nifti.read_label(case.volume)
           nifti.write_label(label, mask.array, mask.grid)
         else:
@@ -248,7 +266,7 @@ def _write(
               f'{case.drawn.path}: {counted(twice, "voxel")} in more than one '
               'class; the last of config.data.classes has them'
             )
-          mask = reading.from_native(native, case.series)
+          mask = reading.from_native(native, case.series, missing=len(classes))
           nifti.write_label(label, mask, volume.grid)
         nifti.write_volume(folder / images / file, volume.array, volume.grid)
       except InputError as error:
@@ -259,9 +277,10 @@ def _write(
   if named:
     kinds = {str(case.series.first.header.get('Modality')) for case in cases}
     channel = kinds.pop() if len(kinds) == 1 else 'channel_0'
+    ignored = {'ignore': len(classes)} if gaps else {}
     described = {
       'channel_names': {'0': channel},
-      'labels': {name: i for i, name in enumerate(classes)},
+      'labels': {name: i for i, name in enumerate(classes)} | ignored,
       'numTraining': len(cases),
       'file_ending': '.nii.gz',
     }

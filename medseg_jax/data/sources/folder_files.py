@@ -17,6 +17,8 @@ from medseg_jax.runtime.errors import InputError, counted
 SPLITS = ('train', 'val', 'test')
 MASK_FOLDERS = ('labels', 'masks')
 MASK_SUFFIXES = ('_mask', '_segmentation', '_manual1', '_label', '_anno')
+# In DRIVE 21_manual1 is the mask of 21_training.
+_OF_DRIVE = {'_manual1': ('_training', '_test')}
 
 
 class Files(NamedTuple):
@@ -158,6 +160,16 @@ def _match_files(
   return cases, unused
 
 
+def names_of_case(stem: str) -> list[str]:
+  """Returns what the case of a mask may be called, the likeliest first."""
+  names = [stem]
+  for suffix in MASK_SUFFIXES:
+    if stem.lower().endswith(suffix):
+      bare = stem[: -len(suffix)]
+      names += [bare, *(bare + end for end in _OF_DRIVE.get(suffix, ()))]
+  return names
+
+
 def _match_masks(
   names: dict[str, pathlib.Path],
   image_folder: pathlib.Path,
@@ -173,16 +185,11 @@ def _match_masks(
   alone = {}
   extra = []
   for path in masks:
-    stem = _name(path)
-    candidates = [stem] + [
-      stem[: -len(suffix)]
-      for suffix in MASK_SUFFIXES
-      if stem.lower().endswith(suffix)
-    ]
+    candidates = names_of_case(_name(path))
     match = next((name for name in candidates if name in names), None)
     if match is None:
       extra.append(path.name)
-      alone[candidates[-1]] = path
+      alone[candidates[:2][-1]] = path
     else:
       matches[match].append(path.name)
   wrong = {

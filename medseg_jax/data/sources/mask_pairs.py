@@ -17,7 +17,7 @@ from medseg_jax.data.formats import images, nifti
 from medseg_jax.data.formats.volume_formats import SUFFIXES
 from medseg_jax.data.sources import folder, volume_files
 from medseg_jax.data.sources.dataset_json import DatasetJson, read_dataset_json
-from medseg_jax.data.sources.folder_files import MASK_SUFFIXES, Files
+from medseg_jax.data.sources.folder_files import Files, names_of_case
 from medseg_jax.data.sources.volume_files import (
   Failure,
   Refused,
@@ -109,7 +109,7 @@ def match_masks(predictions: pathlib.Path, labels: pathlib.Path) -> Matched:
   refused = {failure.name for failure in failures}
   alike = collections.defaultdict(list)
   for stem in made:
-    for name in _bare(stem):
+    for name in names_of_case(stem):
       alike[name].append(stem)
   pairs: dict[str, VolumeFiles] = {}
   used = set()
@@ -118,7 +118,7 @@ def match_masks(predictions: pathlib.Path, labels: pathlib.Path) -> Matched:
     label = true[stem]
     stems = [stem] if stem in made else []
     if not stems:
-      stems = sorted({s for name in _bare(stem) for s in alike[name]})
+      stems = sorted({s for name in names_of_case(stem) for s in alike[name]})
     used.update(stems)
     if len(stems) == 1 and stems[0] not in pairs:
       name = stems[0]
@@ -259,15 +259,6 @@ def _volumes(
     stems.pop(files.name, None)
     failures.append(Failure(files.name, reason))
   return stems
-
-
-def _bare(stem: str) -> list[str]:
-  """Returns a stem, and what it is without a usual suffix of masks."""
-  return [stem] + [
-    stem[: -len(suffix)]
-    for suffix in MASK_SUFFIXES
-    if stem.lower().endswith(suffix)
-  ]
 
 
 def _described(

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 
+from medseg_jax.data.formats.dicom.opening import open_file
 from medseg_jax.data.formats.dicom.series import Series
+from medseg_jax.data.formats.first_bytes import is_dicom
 from medseg_jax.runtime.errors import InputError
 
 _SEGMENTATIONS = (
@@ -48,8 +49,10 @@ def look(path: pathlib.Path) -> LabelObject | None:
   Raises:
     InputError: it is one, but damaged.
   """
+  if not is_dicom(path):
+    return None
   try:
-    header = pydicom.dcmread(path, stop_before_pixels=True)
+    header = open_file(path, pixels=False)
   except Exception:  # of all kinds; it may be anything
     return None
   kind = str(header.get('SOPClassUID', ''))
@@ -101,7 +104,7 @@ def read(
   for number, name in of.names.items():
     numbers.setdefault(name, []).append(number)
   try:
-    dataset = pydicom.dcmread(of.path)
+    dataset = open_file(of.path)
     planes_of = _segments if of.is_segmentation else _regions
     planes = planes_of(of.path, dataset, series)
   except InputError:

@@ -20,6 +20,7 @@ from medseg_jax.runtime.errors import InputError, counted
 _SAME_DIRECTION, _SAME_PLACE, _SAME_SPACING = 1e-4, 1e-2, 1e-4
 # How far gaps may be off their median, a share, and slices off even ones, mm.
 _UNEVEN, _DRIFT = 0.01, 0.1
+_SHARE = 0.1  # of a gap that one with missing slices may be off a multiple
 
 
 class Series(NamedTuple):
@@ -57,7 +58,8 @@ class Series(NamedTuple):
     """`[4, 4]` float64, index (column, row, slice) to mm, left and posterior.
 
     The slices are evenly spread between the first and the last, also where they
-    are shifted against each other, as by a tilted gantry.
+    are shifted against each other, as by a tilted gantry; those that are
+    missing count, too.
     """
     first = self.first
     affine = np.eye(4)
@@ -65,9 +67,34 @@ class Series(NamedTuple):
     affine[:3, 1] = first.column_direction * first.pixel_spacing[0]
     if len(self.frames) > 1:
       along = self.frames[-1].position - first.position
-      affine[:3, 2] = along / (len(self.frames) - 1)
+      affine[:3, 2] = along / self.places[-1]
     affine[:3, 3] = first.position
     return affine
+
+  @property
+  def places(self) -> tuple[int, ...]:
+    """The number of each slice from 0, where those that are missing count."""
+    if len(self.frames) > 1 and not self.reason:
+      gaps, gap = _gaps(self.frames)
+      steps = np.rint(gaps / gap).astype(int)
+      if (np.abs(gaps / gap - steps) < _SHARE).all() and steps.all():
+        return (0, *np.cumsum(steps).tolist())
+    return tuple(range(len(self.frames)))
+
+  @property
+  def missing(self) -> tuple[int, ...]:
+    """The numbers that no slice has, of those of `places`."""
+    places = self.places
+    return tuple(sorted({*range(places[-1])} - {*places}))
+
+  def position_of(self, place: int) -> np.ndarray:
+    """Returns where a slice has its first pixel, `[3]` mm, a missing one too.
+
+    Args:
+      place: its number, see `places`.
+    """
+    affine = self.affine
+    return affine[:3, 3] + place * affine[:3, 2]
 
 
 def series_of(
@@ -194,18 +221,31 @@ def _phases(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
         for value, own in sorted(split.items(), key=lambda pair: str(pair[0]))
       ]  # fmt: skip
   place = max(places, key=len)
+  other = place[1].path.name
+  if place[0].path == place[1].path:
+    other = f'frame {place[1].number + 1}, as frame {place[0].number + 1},'
   raise InputError(
-    f'{place[0].path}: {place[1].path.name} lies at the same position '
+    f'{place[0].path}: {other} lies at the same position '
     f'{_text(place[0].position)} and has other pixels, and none of '
     f'{", ".join(PHASES)} tells their series apart; allowed is one slice at '
     'each position: move the others away'
   )
 
 
-def check_even(series: Series) -> None:
+def _gaps(frames: Sequence[Frame]) -> tuple[np.ndarray, float]:
+  """Returns mm from each slice to the next, along the normal, their median."""
+  gaps = np.diff([_height(frame, frames[0]) for frame in frames])
+  return gaps, float(np.median(gaps))
+
+
+def check_even(series: Series, *, allow_gaps: bool = False) -> None:
   """Raises InputError where slices are missing, doubled or unevenly spread.
 
   The gap is the median of the gaps, never SliceThickness.
+
+  Args:
+    series: any.
+    allow_gaps: whether slices may be missing.
   """
   if series.reason:
     raise InputError(series.reason)
@@ -215,25 +255,28 @@ def check_even(series: Series) -> None:
     raise InputError(
       f'{where}: a single slice; allowed is a volume of two or more'
     )
-  heights = np.array([_height(frame, frames[0]) for frame in frames])
-  gaps = np.diff(heights)
-  gap = float(np.median(gaps))
+  gaps, gap = _gaps(frames)
+  places = series.places
   for i in np.flatnonzero(np.abs(gaps - gap) > _UNEVEN * gap):
     missing = round(gaps[i] / gap) - 1
     between = f'{frames[i].path.name} and {frames[i + 1].path.name}'
-    if missing > 0 and abs(gaps[i] / gap - missing - 1) < 0.1:
+    if missing > 0 and abs(gaps[i] / gap - missing - 1) < _SHARE:
+      if allow_gaps and places[i + 1] - places[i] == missing + 1:
+        continue
       place = frames[i].position + (
         frames[i + 1].position - frames[i].position
       ) / (missing + 1)
       raise InputError(
         f'{where}: {counted(missing, "slice")} missing between {between}, the '
-        f'first at {_text(place)} mm; allowed is a whole series'
+        f'first at {_text(place)} mm; allowed is a whole series, or with '
+        '--config.data.allow_gaps=true one whose gaps are filled for the '
+        'network'
       )
     raise InputError(
       f'{where}: {between} are {gaps[i]:.4g} mm apart, but its slices mostly '
       f'{gap:.4g} mm; allowed are slices at even distances'
     )
-  even = np.linspace(frames[0].position, frames[-1].position, len(frames))
+  even = np.array([series.position_of(place) for place in places])
   found = np.array([frame.position for frame in frames])
   drift = np.linalg.norm(found - even, axis=1)
   if (i := int(drift.argmax())) is not None and drift[i] > _DRIFT:
@@ -245,4 +288,5 @@ def check_even(series: Series) -> None:
 
 
 def _text(position: np.ndarray) -> str:
+  """Returns, say, (1.00, 2.50, -3.00)."""
   return '({})'.format(', '.join(f'{x:.2f}' for x in position))
