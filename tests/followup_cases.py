@@ -11,7 +11,7 @@ from medseg_jax.clinic.followup.time_point import TimePoint, mapped
 
 # z up, then to the back and to the left, as volumes are read.
 DIRECTIONS = np.array([[0, 0, -1], [0, -1, 0], [1, 0, 0]], float)
-BRIGHT = 1000.0
+BRIGHT = 2000.0
 
 
 def affine_of(shape, spacing, middle=(0, 0, 0)):

@@ -44,7 +44,7 @@ def brightness(model, *args):
     flat[name] = jnp.asarray(kernel)
   for name in flat:
     if name[-1] == 'bias' and flat[name].shape == (2,):
-      flat[name] = jnp.asarray([0.0, -27.0])  # more than 3 deviations
+      flat[name] = jnp.asarray([0.0, -36.0])  # more than 4 deviations
   return traverse_util.unflatten_dict(flat)
 
 

@@ -114,7 +114,9 @@ def test_dice_is_that_of_what_both_images_hold():
   assert found == pytest.approx(expected, abs=0.03)
   half = time_point(ball, shape=(20, 44, 42), middle=(0, 0, 20))
   assert quality.dice_of(earlier, half, np.eye(4), (1,)) > 0.9
-  assert quality.dice_of(earlier, later, np.eye(4), (1,)) is None
+  far = time_point(ball, middle=(30, 0, 0), motion=motion)
+  apart = motion_of(shift=(300, 0, 0))
+  assert quality.dice_of(earlier, far, apart, (1,)) is None
 
 
 def test_a_slab_of_a_ct_lies_in_the_whole(real_data):

@@ -5,8 +5,9 @@ the two may differ in contrast, with SimpleITK. A motion is `[4, 4]`, mm right,
 anterior and superior at the earlier time point to those at the later one.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,10 @@ _BINS = 32
 _SEED = 1  # of what is sampled: the same images give the same motion
 _SAMPLES = 30_000  # voxels that a step looks at
 _LEAST = 16  # voxels along an axis, below which an image is not made coarser
-_STEPS = 100  # of each resolution
+_STEPS = 100  # of each descent
+_DESCENTS = 3  # at one resolution, as long as one gains as much as
+_GAIN = 1e-4  # of normalised mutual information
+_COORDINATES = 'the coordinates'
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -47,8 +51,9 @@ def register(earlier: WorkingGrid, later: WorkingGrid) -> Found:
   of boxes and of masses laid onto each other, goes its own way at the coarsest
   resolution; the best goes on.
   """
-  motion, name = _one_way(earlier, later)
-  back, _ = _one_way(later, earlier)
+  with _one_thread():
+    motion, name = _one_way(earlier, later)
+    back, _ = _one_way(later, earlier)
   points = earlier.points(2000)
   there = mapped(points, motion)
   seen = ~np.isnan(later.sample(there))
@@ -59,33 +64,51 @@ def register(earlier: WorkingGrid, later: WorkingGrid) -> Found:
   return Found(motion, name, consistency)
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+  """Makes sums of one order: the same images give the same to the bit."""
+  before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+  sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+  try:
+    yield
+  finally:
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+
+
 def _one_way(fixed: WorkingGrid, moving: WorkingGrid) -> tuple[Floats, str]:
   """Returns the best motion, and what it began with."""
   images = _as_itk(fixed), _as_itk(moving)
   factors = _factors(fixed, moving)
-  begun = {}
-  for name, shift in (
-    ('the coordinates', np.zeros(3)),
-    ('the middles of the images', moving.centre - fixed.centre),
-    ('the centres of mass', moving.centre_of_mass - fixed.centre_of_mass),
-  ):
-    start = np.eye(4)
-    start[:3, 3] = shift
-    begun[name] = _optimised(images, start, fixed.centre, factors[:1])
-    if name == 'the coordinates':
-      begun[f'{name}, as they are'] = start  # copies of one image, say
 
   def worth(motion: Floats) -> float:
     return quality.likeness(fixed, moving, motion).worth
 
+  begun = {}
+  shifts: list[Floats] = []
+  for name, shift in (
+    (_COORDINATES, np.zeros(3)),
+    ('the middles of the images', moving.centre - fixed.centre),
+    ('the centres of mass', moving.centre_of_mass - fixed.centre_of_mass),
+  ):
+    near = 2 * factors[0] * fixed.spacing
+    if any(np.linalg.norm(shift - other) < near for other in shifts):
+      continue  # it would end where that one does
+    shifts.append(shift)
+    start = np.eye(4)
+    start[:3, 3] = shift
+    begun[name] = _optimised(images, start, fixed.centre, factors[0])
+    if name == _COORDINATES and worth(start) > worth(begun[name]):
+      begun[name] = start  # copies of one image, say
   name = max(begun, key=lambda name: worth(begun[name]))
   best = begun[name]
-  for i in range(len(factors)):
-    best = max(
-      (best, _optimised(images, best, fixed.centre, factors[i : i + 1])),
-      key=worth,
-    )
-  return best, name.removesuffix(', as they are')
+  for factor in factors:
+    for _ in range(_DESCENTS):
+      found = _optimised(images, best, fixed.centre, factor)
+      gain = worth(found) - worth(best)
+      best = found if gain > 0 else best
+      if gain < _GAIN:
+        break
+  return best, name
 
 
 def _factors(*grids: WorkingGrid) -> list[int]:
@@ -99,26 +122,25 @@ def _optimised(
   images: tuple[sitk.Image, sitk.Image],
   start: Floats,
   centre: Floats,
-  factors: Sequence[int],
+  factor: int,
 ) -> Floats:
   """Returns the motion that a descent from `start` ends with, else `start`."""
   method = sitk.ImageRegistrationMethod()
-  method.SetNumberOfThreads(1)  # sums in one order
   method.SetMetricAsMattesMutualInformation(_BINS)
-  voxels = math.prod(images[0].GetSize()) / factors[0] ** 3
+  voxels = math.prod(images[0].GetSize()) / factor**3
   if voxels > _SAMPLES:
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(_SAMPLES / voxels, _SEED)
   method.SetInterpolator(sitk.sitkLinear)
   method.SetOptimizerAsRegularStepGradientDescent(
-    learningRate=2.0 * images[0].GetSpacing()[0] * factors[0],  # mm
+    learningRate=2.0 * images[0].GetSpacing()[0] * factor,  # mm
     minStep=1e-2 * images[0].GetSpacing()[0],
     numberOfIterations=_STEPS,
-    relaxationFactor=0.5,
+    relaxationFactor=0.8,  # with half of it a narrow valley ends the descent
   )
   method.SetOptimizerScalesFromPhysicalShift()
-  method.SetShrinkFactorsPerLevel(list(factors))
-  method.SetSmoothingSigmasPerLevel([0.5 * (f - 1) for f in factors])
+  method.SetShrinkFactorsPerLevel([factor])
+  method.SetSmoothingSigmasPerLevel([0.5 * (factor - 1)])
   method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
   transform = _as_transform(start, centre)
   method.SetInitialTransform(transform, inPlace=True)
