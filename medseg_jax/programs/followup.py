@@ -17,6 +17,7 @@ from medseg_jax.data.sources import dicom_series
 from medseg_jax.experiment import (
   calibrated,
   clinic_formats,
+  prediction_files,
   prediction_jobs,
   sources,
 )
@@ -286,11 +287,11 @@ def _about(
 def _write(
   job: Job, found: Any, record: Record, maker: Maker, image_hash: str
 ) -> None:
-  prediction_jobs.remove_unfinished((job,))
+  prediction_files.remove_unfinished((job,))
   numbers = json.dumps(found.report, indent=2, ensure_ascii=False)
   texts = {NUMBERS: f'{numbers}\n', TABLE: found.table, PAGE: found.page}
   for target in job.targets:
-    with prediction_jobs.recorded(
+    with prediction_files.recorded(
       target, job, image_hash=image_hash, record=record, maker=maker
     ) as path:
       path.write_text(texts[target.kind], 'utf-8')

@@ -14,6 +14,7 @@ from medseg_jax.data.formats.images import name_some
 from medseg_jax.experiment import (
   build,
   fetched_series,
+  prediction_files,
   prediction_jobs,
   sending,
   sources,
@@ -144,7 +145,7 @@ def run(
     jobs = prediction_jobs.still_to_do(
       work.jobs, Record(work.folder), maker, overwrite=overwrite
     )
-    prediction_jobs.remove_unfinished(jobs)
+    prediction_files.remove_unfinished(jobs)
     return jobs
 
   jobs = multihost.from_primary(look)
@@ -193,7 +194,7 @@ def run(
       for job, prediction in predicted:
         lap('predict')
         try:
-          prediction_jobs.write(
+          prediction_files.write(
             job,
             prediction,
             config=config,

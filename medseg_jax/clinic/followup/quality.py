@@ -1,7 +1,7 @@
 """How well two images lie on each other."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,24 +60,49 @@ def likeness(
     later: the other.
     motion: see `registration`.
   """
-  points = earlier.points(_POINTS)
-  a = earlier.sample(points)
-  b = later.sample(mapped(points, motion))
-  there = ~np.isnan(a) & ~np.isnan(b)
+  return comparer(earlier, later)(motion)
+
+
+def comparer(
+  earlier: WorkingGrid, later: WorkingGrid, *, most: int = _POINTS
+) -> Callable[[Floats], Likeness]:
+  """Returns `likeness` as a function of the motion alone.
+
+  Args:
+    earlier: where samples are taken, once.
+    later: the other.
+    most: about so many samples.
+  """
+  points = earlier.points(most)
+  values = earlier.sample(points)
   volumes = [grid.values.size * grid.spacing**3 for grid in (earlier, later)]
-  overlap = float(there.mean()) * volumes[0] / min(volumes)
-  a, b = a[there], b[there]
-  if len(a) < 2:
-    return Likeness(1.0, 0.0, min(overlap, 1.0))
-  return Likeness(_information(a, b), _correlation(a, b), min(overlap, 1.0))
+
+  def compare(motion: Floats) -> Likeness:
+    b = later.sample(mapped(points, motion))
+    there = ~np.isnan(values) & ~np.isnan(b)
+    overlap = min(float(there.mean()) * volumes[0] / min(volumes), 1.0)
+    a, b = values[there], b[there]
+    if len(a) < 2:
+      return Likeness(1.0, 0.0, overlap)
+    return Likeness(_information(a, b), _correlation(a, b), overlap)
+
+  return compare
 
 
 def _information(a: npt.NDArray, b: npt.NDArray) -> float:
-  joint, _, _ = np.histogram2d(a, b, _BINS)
+  places = _bins(a) * _BINS + _bins(b)
+  joint = np.bincount(places, minlength=_BINS**2).reshape(_BINS, _BINS)
   both = _entropy(joint)
   if not both:
     return 1.0
   return (_entropy(joint.sum(0)) + _entropy(joint.sum(1))) / both
+
+
+def _bins(x: npt.NDArray) -> npt.NDArray[np.int64]:
+  """Returns the bin of each value, of those that its range is cut into."""
+  low, high = float(x.min()), float(x.max())
+  share = (x - low) * (_BINS / (high - low) if high > low else 0.0)
+  return np.minimum(share.astype(np.int64), _BINS - 1)
 
 
 def _entropy(counts: npt.NDArray) -> float:

@@ -25,6 +25,8 @@ _STEPS = 100  # of each descent
 _DESCENTS = 3  # at one resolution, as long as one gains as much as
 _GAIN = 1e-4  # of normalised mutual information
 _COORDINATES = 'the coordinates'
+_PARTS = 8  # of the smaller box, by one of which the search moves it on
+_SEEN = 4_000  # points that it compares
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -47,9 +49,9 @@ class Found(NamedTuple):
 def register(earlier: WorkingGrid, later: WorkingGrid) -> Found:
   """Returns the motion that makes the two alike.
 
-  Each of several beginnings, as the scanners' coordinates say and the middles
-  of boxes and of masses laid onto each other, goes its own way at the coarsest
-  resolution; the best goes on.
+  Each of several beginnings, as the scanners' coordinates say, the middles of
+  boxes and of masses laid onto each other, and the best of a search through all
+  shifts, goes its own way at the coarsest resolution; the best goes on.
   """
   with _one_thread():
     motion, name = _one_way(earlier, later)
@@ -80,8 +82,10 @@ def _one_way(fixed: WorkingGrid, moving: WorkingGrid) -> tuple[Floats, str]:
   images = _as_itk(fixed), _as_itk(moving)
   factors = _factors(fixed, moving)
 
+  compare = quality.comparer(fixed, moving)
+
   def worth(motion: Floats) -> float:
-    return quality.likeness(fixed, moving, motion).worth
+    return compare(motion).worth
 
   begun = {}
   shifts: list[Floats] = []
@@ -89,6 +93,7 @@ def _one_way(fixed: WorkingGrid, moving: WorkingGrid) -> tuple[Floats, str]:
     (_COORDINATES, np.zeros(3)),
     ('the middles of the images', moving.centre - fixed.centre),
     ('the centres of mass', moving.centre_of_mass - fixed.centre_of_mass),
+    ('a search', _searched(fixed, moving)),
   ):
     near = 2 * factors[0] * fixed.spacing
     if any(np.linalg.norm(shift - other) < near for other in shifts):
@@ -109,6 +114,34 @@ def _one_way(fixed: WorkingGrid, moving: WorkingGrid) -> tuple[Floats, str]:
       if gain < _GAIN:
         break
   return best, name
+
+
+def _searched(fixed: WorkingGrid, moving: WorkingGrid) -> Floats:
+  """Returns the best shift `[3]`, mm, of a grid of them.
+
+  All leave half of the smaller box in the other one, along each axis. Two
+  images that show different parts of a body have other middles, and what a
+  table or an export has set anew are no common coordinates.
+  """
+  boxes = [np.array(g.values.shape) * g.spacing for g in (fixed, moving)]
+  smaller = np.minimum(*boxes)
+  counts = np.floor(sum(boxes) / 2 / smaller * _PARTS - _PARTS / 2).astype(int)
+  along = [
+    np.arange(-count, count + 1) * size / _PARTS
+    for count, size in zip(counts, smaller, strict=True)
+  ]
+  grid = np.stack(np.meshgrid(*along, indexing='ij'), -1).reshape(-1, 3)
+  shifts = moving.centre - fixed.centre
+  shifts = shifts + grid @ (fixed.affine[:3, :3] / fixed.spacing).T
+  compare = quality.comparer(fixed, moving, most=_SEEN)
+  best, found = -1.0, shifts[0]
+  for shift in shifts:
+    motion = np.eye(4)
+    motion[:3, 3] = shift
+    worth = compare(motion).worth
+    if worth > best:
+      best, found = worth, shift
+  return np.asarray(found, np.float64)
 
 
 def _factors(*grids: WorkingGrid) -> list[int]:
