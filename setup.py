@@ -54,6 +54,7 @@ setup(
     'medseg_jax': ['py.typed'],
     'medseg_jax.clinic': ['*.css', '*.html', '*.js'],
     'medseg_jax.report.html': ['*.css', '*.html', '*.js'],
+    'medseg_jax.clinic.followup': ['*.html'],
   },
   install_requires=[
     'absl-py',
@@ -86,6 +87,7 @@ setup(
     'clinic': CLINIC,
     'examples': ['equinox', 'ipykernel', 'nbmake', 'pandas'],
     'pacs': PACS,
+    'followup': ['SimpleITK', *CLINIC],
     'wandb': ['wandb>=0.19'],
     # The small MLflow, with what a store in a file takes.
     'mlflow': ['mlflow-skinny>=3', 'alembic', 'sqlalchemy'],

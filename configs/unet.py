@@ -242,6 +242,14 @@ def get_config() -> ConfigDict:
   # Of a series without the UIDs that DICOM objects refer to, write a copy that
   # has some, in the folder `series` of the case, and refer to that.
   config.clinic.repair_identity = False
+  # Of --mode=followup. Volumes of one tumour, measured twice on CT, lie within
+  # -35 % and +55 % of each other (doi:10.1186/s40644-015-0052-2): more has
+  # grown, and as much the other way round has shrunk.
+  config.clinic.followup = ConfigDict()
+  config.clinic.followup.growth_percent = 55.0
+  # Lesions that overlap with none are the same within twice the error of a
+  # good registration, 2.3 to 2.6 mm (doi:10.1088/1361-6560/ac1457).
+  config.clinic.followup.match_mm = 5.0
 
   # Of volumes, also mm and ml; see medseg_jax/report/summary.py.
   config.evaluation = ConfigDict()

@@ -85,6 +85,13 @@ MODES = {
     + ('series', 'overwrite', 'send'),
     '--mode=predict --model=liver.zip --input=scans --output=masks',
   ),
+  'followup': Mode(
+    'Segments two time points of a patient and tells which lesions are new, '
+    'gone, grown or shrunk.',
+    ('workdir', 'model', 'config', 'checkpoint', 'input', 'output', 'formats')
+    + ('series', 'overwrite'),
+    '--mode=followup --model=liver.zip --input=march --input=june --output=out',
+  ),
   'export': Mode(
     'Writes a trained model to the file --output.',
     ('workdir', 'model', 'config', 'checkpoint', 'output', 'format'),

@@ -22,12 +22,13 @@ FROM_CONFIG = (
   *('plan', 'prepare', 'benchmark', 'compile'),
 )
 STUDIES = ('crossval', 'learning_curve')  # of several trainings
-FROM_MODEL = ('evaluate', 'predict', 'export')
+FROM_MODEL = ('evaluate', 'predict', 'export', 'followup')
 FROM_MASKS = (
   'score',
   'compare',
 )  # neither; keys are set without a config all the same
 WRITE_WORKDIR = (*FROM_CONFIG, 'evaluate')
+ALONE = ('benchmark', 'followup')  # not for several processes
 # Of several processes one does it.
 ON_PRIMARY = ('plan', 'compile', 'export', 'score', 'compare')
 _HELP = ('help', 'helpfull', 'helpshort', 'h', '?')
@@ -69,17 +70,19 @@ CHECKPOINT = flags.DEFINE_enum(
   'Which weights of a workdir to use. Default: the model that training ended '
   'with, or the best so far.',
 )
-INPUT = flags.DEFINE_string(
+INPUT = flags.DEFINE_multi_string(
   'input',
   None,
   'Folder of images, or one, or of DICOM, for --mode=predict; or a series of '
-  'an archive: dicomweb://HOST[:PORT][/ROOT]/studies/UID[/series/UID].',
+  'an archive: dicomweb://HOST[:PORT][/ROOT]/studies/UID[/series/UID]. For '
+  '--mode=followup two, the earlier one first.',
 )
 OUTPUT = flags.DEFINE_string(
   'output',
   None,
   'Folder of the masks of --mode=predict, or for one image the file; the file '
-  'of --mode=export; the folder of the report of --mode=score or compare.',
+  'of --mode=export; the folder of --mode=followup, or of the report of '
+  '--mode=score or compare.',
 )
 PREDICTIONS = flags.DEFINE_string(
   'predictions',
@@ -200,6 +203,21 @@ def path_of(flag: flags.FlagHolder, what: str) -> pathlib.Path:
   return pathlib.Path(needed(flag.name, what, flag.value))
 
 
+def time_points() -> tuple[pathlib.Path, pathlib.Path]:
+  """Returns the earlier and the later input.
+
+  Raises:
+    InputError: there are more or fewer.
+  """
+  paths = INPUT.value or []
+  if len(paths) != 2 or '' in paths:
+    raise InputError(
+      f'--mode={MODE.value} needs two --input, the earlier and the later one; '
+      f'found {" ".join(paths) or "none"}'
+    )
+  return pathlib.Path(paths[0]), pathlib.Path(paths[1])
+
+
 def archive() -> Node | Web | None:
   """Returns what `--send` names, if anything.
 
@@ -216,8 +234,8 @@ def archive() -> Node | Web | None:
 def check_addresses() -> None:
   """Raises InputError where a flag has the address of nothing."""
   archive()
-  if MODE.value == 'predict' and address.is_address(INPUT.value or ''):
-    address.source(INPUT.value)
+  if MODE.value == 'predict' and address.is_address(_last_input()):
+    address.source(_last_input())
 
 
 def images() -> pathlib.Path | Web:
@@ -226,10 +244,15 @@ def images() -> pathlib.Path | Web:
   Raises:
     InputError: nothing, or no series.
   """
-  text = needed('input', 'FOLDER', INPUT.value)
+  text = needed('input', 'FOLDER', _last_input())
   if address.is_address(text):
     return address.source(text)
   return pathlib.Path(text)
+
+
+def _last_input() -> str:
+  """Returns `--input`; given more than once the last counts, as of any flag."""
+  return (INPUT.value or [''])[-1]
 
 
 def two_of(flag: flags.FlagHolder) -> list[pathlib.Path]:

@@ -168,19 +168,21 @@ def _run_model(run: Callable, mode: str, workdir: pathlib.Path) -> None:
       config, workdir, output=output, form=command_line.FORMAT.value, **trained
     )
   else:
-    run(
-      config,
-      None if model and not command_line.WORKDIR.value else workdir,
-      input_path=command_line.images(),
+    named = dict(
       output_dir=command_line.path_of(command_line.OUTPUT, 'FOLDER'),
       overwrite=command_line.OVERWRITE.value,
       series=command_line.SERIES.value,
       formats=clinic_formats.parse(command_line.FORMATS.value),
-      send=command_line.archive(),
       mesh=mesh,
-      started=_STARTED,
-      **trained,
     )
+    if mode == 'followup':
+      named['inputs'] = command_line.time_points()
+    else:
+      named['input_path'] = command_line.images()
+      named['send'] = command_line.archive()
+      named['started'] = _STARTED
+    workdir = None if model and not command_line.WORKDIR.value else workdir
+    run(config, workdir, **named, **trained)
 
 
 def _run_of(mode: str) -> Callable:
@@ -189,10 +191,10 @@ def _run_of(mode: str) -> Callable:
   Raises:
     InputError: the mode is not for several.
   """
-  if mode == 'benchmark' and multihost.count() > 1:
+  if mode in command_line.ALONE and multihost.count() > 1:
     raise InputError(
-      f'--mode=benchmark measures one process, and there are '
-      f'{multihost.count()}; start one'
+      f'--mode={mode} is for one process, and there are {multihost.count()}; '
+      'start one'
     )
   folder = 'studies' if mode in command_line.STUDIES else 'programs'
   run = importlib.import_module(f'medseg_jax.{folder}.{mode}').run

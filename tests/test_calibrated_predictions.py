@@ -16,7 +16,7 @@ from medseg_jax.calibration import VolumeBand, volume_interval
 from medseg_jax.experiment import (
   calibrated,
   ensemble,
-  prediction_jobs,
+  prediction_files,
   trained_model,
   volume_table,
 )
@@ -85,7 +85,7 @@ def test_volumes_are_counts_of_the_masks_with_their_intervals(
 ):
   compile_once(monkeypatch)
   images, output = write_images(tmp_path / 'in'), tmp_path / 'out'
-  original, calls = prediction_jobs.write, []
+  original, calls = prediction_files.write, []
 
   def stopping(*args, **named):
     if calls:
@@ -94,7 +94,7 @@ def test_volumes_are_counts_of_the_masks_with_their_intervals(
     return original(*args, **named)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(prediction_jobs, 'write', stopping)
+    patch.setattr(prediction_files, 'write', stopping)
     with pytest.raises(Stopped):
       run(models[1], images, output)
   run(models[1], images, output)

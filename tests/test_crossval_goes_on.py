@@ -7,7 +7,7 @@ import pytest
 from data_cases import assert_one_line
 from test_crossval import config_for
 
-from medseg_jax.experiment import prediction_jobs
+from medseg_jax.experiment import prediction_files
 from medseg_jax.programs import evaluate, train
 from medseg_jax.runtime.errors import InputError, Stopped
 from medseg_jax.studies import crossval
@@ -52,8 +52,8 @@ def test_stopped_in_training_prediction_and_scoring_it_ends_alike(
 ):
   for module, name, call in (
     (train, 'train', 2),
-    (prediction_jobs, 'write', 1),
-    (prediction_jobs, 'write', 2),
+    (prediction_files, 'write', 1),
+    (prediction_files, 'write', 2),
     (evaluate, 'score_mask', 3),
   ):
     with pytest.MonkeyPatch.context() as patch:

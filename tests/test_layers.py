@@ -45,7 +45,7 @@ FLOORS = (
     f'programs.{name}'
     for name in ('plan', 'prepare', 'evaluate', 'export', 'predict', 'score')
   ),
-  ('programs.compare', 'programs.validation'),
+  ('programs.compare', 'programs.followup', 'programs.validation'),
   ('programs.train',),
   ('programs', 'studies'),
   ('command_help',),
@@ -167,6 +167,17 @@ def test_archives_are_spoken_to_in_two_files():
 
 def test_nrrd_is_imported_late_and_in_one_file():
   assert outside({'nrrd'}) == [('data.formats.nrrd', 'nrrd', False)]
+
+
+def test_simple_itk_stays_in_one_file():
+  [(name, *_)] = outside({'SimpleITK'})
+  assert name == 'clinic.followup.registration'
+  # An extra of its own: a report without a follow-up does not need it.
+  extra = 'clinic.followup'
+  for path in files():
+    for module, top in imports(path):
+      if top and module.startswith(f'medseg_jax.{extra}'):
+        assert module_of(path).startswith(extra), path
 
 
 def test_configs_stop_at_the_programs():

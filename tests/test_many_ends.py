@@ -12,15 +12,15 @@ from small import load, shrink, write_untrained
 # is then for the program to see, as ever.
 HOLDS_MASKS = """
 import time
-from medseg_jax.experiment import prediction_jobs
+from medseg_jax.experiment import prediction_files
 from medseg_jax.runtime import stop_signal
-write, written = prediction_jobs.write, []
+write, written = prediction_files.write, []
 def write_and_hold(*args, **named):
   write(*args, **named)
   written.append(None)
   while len(written) == 2 and not stop_signal.asked():
     time.sleep(0.05)
-prediction_jobs.write = write_and_hold
+prediction_files.write = write_and_hold
 """
 HOLDS_CASES = """
 import time

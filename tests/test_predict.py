@@ -25,7 +25,7 @@ from medseg_jax.data.sources.to_predict import MASK_LIST
 from medseg_jax.experiment import (
   config_files,
   model_folder,
-  prediction_jobs,
+  prediction_files,
   trained_model,
 )
 from medseg_jax.experiment.prediction_targets import MASK, Job, Target
@@ -83,7 +83,7 @@ def test_a_killed_prediction_goes_on(workdir, scans, tmp_path, monkeypatch):
   assert list(masks(out)) == ['a.png']
   # What a kill by -9 leaves besides: a file half written, a line half written.
   job = Job('b', (), (Target(MASK, out / 'b.png'),))
-  unfinished = prediction_jobs._unfinished(job.target)
+  unfinished = prediction_files._unfinished(job.target)
   unfinished.write_bytes(b'half')
   unfinished.with_name(f'.{unfinished.name}.99.tmp').write_bytes(b'half')
   with open(out / MASK_LIST, 'a') as file:

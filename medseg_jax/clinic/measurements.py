@@ -50,6 +50,20 @@ class Measured(NamedTuple):
   lesions: tuple['Measured', ...] = ()
 
 
+class Lesions(NamedTuple):
+  """The components of some classes.
+
+  Attributes:
+    measured: each, by falling volume.
+    parts: `[z, y, x]` of a box, the number of each from 1, 0 for none.
+    box: in the image.
+  """
+
+  measured: tuple[Measured, ...]
+  parts: npt.NDArray[np.int32]
+  box: tuple[slice, ...]
+
+
 NOTHING = Measured(0, 0.0, None, (), None, False)
 
 
@@ -78,19 +92,26 @@ def measure(
       f'label must be [z, y, x] and image [z, y, x, C], got {label.shape} and '
       f'{image.shape}'
     )
-  # In boxes around each class: a mask of the whole image takes long.
-  boxes = ndimage.find_objects(label, max_label=max(indices))
-  there = [boxes[i - 1] for i in indices if boxes[i - 1] is not None]
-  if not there:
+  if (box := _box_of(label, indices)) is None:
     return NOTHING
-  box = tuple(
-    slice(min(b[d].start for b in there), max(b[d].stop for b in there))
-    for d in range(3)
-  )
-  mask = np.isin(label[box], list(indices))
-  whole = _object(mask, box, image, affine)
+  whole = _object(np.isin(label[box], list(indices)), box, image, affine)
   if not lesions:
     return whole
+  found = measure_lesions(label, image, affine, indices=indices)
+  return whole._replace(lesions=found.measured)
+
+
+def measure_lesions(
+  label: npt.NDArray[np.integer],
+  image: npt.NDArray,
+  affine: npt.NDArray[np.float64],
+  *,
+  indices: Sequence[int],
+) -> Lesions:
+  """Returns the components of some classes together; see `measure`."""
+  if (box := _box_of(label, indices)) is None:
+    return Lesions((), np.zeros((0, 0, 0), np.int32), (slice(0, 0),) * 3)
+  mask = np.isin(label[box], list(indices))
   parts, _ = ndimage.label(mask, np.ones((3, 3, 3)))
   found = []
   for i, part in enumerate(ndimage.find_objects(parts)):
@@ -98,9 +119,26 @@ def measure(
       slice(side.start + inner.start, side.start + inner.stop)
       for side, inner in zip(box, part, strict=True)
     )
-    found.append(_object(parts[part] == i + 1, own, image, affine))
-  found.sort(key=lambda one: (-one.voxels, one.centroid))
-  return whole._replace(lesions=tuple(found))
+    found.append((_object(parts[part] == i + 1, own, image, affine), i + 1))
+  found.sort(key=lambda one: (-one[0].voxels, one[0].centroid))
+  numbers = np.zeros(len(found) + 1, np.int32)
+  numbers[[number for _, number in found]] = np.arange(len(found)) + 1
+  return Lesions(tuple(one for one, _ in found), numbers[parts], box)
+
+
+def _box_of(
+  label: npt.NDArray[np.integer], indices: Sequence[int]
+) -> tuple[slice, ...] | None:
+  """Returns the box of some classes, None where there is none of them."""
+  # Each on its own: a mask of the whole image takes long.
+  boxes = ndimage.find_objects(label, max_label=max(indices))
+  there = [boxes[i - 1] for i in indices if boxes[i - 1] is not None]
+  if not there:
+    return None
+  return tuple(
+    slice(min(b[d].start for b in there), max(b[d].stop for b in there))
+    for d in range(3)
+  )
 
 
 def slice_axis(affine: npt.NDArray[np.float64]) -> int:

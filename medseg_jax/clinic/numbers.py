@@ -53,12 +53,12 @@ def to_json(
   """
   found = []
   for meaning, measured, interval in structures:
-    own = _of(measured, channels)
-    own['volume_interval_ml'] = [_round(x) for x in interval] or None
+    own = of_object(measured, channels)
+    own['volume_interval_ml'] = [rounded(x) for x in interval] or None
     if meaning.lesion:
       own['num_lesions'] = len(measured.lesions)
       own['lesions'] = [
-        {'lesion': i + 1} | _of(lesion, channels)
+        {'lesion': i + 1} | of_object(lesion, channels)
         for i, lesion in enumerate(measured.lesions)
       ]
     code, words = meaning.kind
@@ -75,17 +75,23 @@ def to_json(
   }
 
 
-def _of(measured: Measured, channels: Sequence[str]) -> dict[str, Any]:
+def of_object(measured: Measured, channels: Sequence[str]) -> dict[str, Any]:
+  """Returns what is told of one object, as JSON has it.
+
+  Args:
+    measured: the object.
+    channels: names of the image's.
+  """
   diameters = measured.diameters
   return {
     'voxels': measured.voxels,
-    'volume_ml': _round(measured.volume),
-    'longest_diameter_mm': diameters and _round(diameters.longest),
-    'perpendicular_diameter_mm': diameters and _round(diameters.perpendicular),
-    'diameter_ends_lps_mm': [list(map(_round, end)) for end in measured.ends],
-    'centroid_lps_mm': measured.centroid and [*map(_round, measured.centroid)],
+    'volume_ml': rounded(measured.volume),
+    'longest_diameter_mm': diameters and rounded(diameters.longest),
+    'perpendicular_diameter_mm': diameters and rounded(diameters.perpendicular),
+    'diameter_ends_lps_mm': [list(map(rounded, end)) for end in measured.ends],
+    'centroid_lps_mm': measured.centroid and [*map(rounded, measured.centroid)],
     'intensity': {
-      name: {'mean': _round(of.mean), 'sd': _round(of.sd)}
+      name: {'mean': rounded(of.mean), 'sd': rounded(of.sd)}
       for name, of in zip(channels, measured.intensity, strict=False)
     },
     'touches_border': measured.at_border,
@@ -123,6 +129,6 @@ def to_csv(report: Mapping[str, Any], channels: Sequence[str]) -> str:
   return text.getvalue()
 
 
-def _round(value: float) -> float | None:
+def rounded(value: float) -> float | None:
   """Returns it with six digits, which is more than can be measured."""
   return float(f'{value:.{_DIGITS}g}') if math.isfinite(value) else None

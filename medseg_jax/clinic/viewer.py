@@ -92,9 +92,23 @@ def _grey(
 
   Args:
     values: `[z, y, x]`.
-    mask: what lies in and around it has the contrast.
+    mask: see `window_of`.
   """
   values = values.astype(np.float32)
+  low, high = window_of(values, mask)
+  scaled = (values - low) * (255 / max(high - low, 1e-6))
+  return np.rint(scaled).clip(0, 255).astype(np.uint8), [low, high]
+
+
+def window_of(
+  values: npt.NDArray, mask: npt.NDArray[np.bool_]
+) -> tuple[float, float]:
+  """Returns the values that are shown black and white.
+
+  Args:
+    values: `[z, y, x]`.
+    mask: what lies in and around it has the contrast.
+  """
   part = values
   if mask.any():
     [box] = ndimage.find_objects(mask.astype(np.uint8))
@@ -108,8 +122,7 @@ def _grey(
   low, high = map(float, np.percentile(part, _WINDOW))
   if high <= low:
     low, high = float(values.min()), float(values.max())
-  scaled = (values - low) * (255 / max(high - low, 1e-6))
-  return np.rint(scaled).clip(0, 255).astype(np.uint8), [low, high]
+  return low, high
 
 
 def _picture(volume: npt.NDArray[np.uint8], form: str) -> str:

@@ -139,6 +139,20 @@ def meanings(config: ConfigDict) -> tuple[Any, Any]:
   )
 
 
+def structures(config: ConfigDict) -> list[tuple[Any, tuple[int, ...]]]:
+  """Returns what is measured, and of which classes it is: classes or regions.
+
+  Args:
+    config: of the model, resolved.
+  """
+  data = config.data
+  if data.regions:
+    members = [tuple(of) for _, of in data.regions]
+  else:
+    members = [(i + 1,) for i in range(len(data.classes) - 1)]
+  return [*zip(meanings(config)[1], members, strict=True)]
+
+
 def library(formats: Sequence[str]) -> Any:
   """Returns what writes them, which needs an extra.
 

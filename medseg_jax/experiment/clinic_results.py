@@ -153,14 +153,7 @@ class ClinicResults:
 
   @functools.cached_property
   def _structures(self) -> list[tuple[Any, tuple[int, ...]]]:
-    """What is measured, and of which classes it is: classes or regions."""
-    data = self._config.data
-    if data.regions:
-      members = [tuple(of) for _, of in data.regions]
-    else:
-      members = [(i + 1,) for i in range(len(data.classes) - 1)]
-    meanings = clinic_formats.meanings(self._config)[1]
-    return [*zip(meanings, members, strict=True)]
+    return clinic_formats.structures(self._config)
 
   def _page(self) -> str:
     meanings = [meaning for meaning, _ in self._structures]

@@ -121,6 +121,7 @@ def maker_of(model: Weights) -> Maker:
   # As the file will have them: lists in place of tuples.
   settings = json.loads(json.dumps(settings))
   clinic = model.parts[0].config.get('clinic', ConfigDict()).to_dict()
+  clinic.pop('followup', None)  # of two masks, and of none of them
   clinic = {f'clinic.{key}': value for key, value in clinic.items() if value}
   clinic = json.loads(json.dumps(clinic))
   soft = model.parts[0].config.inference.get('probabilities', False)

@@ -14,6 +14,7 @@ from medseg_jax.data.formats.images import name_some
 from medseg_jax.experiment import (
   build,
   fetched_series,
+  prediction_files,
   prediction_jobs,
   sending,
   sources,
@@ -22,7 +23,12 @@ from medseg_jax.experiment import (
 )
 from medseg_jax.experiment.failures import Failures
 from medseg_jax.experiment.prediction_jobs import PICTURES, Job, Work
-from medseg_jax.experiment.prediction_record import Record, hash_files, maker_of
+from medseg_jax.experiment.prediction_record import (
+  Maker,
+  Record,
+  hash_files,
+  maker_of,
+)
 from medseg_jax.inference.cases import Prediction, predict_each
 from medseg_jax.pacs.address import Node, Web
 from medseg_jax.report.panels import panel, save_png
@@ -52,7 +58,7 @@ def run(
   send: Node | Web | None = None,
   mesh: Mesh | None = None,
   started: float | None = None,
-) -> None:
+) -> tuple[Work, Maker]:
   """Writes a mask for every image of `input_path`, on the image's own grid.
 
   A mask has its image's stem and holds the label values of the training masks:
@@ -78,6 +84,9 @@ def run(
     mesh: what the tiles are spread over, which need not be the training's;
       None for all devices of this process.
     started: `time.perf_counter()` when the program began.
+
+  Returns:
+    What there was to do, and what the masks are made with.
 
   Raises:
     InputError: nothing to read, nowhere to write, or something else is in a
@@ -136,7 +145,7 @@ def run(
     jobs = prediction_jobs.still_to_do(
       work.jobs, Record(work.folder), maker, overwrite=overwrite
     )
-    prediction_jobs.remove_unfinished(jobs)
+    prediction_files.remove_unfinished(jobs)
     return jobs
 
   jobs = multihost.from_primary(look)
@@ -185,7 +194,7 @@ def run(
       for job, prediction in predicted:
         lap('predict')
         try:
-          prediction_jobs.write(
+          prediction_files.write(
             job,
             prediction,
             config=config,
@@ -233,6 +242,7 @@ def run(
   failed.tell(total, 'image', 'segmented')
   if not_sent:
     raise not_sent
+  return work, maker
 
 
 class _Pictures:

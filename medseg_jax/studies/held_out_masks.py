@@ -20,7 +20,7 @@ from medseg_jax.data.formats import images, nifti
 from medseg_jax.data.sources.volumes import VolumeSource
 from medseg_jax.experiment import (
   members,
-  prediction_jobs,
+  prediction_files,
   sampled_voxels,
   sources,
   trained_model,
@@ -227,7 +227,7 @@ def predict(
     for job in left:  # of older weights; half replaced it would be nobody's
       for target in job.targets:
         target.path.unlink(missing_ok=True)
-    prediction_jobs.remove_unfinished(left)
+    prediction_files.remove_unfinished(left)
     return [job.name for job in left]
 
   left = set(multihost.from_primary(look))
@@ -263,7 +263,7 @@ def predict(
   ) as progress:
     for mask, prediction in predicted:
       job = jobs[mask.name]
-      prediction_jobs.write(
+      prediction_files.write(
         job,
         prediction,
         config=weights.parts[0].config,
