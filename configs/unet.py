@@ -218,7 +218,8 @@ def get_config() -> ConfigDict:
   config.inference = ConfigDict()
   config.inference.patch_size = ()  # of the tiles; () for the patch size
   config.inference.overlap = 0.5  # of neighbouring tiles, 0 .. < 1
-  config.inference.batch_size = 0  # tiles at once; 0 for the batch size
+  # Tiles at once; 0 for the batch size, on a CPU for fewer of large ones.
+  config.inference.batch_size = 0
   # Average over all mirrorings of the axes that training mirrored.
   config.inference.mirror = False
   config.inference.probabilities = False  # write those, too (volumes)

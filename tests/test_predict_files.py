@@ -3,12 +3,14 @@
 import csv
 import shutil
 
+import jax
 import nibabel
 import numpy as np
 import predict_cases
 import pytest
 from conftest import write_volumes
 from data_cases import assert_all_in, assert_one_line
+from jax.sharding import Mesh
 from PIL import Image
 from predict_cases import masks, run, write_images
 from scipy import stats
@@ -243,3 +245,20 @@ def test_volumes_are_told_in_ml_and_entropy_on_the_grid_of_the_scan(
   np.testing.assert_allclose(entropy.affine, mask.affine)
   expected = stats.entropy(probs, axis=-1) / np.log(3)
   np.testing.assert_allclose(entropy.get_fdata(), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+  ('tile', 'asked', 'tiles'),
+  [
+    ((16, 16, 16), 0, 8),
+    ((32, 128, 128), 0, 2),
+    ((80, 160, 160), 0, 1),
+    ((80, 160, 160), 8, 8),
+  ],
+)
+def test_a_cpu_takes_fewer_tiles_at_once_of_large_ones(tile, asked, tiles):
+  config = load('auto')
+  config.batch_size, config.patch_size = 8, tile
+  config.inference.batch_size = asked
+  one = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'spatial'))
+  assert trained_model._tiles_at_once(config, one) == tiles
