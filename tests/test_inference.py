@@ -206,9 +206,11 @@ def test_images_of_one_stream_share_batches(where):
     return uneven(tiles)
 
   got, numbers = [], []
+  shares: list[float] = []
   stream = stream_slabs(
-    predict, taken(), (8, 8), batch_size=3, buffer_bytes=where
-  )
+    predict, taken(), (8, 8), batch_size=3, buffer_bytes=where,
+    watch=shares.append,
+  )  # fmt: skip
   for i, (case, slabs) in enumerate(by_case(stream)):
     assert case == f'image {i}'
     got.append(np.concatenate(list(slabs)))
@@ -223,6 +225,11 @@ def test_images_of_one_stream_share_batches(where):
   assert shapes == [(3, 8, 8, 1)] * calls
   # All that came before is read before the image after it is asked for.
   assert numbers[-2:] == [6, 7]
+  # Of that image alone it is told how far it is: 81 tiles, the first of them
+  # in a batch with others.
+  told = 81 * np.array(shares)
+  assert 1 <= told[0] <= 3 and told[-1] == pytest.approx(81)
+  np.testing.assert_allclose(np.diff(told)[:-1], 3)
 
 
 def test_two_dimensional_tiles_of_several_slices_share_a_batch():

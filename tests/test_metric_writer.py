@@ -276,6 +276,24 @@ def test_progress_without_stats_prints_every_ten_seconds(capsys, monkeypatch):
   ]
 
 
+def test_progress_within_a_unit_that_takes_long(capsys, monkeypatch):
+  clock = _Clock(monkeypatch)
+  with progress.Progress(2, unit='case', desc='predict') as bar:
+    for share in (0.02, 0.25, 0.5, 0.75, 1.0):
+      clock.now += 46 * 0.25 if share > 0.02 else 9
+      bar.within(share)
+    bar.advance()
+    clock.now += 3
+    bar.failed(1)
+  assert capsys.readouterr().out.splitlines() == [
+    'predict: case 0/2, 25% of the next  left 1 min 28 s',
+    'predict: case 0/2, 50% of the next  left 1 min 12 s',
+    'predict: case 0/2, 75% of the next  left 59 s',
+    'predict: case 0/2, 100% of the next  left 47 s',
+    'predict: case 2/2, 1 failed  took 58 s',
+  ]
+
+
 def test_progress_is_a_bar_on_a_terminal(monkeypatch):
   class Terminal(io.StringIO):
     def isatty(self):

@@ -119,6 +119,7 @@ def stream_slabs(
   overlap: float = 0.5,
   batch_size: int = 1,
   buffer_bytes: int | None = None,
+  watch: Callable[[float], None] | None = None,
 ) -> Iterator[tuple[Case, Slab]]:
   """Yields `(case, slab)`, the slabs of one image after those of the other.
 
@@ -134,22 +135,31 @@ def stream_slabs(
     overlap: likewise.
     batch_size: likewise.
     buffer_bytes: see `sliding_slabs`.
+    watch: takes the share of an image of many tiles that the network has had,
+      whenever it has had more of it.
   """
   _check(overlap, batch_size)
-  stream = _stream(
-    images, tuple(patch_size), overlap, FLUSH_BATCHES * batch_size
-  )
+  many = FLUSH_BATCHES * batch_size
+  stream = _stream(images, tuple(patch_size), overlap, many)
   waiting: collections.deque[stitching.Job] = collections.deque()
   for batch in _batches(stream, batch_size):
     started = []
+    share = 0.0
     if batch:
+      grid = batch[-1].grid
+      if grid.num_tiles >= many:
+        share = (grid.number_of(batch[-1].place) + 1) / grid.num_tiles
       logits = predict_fn(_stack(batch, batch_size))
       if buffer_bytes is None:
         buffer_bytes = stitching.free_bytes(logits)
       started = [
         stitching.start(run, logits, buffer_bytes) for run in _runs(batch)
       ]
-      del batch, logits  # so that they are gone when the next ones are made
+      del (
+        batch,
+        logits,
+        grid,
+      )  # so that they are gone when the next ones are made
     # A batch's results are read once the next batch is on its way, so that the
     # device works while the host adds, cuts and decodes.
     while waiting:
@@ -159,6 +169,8 @@ def stream_slabs(
         del slab
       del job
     waiting.extend(started)
+    if watch is not None and share:
+      watch(share)
 
 
 def by_case(

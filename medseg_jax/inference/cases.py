@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 from collections.abc import (
   Callable,
@@ -92,6 +93,7 @@ class Settings(TypedDict):
       softmax, or with `activate` sigmoid.
     finish: class indices `[*S]` of a whole case to those that it gets; as they
       are. Probabilities stay those of the network.
+    watch: takes the share of a case of many tiles that is done, now and then.
   """
 
   preprocessing: Preprocessing
@@ -110,6 +112,7 @@ class Settings(TypedDict):
   disagreement: NotRequired[bool]
   also: NotRequired[Sequence[Network]]
   finish: NotRequired[Callable[[np.ndarray], np.ndarray]]
+  watch: NotRequired[Callable[[float], None]]
 
 
 def predict_cases(
@@ -222,6 +225,7 @@ def _predict(
   disagreement: bool = False,
   also: Sequence[Network] = (),
   finish: Callable[[np.ndarray], np.ndarray] | None = None,
+  watch: Callable[[float], None] | None = None,
 ) -> Iterator[tuple[Item, Prediction]]:
   first = Network(
     predict_fn, preprocessing, patch_size, overlap, batch_size, previous
@@ -240,6 +244,13 @@ def _predict(
   )
   wanted = [(n.preprocessing, n.previous) for n in networks]
   entered = _entered(items, read, failed, wanted, channels)
+  shares = [0.0] * len(networks)
+
+  def watch_one(i: int, share: float) -> None:
+    shares[i] = share
+    if watch is not None:
+      watch(sum(shares) / len(shares))
+
   # Closed by its end at the latest: it waits for the thread that reads ahead.
   with contextlib.closing(entered):
     streams = [
@@ -249,9 +260,10 @@ def _predict(
         network.patch_size,
         overlap=network.overlap,
         batch_size=network.batch_size,
+        watch=functools.partial(watch_one, i),
       )
-      for network, images in zip(
-        networks, in_step.deal(entered, len(networks)), strict=True
+      for i, (network, images) in enumerate(
+        zip(networks, in_step.deal(entered, len(networks)), strict=True)
       )
     ]
     for case, slabs in in_step.by_case(streams):
@@ -267,6 +279,7 @@ def _predict(
       prediction = only_measured(
         prediction, has_background=output.has_background
       )
+      shares[:] = [0.0] * len(networks)
       yield case.item, prediction
       del case, slabs, prediction  # before the next image is waited for
 

@@ -39,6 +39,10 @@ class Grid:
   def num_tiles(self) -> int:
     return math.prod(map(len, self.starts))
 
+  def number_of(self, place: tuple[int, ...]) -> int:
+    """Returns the number of a tile, from 0, in the order that they are cut."""
+    return int(np.ravel_multi_index(place, [len(s) for s in self.starts]))
+
 
 class Tile(NamedTuple):
   """One tile; along axis `a` it is number `place[a]` of its grid."""

@@ -181,16 +181,17 @@ def run(
       hashes[job.name] = hash_files(job.images)
       return case
 
-    predicted = predict_each(
-      trained.predict_fn,
-      own,
-      read=read,
-      failed=fail,
-      probabilities=config.inference.probabilities,
-      uncertainty=config.inference.uncertainty,
-      **trained.settings,
-    )
     with Progress(len(own), unit='case', desc='predict') as progress:
+      predicted = predict_each(
+        trained.predict_fn,
+        own,
+        read=read,
+        failed=fail,
+        probabilities=config.inference.probabilities,
+        uncertainty=config.inference.uncertainty,
+        watch=progress.within,
+        **trained.settings,
+      )
       for job, prediction in predicted:
         lap('predict')
         try:

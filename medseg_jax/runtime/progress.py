@@ -38,10 +38,11 @@ class Progress:
     self._unit = unit
     self._desc = desc
     self._count = initial
+    self._share = 0.0  # of the unit under way
     self._failed = 0
     self._begin = self._last_line = time.monotonic()
     # The first unit holds the compilation, so the pace is taken after it.
-    self._pace_from: tuple[int, float] | None = None
+    self._pace_from: tuple[float, float] | None = None
     self._has_stats = False
     self._bar = None
     if sys.stdout.isatty() and sys.stderr.isatty():
@@ -53,7 +54,7 @@ class Progress:
         dynamic_ncols=True,
         smoothing=0.05,
         bar_format=(
-          f'{{desc}}{unit} {{n_fmt}}/{{total_fmt}} |{{bar}}|'
+          f'{{desc}}{unit} {{n:.0f}}/{{total_fmt}} |{{bar}}|'
           ' left {remaining}{postfix}'
         ),
       )
@@ -72,8 +73,16 @@ class Progress:
     Raises:
       Stopped: a signal asks for it (see `stop_signal.check`).
     """
-    self._count += n
-    self._show(n)
+    self._move(n, 0.0)
+    stop_signal.check()
+
+  def within(self, share: float) -> None:
+    """Tells what share of the unit under way is done. Cheap, too.
+
+    Raises:
+      Stopped: likewise.
+    """
+    self._move(0, share)
     stop_signal.check()
 
   def ends_at(self, total: int) -> None:
@@ -90,12 +99,17 @@ class Progress:
     """
     new, self._failed = total - self._failed, total
     if new:
-      self._count += new
       if self._bar is not None:
         self._bar.set_postfix_str(f'{total} failed')
-      self._show(new)
+      self._move(new, 0.0)
 
-  def _show(self, n: int) -> None:
+  def _move(self, units: int, share: float) -> None:
+    """Counts so many units, and the share of the next one anew."""
+    before = self._count + self._share
+    self._count, self._share = self._count + units, share
+    self._show(self._count + share - before)
+
+  def _show(self, n: float) -> None:
     if self._bar is not None:
       if callable(self._desc):
         self._bar.set_description_str(self._prefix(), refresh=False)
@@ -103,7 +117,7 @@ class Progress:
       return
     now = time.monotonic()
     if self._pace_from is None:
-      self._pace_from = (self._count, now)
+      self._pace_from = (self._count + self._share, now)
     if not self._has_stats and now - self._last_line >= _SECONDS_BETWEEN_LINES:
       self._print_line(self._position(), *self._left(now))
 
@@ -139,15 +153,18 @@ class Progress:
 
   def _position(self) -> str:
     failed = f', {self._failed} failed' if self._failed else ''
-    return f'{self._prefix()}{self._unit} {self._count}/{self._total}{failed}'
+    part = f', {self._share:.0%} of the next' if self._share else ''
+    done = f'{self._unit} {self._count}/{self._total}{failed}{part}'
+    return f'{self._prefix()}{done}'
 
   def _left(self, now: float) -> list[str]:
     """Returns the words on the time left; none before the pace is known."""
-    if self._pace_from is None or self._count <= self._pace_from[0]:
+    done = self._count + self._share
+    if self._pace_from is None or done <= self._pace_from[0]:
       return []
-    count, since = self._pace_from
-    seconds_each = (now - since) / (self._count - count)
-    remaining = max(self._total - self._count, 0)
+    first, since = self._pace_from
+    seconds_each = (now - since) / (done - first)
+    remaining = max(self._total - done, 0)
     return [f'left {format_seconds(remaining * seconds_each)}']
 
   def _print_line(self, *parts: str) -> None:
