@@ -64,12 +64,15 @@ def test_training_ends_with_the_model_that_it_scored(phantom_run):
 def test_the_config_comes_back_key_by_key(phantom_run, volume_run):
   for workdir in (phantom_run[0], volume_run):
     again = model_folder.config_of(description_of(workdir)).to_dict()
-    # What the model was tiled with is written out, the rest as it was.
+    # The tile is written out, the rest as it was.
     expected = config_files.read_config(workdir).to_dict()
     inference = expected['inference']
-    for key in ('patch_size', 'batch_size'):
-      inference[key] = inference[key] or expected[key]
+    inference['patch_size'] = inference['patch_size'] or expected['patch_size']
     assert again == expected
+    # So are the tiles at once, for others; but nobody has asked for so many.
+    described = description_of(workdir)['inference']['batch_size']
+    asked = inference['batch_size']
+    assert described == (asked or expected['batch_size']) != 0
 
 
 def test_the_weights_are_those_of_the_checkpoint(phantom_run, volume_run):

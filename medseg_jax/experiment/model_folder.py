@@ -143,7 +143,10 @@ def _put_together(description: Mapping[str, Any]) -> dict[str, Any]:
   config = json.loads(json.dumps(description['training']['config']))
   network = dict(description['network'])
   config['dtype'] = network.pop('dtype')
-  config |= {'model': network, 'inference': description['inference']}
+  inference = dict(description['inference'])
+  if inference['batch_size'] == config['batch_size']:
+    inference['batch_size'] = 0  # that of the training; a CPU may take fewer
+  config |= {'model': network, 'inference': inference}
   data = config['data']
   data |= {key: description[key] for key in (*_MEANING, 'channels')}
   preprocessing = dict(description['preprocessing'])
