@@ -9,6 +9,7 @@ from dicom_cases import values, write
 
 from medseg_jax.data.formats.dicom import reading
 from medseg_jax.data.sources import dicom_series, to_predict
+from medseg_jax.programs import predict
 from medseg_jax.runtime.errors import InputError
 
 
@@ -121,3 +122,15 @@ def test_a_slice_alone_and_a_series_beside_volumes_say_what_to_name(tmp_path):
     assert 'as --input of its own' in told[name]
   with pytest.raises(InputError, match='no series of two slices'):
     dicom_series.find(tmp_path / 'scan', '', {p.absolute() for p in paths[1:]})
+
+
+def test_what_is_left_out_has_a_line_each(capsys):
+  predict._tell_unused('study', ['a', 'b', 'c: a localizer', 'd: no slice'])
+  assert capsys.readouterr().out.splitlines() == [
+    'not used  in study: a, b',
+    'not used  c: a localizer',
+    'not used  d: no slice',
+  ]
+  predict._tell_unused('study', [f'{i}: none' for i in range(99)])
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[-1] == 'not used  79 more files in study' and len(lines) == 21
