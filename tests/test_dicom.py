@@ -117,7 +117,7 @@ def test_a_tilted_gantry_is_a_shear(tmp_path):
 
 
 def test_values_are_rescaled_slice_by_slice_and_padding_is_air(tmp_path):
-  stored = values()
+  stored = values() + 5
   stored[2, :2] = -2000
   paths = write(
     tmp_path, stored, RescaleSlope=[1, 2, 1, 0.5, 1], PixelPaddingValue=-2000
@@ -137,8 +137,8 @@ def test_values_are_rescaled_slice_by_slice_and_padding_is_air(tmp_path):
     change(path, Modality='PT')
   series = only(tmp_path)
   native = reading.to_native(reading.read_volume(series).array[..., 0], series)
-  measured = stored[stored != -2000]
-  assert native.dtype == np.int16 and native[2, 0, 0] == measured.min()
+  # Without CT's air nothing is no signal, as beside the body.
+  assert native.dtype == np.int16 and native[2, 0, 0] == 0
   # The same bits as an unsigned number; a slice with nothing else.
   stored[1] = -2000
   paths = write(tmp_path / 'b', stored)

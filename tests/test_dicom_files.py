@@ -1,5 +1,10 @@
 """DICOM files of all encodings, with and without a head, and what is none."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import gdcm
 import numpy as np
 import pydicom
@@ -276,3 +281,17 @@ def test_monochrome1_is_of_the_display_alone(tmp_path):
     for dataset in map(pydicom.dcmread, paths)
   ]
   np.testing.assert_array_equal(native_of(paths), expected)
+
+
+def test_a_folder_with_the_name_of_an_old_module_changes_nothing(tmp_path):
+  """gdcm imports `dl` where there is one, and uses it."""
+  (tmp_path / 'dl').mkdir()
+  root = pathlib.Path(__file__).parents[1]
+  begin = 'from medseg_jax.runtime import startup; startup.prepare("none");'
+  for first in ('', begin):
+    done = subprocess.run(
+      [sys.executable, '-c', f'{first} import nibabel, pydicom, gdcm'],
+      cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(root)},
+      capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode == 0) == bool(first), done.stderr

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Case
-from medseg_jax.data.formats.images import name_some
+from medseg_jax.data.formats.images import name_some, one_line
 from medseg_jax.experiment import (
   build,
   fetched_series,
@@ -38,6 +38,7 @@ from medseg_jax.runtime.files import check_writable
 from medseg_jax.runtime.progress import Progress, format_seconds
 
 NUM_PANELS = 3  # pictures of the first cases, to look at
+_MOST_UNUSED, _LONGEST = 20, 500  # lines and letters of what is left out
 # What the system refuses for one mask, it refuses for all that follow.
 _NO_PLACE = (
   errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
@@ -122,8 +123,7 @@ def run(
     )
   )
   lap('look at the input')
-  if work.unused:
-    print(f'not used  in {input_path}: {name_some(work.unused, 20)}')
+  _tell_unused(input_path, work.unused)
   failed = Failures(work.failures)
   if not work.jobs:
     failed.tell(len(work.failures), 'image', 'segmented')
@@ -288,6 +288,18 @@ class _Pictures:
     sources.tell(filter(None, warnings))
     if any(made):
       print(f'pictures  {self._folder}/predict_*.png')
+
+
+def _tell_unused(folder: pathlib.Path, unused: Sequence[str]) -> None:
+  """Prints what is left out: names in one line, reasons in one each."""
+  names = [text for text in unused if ': ' not in text]
+  if names:
+    print(f'not used  in {folder}: {name_some(names, _MOST_UNUSED)}')
+  reasons = [text for text in unused if text not in names]
+  for text in reasons[:_MOST_UNUSED]:
+    print(f'not used  {one_line(text, _LONGEST)}')
+  if (more := len(reasons) - _MOST_UNUSED) > 0:
+    print(f'not used  {counted(more, "more file")} in {folder}')
 
 
 def _no_place(error: OSError, job: Job, done: int) -> InputError:

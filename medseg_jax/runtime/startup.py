@@ -24,6 +24,9 @@ def prepare(program: str) -> None:
       host_memory.restart_with_huge_pages(
         str(script) if script.name == program else program
       )
+  # gdcm, which pydicom imports, and nibabel that, takes a folder `dl` where the
+  # program runs for a module of Python 2, and breaks both.
+  sys.modules.setdefault('dl', None)  # type: ignore[arg-type]
   # TensorFlow only feeds data here; its notes on its own kernels are no news.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')

@@ -126,7 +126,11 @@ def _below(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
 def _choose(
   series: Sequence['Series'], wanted: str, path: pathlib.Path
 ) -> list['Series']:
-  listed = '; '.join(each.name for each in series)
+  if not series and path.is_file():
+    raise InputError(
+      f'{path}: a single slice; allowed is the folder of its series, or a file '
+      'of several frames'
+    )
   if not series:
     raise InputError(
       f'{path}: DICOM files, but no series of two slices or more among them'
@@ -136,8 +140,18 @@ def _choose(
   found = list(series)
   if wanted:
     found = [each for each in series if _is_named(each, wanted)]
+    # 'b 100' is that of b 100 alone, though b 1000 begins so.
+    whole = [each for each in found if _has_words(each.name, wanted)]
+    found = whole if len(whole) == 1 else found
   if len(found) == 1:
     return found
+  names = [each.name for each in series]
+  listed = '; '.join(
+    each.name
+    if names.count(each.name) == 1
+    else f'{each.name} {each.first.series}'
+    for each in series
+  )
   asked = f'--series={wanted} names {len(found)} of ' if wanted else ''
   raise InputError(
     f'{path}: {asked}{counted(len(series), "series", "series")}: {listed}; '
@@ -152,6 +166,11 @@ def _is_named(series: 'Series', wanted: str) -> bool:
   return wanted in (number, first.series) or (
     not wanted.isdigit() and wanted.lower() in series.name.lower()
   )
+
+
+def _has_words(name: str, wanted: str) -> bool:
+  words = re.escape(wanted.lower())
+  return re.search(rf'(?<!\S){words}(?!\S)', name.lower()) is not None
 
 
 def _names(series: Sequence['Series']) -> list[str]:

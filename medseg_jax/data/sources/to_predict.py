@@ -293,6 +293,11 @@ def _why_not(
   name = path.name.lower()
   if path.exists() and not path.is_file():
     return 'no file and no folder; allowed is one of them'
+  if channels == 1 and dicom_series.is_dicom(path):
+    return (
+      'DICOM beside volumes of another format, which come first; name the '
+      'folder of its series as --input of its own'
+    )
   kinds = f'2-D images: {" ".join(IMAGE_SUFFIXES)}'
   if channels is not None:
     kinds = f'volumes: {" ".join(SUFFIXES)}'

@@ -122,7 +122,8 @@ def read_volume(
   """Returns the voxels of a series, `[z, y, x, 1]`, and where they lie.
 
   The stored values are rescaled slice by slice; whole numbers stay whole. What
-  a CT has not measured becomes air, elsewhere it gets the least value.
+  a CT has not measured becomes air, elsewhere 0, no signal, or less where there
+  are values below 0.
 
   Args:
     series: any.
@@ -144,7 +145,7 @@ def read_volume(
     raise InputError(f'{where}: one intensity everywhere, nothing to see')
   if nothing.any():
     air = str(series.first.header.get('Modality', '')) == 'CT'
-    planes[nothing] = AIR if air else planes[~nothing].min()
+    planes[nothing] = AIR if air else min(planes[~nothing].min(), 0)
   if planes.dtype.kind in 'iu':
     whole = [np.int16, np.int32, np.float32]  # the first that holds them
     limits = [np.iinfo(kind) for kind in whole[:2]]

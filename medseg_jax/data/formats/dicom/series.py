@@ -3,13 +3,14 @@
 Frames belong together that agree in study, series, directions, size and pixel
 spacing. They are ordered by their position along the normal: numbers and names
 of files say nothing. Where several lie at one position they are phases of one
-examination, told apart by the first attribute that separates them all.
+examination, told apart by the fewest attributes that separate them all.
 """
 
 import collections
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -104,7 +105,8 @@ def series_of(
 
   Args:
     frames: of any files, in any order.
-    pixels_of: reads what a frame holds; asked for only of those at one place.
+    pixels_of: reads what a frame holds; asked for only of those at one place
+      that nothing else tells apart.
   """
   found = []
   for group in _alike(frames):
@@ -124,10 +126,7 @@ def _key(series: Series) -> tuple:
   header = series.first.header
   number = str(header.get('SeriesNumber', ''))
   first = series.first
-  return (
-    *(first.study, int(number) if number.isdigit() else -1, first.series),
-    *(series.phase, str(first.path)),
-  )
+  return first.study, int(number) if number.isdigit() else -1, first.series
 
 
 def _alike(frames: Sequence[Frame]) -> list[list[Frame]]:
@@ -185,8 +184,11 @@ def _without_copies(
       kept += place
       continue
     known: dict[tuple, Frame] = {}
+    alike = collections.Counter((f.phase, f.rescale) for f in place)
     for frame in place:
-      digest = hashlib.sha256(pixels_of(frame).tobytes()).digest()
+      digest = b''
+      if alike[frame.phase, frame.rescale] > 1:
+        digest = hashlib.sha256(pixels_of(frame).tobytes()).digest()
       key = (digest, frame.phase, frame.rescale)
       if key in known:
         notes.append(
@@ -205,31 +207,56 @@ def _phases(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
     InputError: two frames at one position are told apart by nothing.
   """
   places = _places(frames)
-  if max(map(len, places)) == 1:
+  most = max(map(len, places))
+  if most == 1:
     return [('', list(frames))]
-  for i, name in enumerate(PHASES):
-    values = [[frame.phase[i] for frame in place] for place in places]
-    # Each phase has a slice at every place.
-    alike = len({frozenset(own) for own in values}) == 1
-    if alike and None not in values[0] and len({*values[0]}) == len(values[0]):
-      split: dict = {}
+  for chosen in _choices():
+    own = [[_phase(frame, chosen) for frame in place] for place in places]
+    values = {value for place in own for value in place}
+    # As many as the fullest place has, so that what each slice has of its own,
+    # such as its time, is none; a phase may lack slices.
+    if (
+      len(values) == most
+      and all(len({*place}) == len(place) for place in own)
+      and not any(None in value for value in values)
+    ):
+      split: dict[tuple, list[Frame]] = {value: [] for value in values}
       for frame in frames:
-        split.setdefault(frame.phase[i], []).append(frame)
+        split[_phase(frame, chosen)].append(frame)
+      names = [PHASES[i] for i in chosen]
       return [
-        (f'{name} {value:g}' if isinstance(value, float) else f'{name} {value}',
-         own)
-        for value, own in sorted(split.items(), key=lambda pair: str(pair[0]))
-      ]  # fmt: skip
-  place = max(places, key=len)
-  other = place[1].path.name
-  if place[0].path == place[1].path:
-    other = f'frame {place[1].number + 1}, as frame {place[0].number + 1},'
+        (' '.join(map(_value_text, names, value)), split[value])
+        for value in sorted(values, key=_in_order)
+      ]
+  one, other = max(places, key=len)[:2]
+  also = other.path
+  if one.path == other.path:
+    also = f'frame {other.number + 1}, as frame {one.number + 1},'
   raise InputError(
-    f'{place[0].path}: {other} lies at the same position '
-    f'{_text(place[0].position)} and has other pixels, and none of '
+    f'{one.path}: {also} lies at the same position '
+    f'{_text(one.position)} and has other pixels, and none of '
     f'{", ".join(PHASES)} tells their series apart; allowed is one slice at '
     'each position: move the others away'
   )
+
+
+def _choices() -> Iterator[tuple[int, ...]]:
+  """Yields numbers of `PHASES`: each alone, then each pair, and so on."""
+  for count in range(1, len(PHASES) + 1):
+    yield from itertools.combinations(range(len(PHASES)), count)
+
+
+def _phase(frame: Frame, chosen: Sequence[int]) -> tuple[Any, ...]:
+  return tuple(frame.phase[i] for i in chosen)
+
+
+def _value_text(name: str, value: Any) -> str:
+  return f'{name} {value:g}' if isinstance(value, float) else f'{name} {value}'
+
+
+def _in_order(value: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+  """Returns what sorts numbers by size, and before words."""
+  return [(isinstance(part, str), part) for part in value]
 
 
 def _gaps(frames: Sequence[Frame]) -> tuple[np.ndarray, float]:
