@@ -104,7 +104,7 @@ def test_formats_of_a_study(model, tmp_path, capsys):
   paths = write(study, values((14, 15, 13)))
   with pytest.raises(InputError, match='FrameOfReferenceUID') as error:
     run(model, study, tmp_path / 'lacking', formats=('nifti', 'seg'))
-  assert_one_line(error)
+  assert_one_line(error, 'not written in all formats: 1 of 1 image: ')
   assert [p.name for p in (tmp_path / 'lacking' / 'study').iterdir()] == [
     'mask.nii.gz'
   ]

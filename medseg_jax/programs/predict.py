@@ -239,8 +239,15 @@ def run(
     flush=True,
   )
   not_sent = sender and sender.tell()
-  total = len(work.jobs) + len(work.failures)
-  failed.tell(total, 'image', 'segmented')
+  names = {job.name for job in work.jobs}
+  total = len(names | {failure.name for failure in work.failures})
+  # Some have a mask, but not all that was asked for.
+  with_mask = failed.found == [*work.failures] and all(
+    failure.name in names for failure in work.failures
+  )
+  failed.tell(
+    total, 'image', 'written in all formats' if with_mask else 'segmented'
+  )
   if not_sent:
     raise not_sent
   return work, maker
