@@ -99,7 +99,7 @@ def get_config() -> ConfigDict:
   config.stop.anneal = 0.2  # of the steps made: the rest of the schedule
 
   config.data = ConfigDict()
-  # 'phantom', 'folder', 'volumes', 'dicom' (series with masks) or 'tfds'
+  # 'phantom', 'folder', 'volumes', 'bids', 'dicom' (series with masks), 'tfds'
   config.data.source = 'phantom'
   config.data.path = ''  # the folder, or the name of the TFDS data set
   config.data.classes = ()  # names, background first; () to infer
@@ -153,6 +153,9 @@ def get_config() -> ConfigDict:
   config.data.phantom.num_train = 400
   config.data.phantom.num_val = 32
   config.data.phantom.num_test = 64
+  config.data.bids = ConfigDict()  # () and '' where there is one kind
+  config.data.bids.images = ()  # of each channel, as T1w
+  config.data.bids.label = ''  # as NAME/dseg, of derivatives/NAME
   config.data.tfds = ConfigDict()
   config.data.tfds.data_dir = ''  # '' for TFDS's own
   config.data.tfds.image_key = 'image'

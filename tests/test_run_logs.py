@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -232,6 +233,36 @@ def test_a_service_that_fails_is_one_warning(
   assert [record.getMessage() for record in caplog.records] == [
     f'Fake logs no further ({why}); the run goes on without it'
   ]
+
+
+def test_a_slow_service_holds_up_nothing_and_gets_all_in_order(
+  tmp_path, monkeypatch
+):
+  answers, got, by = threading.Event(), [], set()
+
+  def log(step, values):
+    answers.wait(HANG_S)
+    by.add(threading.current_thread().name)
+    got.append((step, values))
+
+  def start(project, config, workdir, *, going_on):
+    return run_logs.Service(log, lambda *end: got.append((going_on, *end)))
+
+  fake(monkeypatch, start)
+  monkeypatch.setattr(run_logs, '_SECONDS_AT_END', HANG_S)
+  config = CONFIG | {'loggers': {'wandb': 'discs'}}
+  with pytest.raises(KeyError), run_logs.opened() as logs:
+    logs.begin(config, tmp_path, 3)
+    for step in range(4, 50):
+      logs.scalars(step, 'train', {'loss': step, 'no': None, 'inf': math.inf})
+    logs.summary({'mean': {'dice': 0.5, 'iou': math.nan}, 'split': 'val'})
+    assert got == []
+    answers.set()
+    raise KeyError('killed')
+  *rows, end = got
+  assert rows == [(step, {'train/loss': step}) for step in range(4, 50)]
+  assert end == (True, {'mean/dice': 0.5}, True)
+  assert by == {'Fake'}  # never the one that trains
 
 
 def test_what_is_not_installed_is_told_before_any_work(tmp_path, monkeypatch):

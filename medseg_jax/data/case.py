@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 # Values of `config.data.source` whose cases are volumes of a patient.
-VOLUMES = ('volumes', 'dicom')
+VOLUMES = ('volumes', 'bids', 'dicom')
 
 
 class Case(NamedTuple):

@@ -1,5 +1,6 @@
 """`report.html` of an evaluation: what its page tells besides the numbers."""
 
+import contextlib
 import datetime
 import os
 import pathlib
@@ -12,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 import medseg_jax
-from medseg_jax.experiment import early_stop, held_out
+from medseg_jax.experiment import early_stop, ensemble, held_out
 from medseg_jax.report.html.case_views import CaseViews
 from medseg_jax.report.html.case_warnings import Range, Training
 from medseg_jax.report.html.page import write_page
@@ -104,7 +105,9 @@ def of_evaluation(
     views=views,
     train=train,
     val=val,
-    training=None if model else _plan_of(workdir),
+    training=_training_by(
+      _plan_of_model(model) if model else _plan_in(workdir)
+    ),
   )
 
 
@@ -153,7 +156,7 @@ def of_folds(
     records=records,
     classes=config.data.classes,
     views=views,
-    training=_plan_of(root),
+    training=_training_by(_plan_in(root)),
     calibration=picture,
   )
 
@@ -290,13 +293,26 @@ def _training_time(
   )
 
 
-def _plan_of(workdir: pathlib.Path) -> Training | None:
-  """Returns what the plan says of the training cases; None without one."""
+def _plan_in(workdir: pathlib.Path) -> Any:
+  """Returns what `plan.json` of a workdir holds; None without one."""
   path = workdir / 'plan.json'
-  if not path.exists():
-    return None
+  with contextlib.suppress(InputError):  # somebody has edited it
+    return read_json(path, 'a plan') if path.exists() else None
+  return None
+
+
+def _plan_of_model(model: pathlib.Path) -> Any:
+  """Returns the plan that a model folder or its zip carries.
+
+  Of an ensemble that of its first member: the members of a cross-validation
+  have one plan, that of all cases.
+  """
+  return ensemble.read(model).members[0].description.get('plan')
+
+
+def _training_by(plan: Any) -> Training | None:
+  """Returns what a plan says of the training cases; None where it does not."""
   try:
-    plan = read_json(path, 'a plan')
     found = plan['fingerprint']
     spacing = [float(mm) for mm in found['median_spacing']]
     shape = [float(n) for n in found['median_shape']]
@@ -314,8 +330,8 @@ def _plan_of(workdir: pathlib.Path) -> Training | None:
       spacing,
       [n * mm for n, mm in zip(shape, spacing, strict=True)],
     )
-  except (InputError, KeyError, TypeError, ValueError):
-    return None  # somebody has edited it: the report does without
+  except (KeyError, TypeError, ValueError):
+    return None  # there is none, or it was edited: the report does without
 
 
 def _thinned(lines: list) -> list:

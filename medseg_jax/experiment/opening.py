@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import VOLUMES, Source
+from medseg_jax.data.sources.bids import SUBJECT
 from medseg_jax.experiment import (
   build,
   cascade,
@@ -71,6 +72,8 @@ def open_data(config: ConfigDict, workdir: pathlib.Path) -> Opened:
   config.data.path = absolute(config.data)
   if config.data.group.lower().endswith('.csv'):
     config.data.group = os.path.abspath(config.data.group)
+  if config.data.source == 'bids' and not config.data.group:
+    config.data.group = SUBJECT
   volumes = config.data.source in VOLUMES
   # Without a plan the survey lists all problems at once.
   strict = multihost.from_primary(

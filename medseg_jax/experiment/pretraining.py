@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import jax
 from ml_collections import ConfigDict
 
-from medseg_jax.data.case import VOLUMES
 from medseg_jax.models import Model
 from medseg_jax.runtime.errors import InputError, quote
 from medseg_jax.training import reconstruction
@@ -43,7 +42,7 @@ def check(config: ConfigDict) -> None:
       f'config.pretrain.mask_share is {share}; allowed is a share of the '
       'blocks, above 0 and below 1, or 0 for a training with labels'
     )
-  if data.source not in VOLUMES:
+  if data.source not in ('volumes', 'dicom'):
     raise InputError(
       f'config.data.source is {data.source!r} with config.pretrain.mask_share '
       f"{share:g}; allowed are 'volumes' and 'dicom'"

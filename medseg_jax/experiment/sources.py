@@ -12,6 +12,7 @@ from medseg_jax.data import cache
 from medseg_jax.data.cache import num_workers
 from medseg_jax.data.case import VOLUMES, Source
 from medseg_jax.data.formats.volume_formats import data_files
+from medseg_jax.data.sources.bids import open_bids
 from medseg_jax.data.sources.dicom_set import open_dicom
 from medseg_jax.data.sources.unlabelled import open_unlabelled
 from medseg_jax.data.sources.volumes import VolumeSource, open_volumes
@@ -24,6 +25,7 @@ SOURCES = ('phantom', 'folder', *VOLUMES, 'tfds')
 _NEEDED = {
   'folder': 'the folder of the images and masks',
   'volumes': 'the folder of the data set',
+  'bids': 'the folder of the data set',
   'dicom': 'the folder of the series and their masks',
   'tfds': 'the data set, such as oxford_iiit_pet',
 }
@@ -59,7 +61,9 @@ def _open_all(config: ConfigDict, strict: bool) -> dict[str, Source]:
       f'config.data.path is empty; with config.data.source={data.source} it '
       f'names {_NEEDED[data.source]}'
     )
-  naming = dict(classes=_classes(data), label_values=tuple(data.label_values))
+  naming = dict(
+    classes=_words(data.classes), label_values=tuple(data.label_values)
+  )
   instances = data.get('instances', '')  # later than the first models
   known = []
   if data.get('group', '').lower().endswith('.csv'):
@@ -96,6 +100,16 @@ def _open_all(config: ConfigDict, strict: bool) -> dict[str, Source]:
           strict=strict,
           allow_gaps=data.get('allow_gaps', False),  # likewise
           assume_hounsfield=data.get('assume_hounsfield', False),
+          **naming,
+        )
+      if data.source == 'bids':
+        return open_bids(
+          data.path,
+          images=_words(data.bids.images),
+          label=data.bids.label,
+          instances=data.instances,
+          grid_tolerance=data.grid_tolerance,
+          strict=strict,
           **naming,
         )
       if pretraining.is_asked(config):
@@ -192,8 +206,7 @@ def check_train(opened: dict[str, Source], data: ConfigDict) -> None:
     )
 
 
-def _classes(data: ConfigDict) -> tuple[str, ...]:
-  names = tuple(data.classes)
-  if len(names) == 1 and ',' in names[0]:  # from the command line: a,b,c
-    names = tuple(name.strip() for name in names[0].split(','))
-  return names
+def _words(texts: Sequence[str]) -> tuple[str, ...]:
+  if len(texts) == 1 and ',' in texts[0]:  # from the command line: a,b,c
+    return tuple(text.strip() for text in texts[0].split(','))
+  return tuple(texts)

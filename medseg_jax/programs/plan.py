@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   if config.data.source not in VOLUMES:
     raise InputError(
       f'config.data.source is {config.data.source!r}; --mode=plan is for '
-      "'volumes' and 'dicom', the other sources need no plan"
+      f'{", ".join(VOLUMES)}, the other sources need no plan'
     )
   config, origin = fine_tuning.adopt(config, workdir)
   origin = origin or volume_plan.given(config, workdir)

@@ -134,9 +134,10 @@ def _train_folders(
     )
   if not there & {'images', 'train'}:
     names = [path.name for path in list_folder(root)]
+    bids = any(name.startswith('sub-') for name in names)
     raise InputError(
       f'{root}: no folder of volumes; found {name_some(names)}; allowed is '
-      f'{_LAYOUTS}'
+      f'{_LAYOUTS}' + ' (of BIDS: config.data.source=bids)' * bids
     )
   folder = root if 'images' in there else root / 'train'
   return folder / 'images', folder / _label_folder(folder)

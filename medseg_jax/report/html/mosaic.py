@@ -79,8 +79,21 @@ def _reduced(
       slab = slab.astype(np.float32)
     part = ufunc.reduce(slab, axis=0)
     for axis, step in enumerate(steps[1:]):
-      if step > 1:
-        starts = np.arange(0, part.shape[axis], step)
-        part = ufunc.reduceat(part, starts, axis)
+      part = _joined(part, step, axis, ufunc)
     rows.append(part)
   return np.stack(rows)
+
+
+def _joined(
+  array: npt.NDArray, step: int, axis: int, ufunc: np.ufunc
+) -> npt.NDArray:
+  """Returns blocks along an axis as one; the last one may be shorter.
+
+  Several times as fast as `ufunc.reduceat`, which goes block by block.
+  """
+  along = np.moveaxis(array, axis, 0)
+  joined = along[::step].copy()
+  for k in range(1, step):
+    other = along[k::step]
+    ufunc(joined[: len(other)], other, out=joined[: len(other)])
+  return np.moveaxis(joined, 0, axis)
