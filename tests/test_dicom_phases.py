@@ -64,6 +64,19 @@ def test_two_attributes_together_tell_volumes_apart(tmp_path):
     np.testing.assert_array_equal(native, expected[name])
 
 
+def test_images_without_diffusion_weighting_may_say_nothing_of_it(tmp_path):
+  stored = values()
+  write(tmp_path / 'a', stored)
+  write(tmp_path / 'b', stored[::-1], DiffusionBValue=1000.0)
+  found = series_in(tmp_path)
+  names = ['without DiffusionBValue', 'DiffusionBValue 1000']
+  assert [series.phase for series in found] == names
+  for series, expected in zip(found, (stored, stored[::-1]), strict=True):
+    volume = reading.read_volume(series).array[..., 0]
+    native = reading.to_native(volume, series)
+    np.testing.assert_array_equal(native, expected - 1000)
+
+
 def test_only_slices_that_may_be_copies_are_compared(tmp_path, monkeypatch):
   stored = values()
   write(tmp_path / 'a', stored, EchoTime=10.0)

@@ -210,7 +210,9 @@ def _phases(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
   most = max(map(len, places))
   if most == 1:
     return [('', list(frames))]
-  for chosen in _choices():
+  # Last where an attribute is missing in some, as images without diffusion
+  # weighting may have no b-value.
+  for also_none, chosen in itertools.product((False, True), _choices()):
     own = [[_phase(frame, chosen) for frame in place] for place in places]
     values = {value for place in own for value in place}
     # As many as the fullest place has, so that what each slice has of its own,
@@ -218,7 +220,7 @@ def _phases(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
     if (
       len(values) == most
       and all(len({*place}) == len(place) for place in own)
-      and not any(None in value for value in values)
+      and (also_none or not any(None in value for value in values))
     ):
       split: dict[tuple, list[Frame]] = {value: [] for value in values}
       for frame in frames:
@@ -251,12 +253,16 @@ def _phase(frame: Frame, chosen: Sequence[int]) -> tuple[Any, ...]:
 
 
 def _value_text(name: str, value: Any) -> str:
+  if value is None:
+    return f'without {name}'
   return f'{name} {value:g}' if isinstance(value, float) else f'{name} {value}'
 
 
 def _in_order(value: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-  """Returns what sorts numbers by size, and before words."""
-  return [(isinstance(part, str), part) for part in value]
+  """Returns what sorts nothing first, then numbers by size, then words."""
+  return [
+    (part is not None, isinstance(part, str), part or 0) for part in value
+  ]
 
 
 def _gaps(frames: Sequence[Frame]) -> tuple[np.ndarray, float]:
