@@ -159,7 +159,7 @@ UNET = '--config=configs/unet.py'
     ),
     (
       [UNET, '--config.data.source=volumez'],
-      ['config.data.source', "'volumez'", 'folder, volumes, dicom, tfds'],
+      ['config.data.source', "'volumez'", 'folder, volumes, bids, dicom, tfds'],
     ),
     (
       [UNET, '--config.optimizer.name=lion'],

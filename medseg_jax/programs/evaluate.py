@@ -316,6 +316,7 @@ def score_cases(
   progress = contextlib.nullcontext()
   if desc:
     progress = Progress(len(own), unit='case', desc=desc)
+    settings = {**settings, 'watch': progress.within}
   with progress as counted_cases:
     predicted = predict_each(
       predict_fn, own, read=source.__getitem__, failed=fail, **settings

@@ -248,19 +248,20 @@ def predict(
   def fail(mask: HeldOutMask, error: Exception) -> None:
     failures.add(error, case=mask.name)
 
-  predicted = predict_each(
-    predictor.predict_fn,
-    own,
-    read=HeldOutMask.read_case,
-    failed=fail,
-    points=functools.partial(
-      sampled_voxels.draw, seed=weights.parts[0].config.seed
-    ),
-    **predictor.settings,
-  )
   with Progress(
     len(masks), len(masks) - len(own), 'case', f'predict {title}'
   ) as progress:
+    predicted = predict_each(
+      predictor.predict_fn,
+      own,
+      read=HeldOutMask.read_case,
+      failed=fail,
+      points=functools.partial(
+        sampled_voxels.draw, seed=weights.parts[0].config.seed
+      ),
+      watch=progress.within,
+      **predictor.settings,
+    )
     for mask, prediction in predicted:
       job = jobs[mask.name]
       prediction_files.write(
