@@ -12,7 +12,7 @@ import pytest
 from data_cases import assert_one_line
 from test_resume_loop import arrays, config_of, lines
 
-from medseg_jax.experiment import early_stop
+from medseg_jax.experiment import early_stop, step_sums
 from medseg_jax.experiment.restored_state import restore_state
 from medseg_jax.optim import create_optimizer, create_schedule
 from medseg_jax.programs import evaluate, train, validation
@@ -199,13 +199,13 @@ def test_stopped_anywhere_it_ends_alike(whole, tmp_path, call):
       raise Stopped('killed', 9)
     return original(*args)
 
-  original = train._rows
+  original = step_sums.rows
   with pytest.MonkeyPatch.context() as patch:
     still(patch)
-    patch.setattr(train, '_rows', rows)
+    patch.setattr(step_sums, 'rows', rows)
     with pytest.raises(Stopped):
       train.run(config, tmp_path / 'run')
-    patch.setattr(train, '_rows', original)
+    patch.setattr(step_sums, 'rows', original)
     summary = train.run(config, tmp_path / 'run')
   assert summary == whole[1]
   assert lines(tmp_path / 'run') == lines(whole[0])
