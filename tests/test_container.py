@@ -46,8 +46,8 @@ def test_by_default_it_predicts_as_a_plain_user():
   with flagsaver.flagsaver():
     command_line.parse(['medseg-jax', *words_of('CMD')])
     assert command_line.MODE.value == 'predict'
-    values = (command_line.MODEL, command_line.INPUT, command_line.OUTPUT)
-    assert [flag.value for flag in values] == volumes
+    model, output = command_line.MODEL.value, command_line.OUTPUT.value
+    assert [model, *command_line.INPUT.value, output] == volumes
   steps = [word for word, _ in instructions()]
   (user,) = [rest for word, rest in instructions() if word == 'USER']
   assert re.fullmatch(r'[1-9]\d*:[1-9]\d*', user)
