@@ -8,9 +8,16 @@ from medseg_jax.programs import train
 
 
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  """Trains on one device: eight would only share the same few cores."""
+def in_earnest(monkeypatch):
+  """Trains on one device: eight would only share the same few cores.
+
+  And with the optimisations that other tests do without: of hundreds of steps
+  they save more time than they take.
+  """
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', True)
 
 
 def tiny(config):
