@@ -11,7 +11,8 @@ from html_cases import CLASSES, data_of, page_of, picture, unpacked, volume
 from PIL import Image
 
 from medseg_jax.report.html import case_views, mosaic
-from medseg_jax.report.html.case_warnings import Range, Training, warnings_of
+from medseg_jax.report.html.case_warnings import warnings_of
+from medseg_jax.report.unlike_training import Range, Training
 
 
 class Cells(html.parser.HTMLParser):
@@ -196,7 +197,7 @@ def test_cases_far_from_the_training_are_told():
   training = Training([Range('CT', -100.0, 200.0)], (1.0, 1.0), (100.0, 90.0))
 
   def lines(medians=(50.0,), spacing=(1.0, 1.0), shape=(100, 90)):
-    facts = dict(medians=medians, spacing=spacing, shape=shape)
+    facts = dict(medians=medians, spacing=spacing, extent=shape)
     return warnings_of(record, facts, training, unit='ml')
 
   assert lines() == []

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from conftest import write_volumes
 from data_cases import assert_one_line
-from html_cases import data_of
 from small import load, shrink
 
 from medseg_jax.data.sources import volumes
-from medseg_jax.experiment import config_files, model_folder
+from medseg_jax.experiment import config_files
 from medseg_jax.programs import evaluate, plan, predict, prepare, train
 from medseg_jax.runtime.errors import InputError
 
@@ -198,39 +197,6 @@ def test_volumes_of_elsewhere_need_no_training_folder(trained, tmp_path):
   assert (run / 'evaluation' / 'val' / 'summary.json').read_text() == before
   with pytest.raises(InputError, match='no case to train on'):
     train.run(config_for(tmp_path / 'clinic'), tmp_path / 'again')
-
-
-def test_a_model_elsewhere_warns_of_cases_far_from_its_training(
-  trained, tmp_path
-):
-  _, workdir = trained
-  made = write_volumes(tmp_path / 'made', 13)
-  for name in ('images', 'labels'):
-    (tmp_path / 'clinic' / name).mkdir(parents=True)
-  for i, (scale, more) in enumerate([(1, 0), (3, 0), (1, 900)], start=10):
-    for part, name in (('imagesTr', 'images'), ('labelsTr', 'labels')):
-      image = nibabel.load(made / part / f'case_{i:02d}.nii.gz')
-      array = np.asarray(image.dataobj) + (more if name == 'images' else 0)
-      affine = image.affine @ np.diag([scale, scale, scale, 1])
-      nibabel.Nifti1Image(
-        array.astype(image.get_data_dtype()), affine
-      ).to_filename(tmp_path / 'clinic' / name / f'case_{i:02d}.nii.gz')
-  model = model_folder.read(workdir / 'model')
-  model.config.data.path = str(tmp_path / 'clinic')
-  model_folder.pack(workdir / 'model', tmp_path / 'model.zip')
-  out = tmp_path / 'out'
-  evaluate.run(model.config, out, model=tmp_path / 'model.zip')
-  page = next(out.glob('evaluation/*/report.html')).read_text('utf-8')
-  far = {
-    case['name']: [w for w in case['warnings'] if w.startswith('far from')]
-    for case in data_of(page)['cases']
-  }
-  assert far['case_10'] == []
-  spacing, size = far['case_11']
-  assert 'spacing 3.6 × 3 × 3 mm, there 1.2 × 1 × 1' in spacing
-  assert size.startswith('far from the training: size')
-  [line] = far['case_12']
-  assert 'intensity of MRI in the foreground 1' in line
 
 
 def test_residual_preset_and_remat(trained, tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -36,6 +37,7 @@ class ClinicResults:
     prediction: on the case's own grid.
     config: of the model, resolved.
     maker: of the mask.
+    about: what else the report is to say of the case.
   """
 
   def __init__(
@@ -45,6 +47,7 @@ class ClinicResults:
     *,
     config: ConfigDict,
     maker: Maker,
+    about: Mapping[str, Any],
   ):
     self._job = job
     self._case = prediction.case
@@ -53,6 +56,7 @@ class ClinicResults:
     self._config = config
     self._model = f'medseg_jax {maker.weights[:12]}'
     self._calibration = maker.calibration
+    self._about = about
     self._found: dict[Any, Any] = {}  # what is measured already
     self._clinic = library(sorted({target.kind for target in job.targets}))
 
@@ -207,6 +211,7 @@ class ClinicResults:
         'spacing_mm': [float(f'{x:.6g}') for x in self._case.spacing],
         'channels': list(self._channels),
       },
+      **self._about,
     }
     clinic = self._config.get('clinic', {})
     of_series = dicom_series.is_dicom(self._job.images[0])

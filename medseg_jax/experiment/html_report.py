@@ -1,6 +1,5 @@
 """`report.html` of an evaluation: what its page tells besides the numbers."""
 
-import contextlib
 import datetime
 import os
 import pathlib
@@ -13,13 +12,12 @@ import jax
 from ml_collections import ConfigDict
 
 import medseg_jax
-from medseg_jax.experiment import early_stop, ensemble, held_out
+from medseg_jax.experiment import early_stop, held_out, usual_cases
 from medseg_jax.report.html.case_views import CaseViews
-from medseg_jax.report.html.case_warnings import Range, Training
 from medseg_jax.report.html.page import write_page
 from medseg_jax.runtime import multihost, process
-from medseg_jax.runtime.errors import InputError, counted
-from medseg_jax.runtime.files import read_json, write_atomically
+from medseg_jax.runtime.errors import counted
+from medseg_jax.runtime.files import write_atomically
 from medseg_jax.runtime.metric_writer import read_lines
 from medseg_jax.runtime.progress import format_seconds
 
@@ -105,9 +103,7 @@ def of_evaluation(
     views=views,
     train=train,
     val=val,
-    training=_training_by(
-      _plan_of_model(model) if model else _plan_in(workdir)
-    ),
+    training=usual_cases.read(workdir, model),
   )
 
 
@@ -156,7 +152,7 @@ def of_folds(
     records=records,
     classes=config.data.classes,
     views=views,
-    training=_training_by(_plan_in(root)),
+    training=usual_cases.read(root, None),
     calibration=picture,
   )
 
@@ -291,47 +287,6 @@ def _training_time(
     f'{counted(before, "step")} of {patches}, {format_seconds(seconds)} '
     'without compiling, evaluating and saving'
   )
-
-
-def _plan_in(workdir: pathlib.Path) -> Any:
-  """Returns what `plan.json` of a workdir holds; None without one."""
-  path = workdir / 'plan.json'
-  with contextlib.suppress(InputError):  # somebody has edited it
-    return read_json(path, 'a plan') if path.exists() else None
-  return None
-
-
-def _plan_of_model(model: pathlib.Path) -> Any:
-  """Returns the plan that a model folder or its zip carries.
-
-  Of an ensemble that of its first member: the members of a cross-validation
-  have one plan, that of all cases.
-  """
-  return ensemble.read(model).members[0].description.get('plan')
-
-
-def _training_by(plan: Any) -> Training | None:
-  """Returns what a plan says of the training cases; None where it does not."""
-  try:
-    found = plan['fingerprint']
-    spacing = [float(mm) for mm in found['median_spacing']]
-    shape = [float(n) for n in found['median_shape']]
-    return Training(
-      [
-        Range(
-          str(name),
-          float(channel['percentile_00_5']),
-          float(channel['percentile_99_5']),
-        )
-        for name, channel in zip(
-          plan['channel_names'], found['intensities'], strict=False
-        )
-      ],
-      spacing,
-      [n * mm for n, mm in zip(shape, spacing, strict=True)],
-    )
-  except (KeyError, TypeError, ValueError):
-    return None  # there is none, or it was edited: the report does without
 
 
 def _thinned(lines: list) -> list:

@@ -20,6 +20,11 @@ from medseg_jax.experiment import (
   trained_model,
 )
 from medseg_jax.inference.cases import predict_cases
+from medseg_jax.report.unlike_training import (
+  facts_of,
+  far_from,
+  training_of_plan,
+)
 from medseg_jax.runtime import sharding
 from medseg_jax.runtime.errors import InputError, counted
 
@@ -72,6 +77,7 @@ class LoadedModel:
       self._config, None, model=path, mesh=mesh
     )
     self._settings = self._predictor.settings
+    self._training = training_of_plan(first.get('plan'))
     self._warned: set[str] = set()
 
   def predict(
@@ -94,7 +100,8 @@ class LoadedModel:
         world in mm, towards right, anterior and superior as in NIfTI; it
         tells the spacing, too.
 
-    What is odd about a file's header is a warning (of module `warnings`), once.
+    What is odd about a file's header is a warning (of module `warnings`), once,
+    and so is what sets an image apart from those of the training.
 
     Raises:
       InputError: the file cannot be read, the image does not suit the model,
@@ -104,9 +111,32 @@ class LoadedModel:
       files, data = self._files(pathlib.Path(image)), self._config.data
       case = prediction_jobs.read(files, data)
       self._warn(prediction_jobs.find_oddities([files], data))
-      return self._predict_case(case)
+      affine = None  # the file has its own
+    elif affine is not None:
+      case = _oriented(self._array(image, 3), np.asarray(affine, np.float64))
+    else:
+      image = np.asarray(image)
+      rank = len(spacing or ()) or self._rank(image)
+      case = Case('the image', self._array(image, rank), None, (1.0,) * rank)
+      if spacing is not None:
+        case = case._replace(spacing=tuple(map(float, spacing)))
+      elif self._config.data.spacing:
+        raise InputError(
+          'the model resamples images to a spacing of '
+          f'{tuple(self._config.data.spacing)} mm, so it needs to know theirs: '
+          'give spacing or affine'
+        )
+    found = self._predict_case(case)
+    if self._training and (spacing is not None or case.affine is not None):
+      facts = facts_of(case.image, found.label, case.spacing)
+      self._warn(far_from(facts, self._training))
+    if affine is None:
+      return found
+    return _turned_back(found, np.asarray(affine, np.float64))
+
+  def _array(self, image: np.ndarray, rank: int) -> np.ndarray:
+    """Returns an image with an axis for its channels."""
     image = np.asarray(image)
-    rank = 3 if affine is not None else len(spacing or ()) or self._rank(image)
     if image.ndim == rank:
       image = image[..., None]
     if image.ndim != rank + 1:
@@ -114,19 +144,7 @@ class LoadedModel:
         f'the image has the shape {image.shape}; allowed are {rank} axes of '
         'voxels, and one more for channels'
       )
-    if affine is not None:
-      return self._predict_oriented(image, np.asarray(affine, np.float64))
-    if spacing is None:
-      if self._config.data.spacing:
-        raise InputError(
-          'the model resamples images to a spacing of '
-          f'{tuple(self._config.data.spacing)} mm, so it needs to know theirs: '
-          'give spacing or affine'
-        )
-      spacing = (1.0,) * rank
-    return self._predict_case(
-      Case('the image', image, None, tuple(map(float, spacing)))
-    )
+    return image
 
   def _files(self, path: pathlib.Path) -> VolumeFiles:
     """Returns the files of the case that one of them names."""
@@ -156,29 +174,6 @@ class LoadedModel:
         self._warned.add(line)
         warnings.warn(line, stacklevel=3)
 
-  def _predict_oriented(
-    self, image: np.ndarray, affine: np.ndarray
-  ) -> Prediction:
-    """Predicts a volume turned as the training's were, and turns it back."""
-    own = nibabel.orientations.io_orientation(affine)
-    there = nibabel.orientations.ornt_transform(own, _SUPERIOR_POSTERIOR_LEFT)
-    back = nibabel.orientations.ornt_transform(_SUPERIOR_POSTERIOR_LEFT, own)
-    turn = nibabel.orientations.apply_orientation
-    spacing = np.array(spacing_of(affine))
-    order = np.argsort(there[:, 0])
-    turned = affine @ nibabel.orientations.inv_ornt_aff(there, image.shape[:3])
-    case = Case(
-      'the image',
-      turn(image, there),
-      None,
-      tuple(spacing[order].tolist()),
-      turned,
-    )
-    label, probs, *_ = self._predict_case(case)
-    return Prediction(
-      turn(label, back), turn(probs, back), tuple(spacing.tolist()), affine
-    )
-
   def _predict_case(self, case: Case) -> Prediction:
     found, data = case.image.shape[-1], self._config.data
     if data.source in VOLUMES and found != data.channels:
@@ -192,3 +187,27 @@ class LoadedModel:
     )
     [(_, label, probs, *_)] = predicted
     return Prediction(label, probs, case.spacing, case.affine)
+
+
+def _oriented(image: np.ndarray, affine: np.ndarray) -> Case:
+  """Returns an array `[*S, C]` turned as the training's volumes were."""
+  own = nibabel.orientations.io_orientation(affine)
+  there = nibabel.orientations.ornt_transform(own, _SUPERIOR_POSTERIOR_LEFT)
+  spacing = np.array(spacing_of(affine))[np.argsort(there[:, 0])]
+  inverse = nibabel.orientations.inv_ornt_aff(there, image.shape[:3])
+  turned = nibabel.orientations.apply_orientation(image, there)
+  return Case(
+    'the image', turned, None, tuple(spacing.tolist()), affine @ inverse
+  )
+
+
+def _turned_back(found: Prediction, affine: np.ndarray) -> Prediction:
+  """Returns a prediction of `_oriented` as the array was."""
+  own = nibabel.orientations.io_orientation(affine)
+  back = nibabel.orientations.ornt_transform(_SUPERIOR_POSTERIOR_LEFT, own)
+  label, probs = (
+    nibabel.orientations.apply_orientation(array, back)
+    for array in (found.label, found.probs)
+  )
+  spacing = tuple(np.array(spacing_of(affine)).tolist())
+  return Prediction(label, probs, spacing, affine)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax.data.formats import images, nifti
 from medseg_jax.data.sources import dicom_series
-from medseg_jax.experiment import calibrated, sampled_voxels
+from medseg_jax.experiment import calibrated, sampled_voxels, usual_cases
 from medseg_jax.experiment.clinic_formats import CLINIC, SLICE
 from medseg_jax.experiment.clinic_results import ClinicResults
 from medseg_jax.experiment.prediction_record import Maker, Record
@@ -24,6 +24,7 @@ from medseg_jax.experiment.prediction_targets import (
   Target,
 )
 from medseg_jax.inference.own_grid import Prediction
+from medseg_jax.report.unlike_training import Training, facts_of, far_from
 from medseg_jax.runtime.files import flush_names
 
 
@@ -35,6 +36,7 @@ def write(
   image_hash: str,
   record: Record,
   maker: Maker,
+  training: Training | None = None,
 ) -> None:
   """Writes a mask, whole, and what the job asks for besides.
 
@@ -45,12 +47,20 @@ def write(
     image_hash: of the image's files.
     record: of the folder, which is told first.
     maker: what the mask was made with.
+    training: what the cases of the training were like. Where this one is far
+      from them the record says so, and so do files for the clinic.
   """
   label_values = config.data.label_values
-  clinic = None
+  clinic, case = None, prediction.case
+  far = training and far_from(
+    facts_of(case.image, prediction.label, case.spacing), training
+  )
+  told = {usual_cases.FAR: far} if far else {}
   for target in reversed(job.targets):  # the mask last: with it all is there
     kind, path = target.kind, target.path
-    more = _size_of(prediction, label_values) if path == job.target else {}
+    more = {}
+    if path == job.target:
+      more = _size_of(prediction, label_values) | told
     with recorded(
       target, job, image_hash=image_hash, record=record, maker=maker, **more
     ) as unfinished:
@@ -64,7 +74,7 @@ def write(
         sampled_voxels.write(unfinished, prediction.sample)
       elif kind in CLINIC:
         clinic = clinic or ClinicResults(
-          job, prediction, config=config, maker=maker
+          job, prediction, config=config, maker=maker, about=told
         )
         clinic.write(target, unfinished)
       elif path.name.lower().endswith('.png'):

@@ -19,6 +19,7 @@ from medseg_jax.experiment import (
   sending,
   sources,
   trained_model,
+  usual_cases,
   volume_table,
 )
 from medseg_jax.experiment.failures import Failures
@@ -139,6 +140,7 @@ def run(
       'single model; allowed with an ensemble, such as --mode=crossval writes'
     )
   maker, made_of = maker_of(weights), (weights.step, weights.which)
+  training = usual_cases.read(workdir, model)
   lap('weights')
 
   def look() -> tuple[Job, ...]:
@@ -202,6 +204,7 @@ def run(
             image_hash=hashes.pop(job.name),
             record=record,
             maker=maker,
+            training=training,
           )
           done += 1
         except Exception as error:
@@ -228,6 +231,11 @@ def run(
   ]
   _tell(config, work, done, len(work.jobs) - len(jobs), made_of)
   pictures.tell()
+  multihost.from_primary(
+    lambda: sources.tell(
+      usual_cases.unlike(work.jobs, Record(work.folder), maker.weights)
+    )
+  )
   line = multihost.from_primary(
     lambda: volume_table.write(work.folder, work.jobs, config, maker)
   )

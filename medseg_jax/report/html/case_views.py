@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg_jax.report.html import mosaic
+from medseg_jax.report.unlike_training import facts_of
 
 # Bytes of the pictures of all cases: 14 MB as text, so that a report stays
 # below 15; and of those of one.
@@ -17,7 +18,6 @@ _MOST = {2: 1024, 3: 256}  # voxels along an axis, by their number
 _AROUND, _LEAST_AROUND = 0.2, 8  # of what is shown beside both masks
 _WINDOW = (0.5, 99.5)  # percentiles, shown from black to white
 _QUALITY = 80  # of JPEG
-_SAMPLE = 100_000  # voxels that tell the median intensity
 
 
 class CaseViews:
@@ -75,40 +75,6 @@ def within_limit(
     else:
       used += size
   return result
-
-
-def facts_of(
-  image: npt.NDArray | None,
-  label: npt.NDArray[np.integer],
-  spacing: Sequence[float],
-) -> dict[str, Any]:
-  """Returns the shape, spacing and intensity of a case.
-
-  Args:
-    image: `[*S, C]`, or None.
-    label: `[*S]`.
-    spacing: of each axis.
-
-  Returns:
-    'shape', 'spacing', and 'medians', of each channel in the foreground of the
-    label, empty where there is none.
-  """
-  medians: list[float] = []
-  if image is not None and label.ndim == 3:
-    step = max(1, round((label.size / 2e7) ** (1 / 3)))
-    thin = (slice(None, None, step),) * label.ndim
-    where = np.flatnonzero(label[thin] > 0)
-    where = where[:: max(1, len(where) // _SAMPLE)]
-    if len(where):
-      # Of a view with gaps `reshape` would copy the volume.
-      at = np.unravel_index(where, label[thin].shape)
-      values = image[thin][at].astype(np.float64)
-      medians = [float(x) for x in np.median(values, axis=0)]
-  return {
-    'shape': list(label.shape),
-    'spacing': [float(x) for x in spacing],
-    'medians': medians if np.isfinite(medians).all() else [],
-  }
 
 
 def view_of(

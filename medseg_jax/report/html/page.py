@@ -10,7 +10,6 @@ from markupsafe import Markup
 from medseg_jax.report.html import charts, mosaic
 from medseg_jax.report.html.case_views import within_limit
 from medseg_jax.report.html.case_warnings import (
-  Training,
   is_number,
   sizes,
   warnings_of,
@@ -18,6 +17,7 @@ from medseg_jax.report.html.case_warnings import (
 from medseg_jax.report.html.charts import Axis, Level, Point, Row, short
 from medseg_jax.report.html.templates import render
 from medseg_jax.report.panels import class_colors
+from medseg_jax.report.unlike_training import Training
 
 # Of a summary, in this order, as far as it has them: heading and digits.
 _SCORES = {
