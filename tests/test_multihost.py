@@ -10,7 +10,8 @@ import pytest
 from small import load
 from test_resume import latest, wait_for_step, without_clocks
 
-from medseg_jax.experiment import sources
+from medseg_jax.experiment import config_files, sources
+from medseg_jax.programs import predict
 from medseg_jax.runtime import multihost
 from medseg_jax.runtime.errors import InputError
 
@@ -100,11 +101,19 @@ def test_two_processes_are_one_run(tmp_path, alone):
   # A third process finds no case of its own, and waits for nobody.
   images = tmp_path / 'images'
   conftest.write_pairs(images, 2, size=24)
-  predict = ('--mode=predict', f'--input={images}/images')
-  first, *others = many.run(two, *predict, f'--output={two}/masks', processes=3)
+  first, *others = many.run(
+    two,
+    *('--mode=predict', f'--input={images}/images', f'--output={two}/masks'),
+    processes=3,
+  )
   assert first and others == ['', '']
   one = tmp_path / 'masks'
-  many.run(alone, *predict, f'--output={one}', processes=1)
+  predict.run(
+    config_files.read_config(alone),
+    alone,
+    input_path=images / 'images',
+    output_dir=one,
+  )
   assert files(one) == files(two / 'masks')
   masks = sorted(one.glob('*.png'))
   for mask in masks:
@@ -114,20 +123,20 @@ def test_two_processes_are_one_run(tmp_path, alone):
   assert len(masks) == 2
 
 
-def test_four_processes_with_disks_of_their_own_are_one_run(tmp_path, alone):
-  four = tmp_path / 'four'
-  many.run(four, processes=4, before=OWN_DISK + PREPARES)
-  check_same(alone, four)
-  for i in range(4):
+def test_processes_with_disks_of_their_own_are_one_run(tmp_path, alone):
+  two = tmp_path / 'two'
+  many.run(two, processes=2, devices=2, before=OWN_DISK + PREPARES)
+  check_same(alone, two)
+  for i in range(2):
     assert prepared(tmp_path / f'user_cache{i}') == CASES
 
 
 def test_an_image_may_be_split_between_processes(tmp_path):
-  mesh = {'mesh.data': 2, 'mesh.spatial': 2, **WITHOUT_END, **NOTHING_HELD_OUT}
+  mesh = {'mesh.data': 1, 'mesh.spatial': 2, **WITHOUT_END, **NOTHING_HELD_OUT}
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-  many.run(whole, processes=1, devices=4, **mesh)
-  many.run(broken, processes=4, **mesh | {'num_steps': 2})
-  [text] = many.run(broken, processes=1, devices=4, **mesh)
+  many.run(whole, processes=1, devices=2, **mesh)
+  many.run(broken, processes=2, **mesh | {'num_steps': 2})
+  [text] = many.run(broken, processes=1, devices=2, **mesh)
   assert 'going on from step 2' in text
   for a, b in zip(many.arrays(whole), many.arrays(broken), strict=True):
     np.testing.assert_array_equal(a, b)

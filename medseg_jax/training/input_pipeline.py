@@ -4,7 +4,9 @@ import collections
 import contextlib
 import functools
 import itertools
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import jax
 from jax.sharding import Mesh
@@ -50,14 +52,7 @@ def create_batches(
     InputError: TensorFlow is not installed; a case of the cache is damaged, and
       cannot be made anew.
   """
-  try:
-    import tensorflow as tf  # late: seconds to import, and only this needs it
-  except ImportError as error:
-    raise InputError(
-      'TensorFlow is not installed; it reads the batches where the data set '
-      'does not lie on the device (config.data.device_cache)'
-    ) from error
-
+  tf = _import_tensorflow()
   with contextlib.suppress(RuntimeError):  # too late where it runs already
     tf.config.set_visible_devices([], 'GPU')  # the accelerator belongs to jax
   layout = sharding.patches(mesh)
@@ -137,3 +132,27 @@ def _ahead(items: Iterator, count: int) -> Iterator:
   while queue:
     yield queue.popleft()
     queue.extend(itertools.islice(items, 1))
+
+
+def _import_tensorflow() -> ModuleType:
+  """Returns TensorFlow, which takes seconds to import, and only this needs it.
+
+  Keras, which it would import in passing, takes nearly as long again. It is
+  still imported when somebody asks for it, be it as `tf.keras`.
+
+  Raises:
+    InputError: it is not installed.
+  """
+  hidden = {'keras': None} if 'keras' not in sys.modules else {}
+  sys.modules.update(hidden)  # what is None there cannot be imported
+  try:
+    import tensorflow as tf
+  except ImportError as error:
+    raise InputError(
+      'TensorFlow is not installed; it reads the batches where the data set '
+      'does not lie on the device (config.data.device_cache)'
+    ) from error
+  finally:
+    for name in hidden:
+      del sys.modules[name]
+  return tf
