@@ -175,16 +175,17 @@ for name, value in {{  # conftest's are for the other tests
 os.environ.pop('XLA_FLAGS', None)
 from medseg_jax.programs import train
 from medseg_jax.models.cpu import onednn
-if sys.argv[2] == 'xla':
-  onednn.why_not = lambda: 'for comparison'
-config = shrink(load('unet'), size=32, num_steps=100, augmented=True)
-config.seed, config.model.features = 1, 8  # four features may all die
-config.data.phantom.num_train = 40
-config.data.phantom.num_test = 4
-config.log_every = 100
-config.eval_every = 0
-summary = train.run(config, pathlib.Path(sys.argv[1]))
-print(json.dumps(summary['mean']['dice']))
+for name in ('onednn', 'xla'):
+  if name == 'xla':
+    onednn.why_not = lambda: 'for comparison'
+  config = shrink(load('unet'), size=32, num_steps=100)
+  config.seed, config.model.features = 1, 8  # four features may all die
+  config.data.phantom.num_train = 40
+  config.data.phantom.num_test = 4
+  config.log_every = 100
+  config.eval_every = 0
+  summary = train.run(config, pathlib.Path(sys.argv[1]) / name)
+  print('Dice', json.dumps(summary['mean']['dice']))
 """
 
 
@@ -195,18 +196,19 @@ def loops(tmp_path_factory):
   environment = {
     k: v for k, v in os.environ.items() if not k.startswith('JAX_')
   }
-  found = {}
-  for name in ('onednn', 'xla'):
-    done = subprocess.run(
-      [sys.executable, '-c', code, str(tmp_path_factory.mktemp(name)), name],
-      env=environment,
-      capture_output=True,
-      text=True,
-      timeout=HANG_S,
-    )
-    assert done.returncode == 0, done.stderr
-    found[name] = done.stdout, float(done.stdout.splitlines()[-1])
-  return found
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(tmp_path_factory.mktemp('loops'))],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=HANG_S,
+  )
+  assert done.returncode == 0, done.stderr
+  first, second = re.findall('(.*?)^Dice (.*?)$', done.stdout, re.S | re.M)
+  return {
+    name: (output, float(dice))
+    for name, (output, dice) in (('onednn', first), ('xla', second))
+  }
 
 
 def test_the_loop_learns_on_the_cpus_own_path(loops):

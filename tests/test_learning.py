@@ -27,6 +27,8 @@ def tiny(config):
   config.eval_every = 0
   config.checkpoint_every = 0
   config.inference.mirror = False
+  for key in ('warp_prob', 'brightness_prob', 'contrast_prob', 'noise_prob'):
+    config.augment[key] = 0.0  # compiling them takes longer than the steps
   return config
 
 
@@ -42,8 +44,6 @@ def test_a_tiny_unet_learns_phantoms(tmp_path):
   config.batch_size = 4
   config.patch_size = (64, 64)
   config.optimizer.learning_rate = 1e-2
-  for key in ('warp_prob', 'brightness_prob', 'contrast_prob', 'noise_prob'):
-    config.augment[key] = 0.0
   config.data.phantom.num_val = 0
   config.data.phantom.num_test = 32
   summary = train.run(config, tmp_path)
