@@ -47,9 +47,9 @@ jax.config.update('jax_num_cpu_devices', 8)
 ROOT = pathlib.Path(__file__).parent.parent
 # What takes as long hangs. A busy machine needs minutes for what takes seconds.
 HANG_S = 1200
-# Files that take most of the time, the longest first, as they are begun.
-# `pytest -m 'not long'` leaves them out; `.ci/run` does so but for its first
-# Python.
+# Files that take most of the time, about the longest first, as they are begun.
+# `pytest -m 'not long'` leaves them out: what is left takes three minutes and
+# has all formulas. `.ci/run` does so but for its first Python.
 LONG = (
   *('multihost', 'volumes_loop', 'cascade', 'learning', 'resume'),
   *('early_stop', 'patch_growth', 'choice_of_convolutions', 'resume_loop'),
@@ -58,8 +58,11 @@ LONG = (
   *('augment', 'augment_intensity', 'benchmark', 'convolution'),
   *('crossval_many', 'disable_jit', 'folding', 'held_out', 'kernel_gradient'),
   *('model_folder', 'mutated_volumes', 'own_parts', 'seen_cases'),
-  'time_budget',
-  *('unread_batch', 'winograd', 'without_tensorflow'),
+  *('time_budget', 'unread_batch', 'winograd', 'without_tensorflow'),
+  *('loop', 'followup_mode', 'followup_registration', 'export', 'exporting'),
+  *('pretraining', 'augment_volumes', 'tfds_splits', 'tfds_pets', 'oddities'),
+  *('crossval', 'dicom_predict', 'bids', 'run_logs', 'telling'),
+  *('residual_unet', 'shared_data', 'accelerator', 'unreadable_cases'),
 )
 _RANKS = {name: rank for rank, name in enumerate(LONG)}
 
