@@ -218,8 +218,7 @@ class ClinicResults:
     if of_series and clinic.get('name_patient', False):
       about['patient'] = self._clinic.identity.patient(self._series)
     return self._clinic.numbers.to_json(
-      # As UTF-8 can have it, which not all names of files are.
-      self._job.name.encode('utf-8', 'backslashreplace').decode(),
+      self._job.shown,
       [self._measured(meaning, of) for meaning, of in self._structures],
       channels=self._channels,
       coverage=self._calibration.coverage,

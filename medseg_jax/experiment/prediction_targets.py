@@ -56,6 +56,11 @@ class Job(NamedTuple):
     """The file of the mask: with it all is there."""
     return self.targets[0].path
 
+  @property
+  def shown(self) -> str:
+    """The name as UTF-8 can have it, which not all names of files are."""
+    return self.name.encode('utf-8', 'backslashreplace').decode()
+
 
 def job_of(
   name: str,

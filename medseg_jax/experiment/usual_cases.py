@@ -51,7 +51,7 @@ def unlike(jobs: Sequence[Job], record: Record, weights: str) -> Iterator[str]:
   for job in jobs:
     line = record.lines.get(record.name_of(job.target), {})
     if line.get('weights') == weights:
-      found += [f'{job.name}: {text}' for text in line.get(FAR, ())]
+      found += [f'{job.shown}: {text}' for text in line.get(FAR, ())]
   yield from found[:_MOST]
   if (more := len(found) - _MOST) > 0:
     yield f'{counted(more, "more thing")} far from the training'

@@ -268,10 +268,7 @@ def _about(
   jobs: Sequence[Job], maker: Maker, config: ConfigDict
 ) -> dict[str, Any]:
   about: dict[str, Any] = {
-    'cases': {
-      time: job.name.encode('utf-8', 'backslashreplace').decode()
-      for time, job in zip(_TIMES, jobs, strict=True)
-    },
+    'cases': {time: job.shown for time, job in zip(_TIMES, jobs, strict=True)},
     'model': {
       'name': f'medseg_jax {maker.weights[:12]}',
       'version': medseg_jax.__version__,
