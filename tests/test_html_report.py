@@ -204,8 +204,8 @@ def test_cases_far_from_the_training_are_told():
   [line] = lines(medians=(300.0,))
   assert 'intensity of CT in the foreground 300, there -100 to 200' in line
   spacing, size = lines(spacing=(1.0, 2.5))
-  assert 'spacing 1 × 2.5 mm, there 1 × 1' in spacing
-  assert 'size 100 × 225 mm' in size
+  assert 'spacing 2.5 × 1 mm, there 1 × 1' in spacing
+  assert 'size 225 × 100 mm' in size
   assert lines(spacing=(0.9, 1.9), shape=(100, 60)) == []
   assert warnings_of(record, None, training, unit='ml') == []
 

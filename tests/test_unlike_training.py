@@ -79,7 +79,7 @@ def test_a_model_elsewhere_warns_of_cases_far_from_its_training(
   }
   assert far['case_10'] == []
   spacing, size = far['case_11']
-  assert 'spacing 3.6 × 3 × 3 mm, there 1.2 × 1 × 1' in spacing
+  assert 'spacing 3 × 3 × 3.6 mm, there 1 × 1 × 1.2' in spacing
   assert size.startswith('far from the training: size')
   [line] = far['case_12']
   assert 'intensity of MRI in the foreground 1' in line
@@ -116,7 +116,7 @@ def test_a_prediction_warns_of_scans_far_from_the_training(
   # A model of two steps marks what no training case has marked.
   spacing, size = (line for line in first if 'intensity' not in line)
   assert spacing.startswith('warning   unlike: far from the training: spacing')
-  assert 'spacing 3.6 × 3 × 3 mm, there 1.2 × 1 × 1' in spacing
+  assert 'spacing 3 × 3 × 3.6 mm, there 1 × 1 × 1.2' in spacing
   assert 'unlike: far from the training: size' in size
   assert far(('nifti',)) == first  # the masks are kept, and so is what is odd
   assert far(('nifti', 'report')) == first
@@ -125,14 +125,14 @@ def test_a_prediction_warns_of_scans_far_from_the_training(
   lines = [f'warning   unlike: {x}' for x in told['far_from_training']]
   assert lines == [line for line in first if ' unlike: ' in line]
   page = (out / 'unlike' / 'report.html').read_text('utf-8')
-  assert 'This image is far from the training: spacing 3.6 × 3 × 3 mm' in page
+  assert 'This image is far from the training: spacing 3 × 3 × 3.6 mm' in page
   like = (out / 'like' / 'report.html').read_text('utf-8')
   assert 'far from the training: s' not in like
   model = medseg_jax.load_model(workdir / 'model')
   with warnings.catch_warnings():
     warnings.filterwarnings('error', '.*: s(pacing|ize)')
     model.predict(scans / 'like.nii.gz')
-  with pytest.warns(UserWarning, match='spacing 3.6 × 3 × 3 mm') as caught:
+  with pytest.warns(UserWarning, match='spacing 3 × 3 × 3.6 mm') as caught:
     affine = np.diag([3, 3, 3, 1]) @ image.affine
     model.predict(image.get_fdata(), affine=affine)
   assert {line.filename for line in caught} == {__file__}

@@ -156,4 +156,5 @@ def _extent(
 
 
 def _product(values: Sequence[float]) -> str:
-  return ' × '.join(f'{value:.3g}' for value in values)
+  """Returns what is along each axis, x first, as people have it."""
+  return ' × '.join(f'{value:.3g}' for value in reversed(values))
