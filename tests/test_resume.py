@@ -30,7 +30,7 @@ from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
 from medseg_jax.data import sampling
 config = shrink(load('unet'), num_steps={num_steps}, augmented=True)
 config.data.cache_dir = {cache!r}
-config.eval_every = 10
+config.eval_every = 6
 {extra}
 train.run(config, pathlib.Path({workdir!r}))
 """
@@ -47,7 +47,7 @@ Checkpoints.save = save_and_hold
 """
 
 
-def start(workdir, tmp_path, *, num_steps=30, extra=''):
+def start(workdir, tmp_path, *, num_steps=18, extra=''):
   """Starts the run in `workdir` and returns its process."""
   code = RUNNER.format(
     tests=str(ROOT / 'tests'),
@@ -103,19 +103,19 @@ def test_killed_or_stopped_and_resumed_it_equals_an_uninterrupted_run(tmp_path):
   output, _ = process.communicate(timeout=HANG_S)
   assert process.returncode == 0, output
 
-  process = start(broken, tmp_path, extra=HOLD.format(step=20))
+  process = start(broken, tmp_path, extra=HOLD.format(step=8))
   wait_for_step(broken, 6, process)
   process.kill()
   process.wait()
-  assert 6 <= latest(broken) < 30
+  assert 6 <= latest(broken) < 18
 
-  process = start(broken, tmp_path, extra=HOLD.format(step=26))
+  process = start(broken, tmp_path, extra=HOLD.format(step=14))
   wait_for_step(broken, latest(broken) + 4, process)
   process.send_signal(signal.SIGTERM)
   output, _ = process.communicate('go on\n', timeout=HANG_S)
   assert process.returncode != 0
   assert 'SIGTERM at step' in output and 'saved' in output, output
-  assert latest(broken) < 30
+  assert latest(broken) < 18
 
   process = start(broken, tmp_path)
   output, _ = process.communicate(timeout=HANG_S)
