@@ -61,6 +61,7 @@ def made(tmp_path_factory):
     config = config_for(
       data,
       augmented=True,
+      model__depth=0,
       crossval__configurations=CASCADE,
       data__num_folds=2,
     )

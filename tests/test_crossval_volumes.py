@@ -1,6 +1,7 @@
 """Two configurations of volumes, their pair, and the ensemble of them."""
 
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -15,14 +16,22 @@ from medseg_jax.runtime.errors import InputError
 from medseg_jax.studies import crossval
 
 
-def test_configurations_and_their_pair_are_compared(tmp_path, monkeypatch):
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  data, root = write_volumes(tmp_path / 'data', 4), tmp_path / 'run'
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """Returns (data, root, result) of a cross-validation of two networks."""
+  folder = tmp_path_factory.mktemp('made')
+  data, root = write_volumes(folder / 'data', 4), folder / 'run'
   config = config_for(
     data, crossval__configurations='2d,3d_fullres', data__num_folds=2
   )
   config.patch_size = ()
-  result = crossval.run(config, root)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
+    return data, root, crossval.run(config, root)
+
+
+def test_configurations_and_their_pair_are_compared(made):
+  data, root, result = made
   names = [each['name'] for each in result['candidates']]
   assert names == ['2d', '3d_fullres', '2d+3d_fullres']
   dice = {each['name']: each['dice'] for each in result['candidates']}
@@ -49,13 +58,9 @@ def test_configurations_and_their_pair_are_compared(tmp_path, monkeypatch):
   assert np.abs(counts - found).max() <= 0.01 * written.size
 
 
-def test_steps_are_applied_wherever_the_ensemble_predicts(
-  tmp_path, monkeypatch
-):
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  data, root = write_volumes(tmp_path / 'data', 4), tmp_path / 'run'
-  crossval.run(config_for(data, data__num_folds=2), root)
-  model = root / 'model'
+def test_steps_are_applied_wherever_the_ensemble_predicts(made, tmp_path):
+  data, root, _ = made
+  model = shutil.copytree(root / 'model', tmp_path / 'model')
   description = json.loads((model / 'model.json').read_text())
 
   def write_steps(*of):

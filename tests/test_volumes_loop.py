@@ -20,6 +20,7 @@ from medseg_jax.runtime.errors import InputError
 
 def config_for(root, name='auto_cpu', augmented=False, **keys):
   config = shrink(load(name), path=root, num_steps=2, augmented=augmented)
+  config.model.depth = 2  # less than the plan's, which takes longer to compile
   config.eval_every = 0
   config.inference.mirror = False
   for key, value in keys.items():
@@ -150,8 +151,9 @@ def test_an_edited_plan_and_replaced_folds_are_obeyed(trained, tmp_path):
 def test_the_2d_plan_learns_slices_and_is_scored_on_volumes(trained, tmp_path):
   data, _ = trained
   config = config_for(
-    data, augmented=True, plan__configuration='2d', data__fold='all'
+    data, augmented=True, plan__configuration='2d', model__depth=0
   )
+  config.data.fold = 'all'
   assert train.run(config, tmp_path) == {}  # nothing is held out
   resolved = config_files.read_config(tmp_path)
   assert len(resolved.patch_size) == 2 and len(resolved.data.spacing) == 2
@@ -201,7 +203,8 @@ def test_volumes_of_elsewhere_need_no_training_folder(trained, tmp_path):
 
 def test_residual_preset_and_remat(trained, tmp_path):
   data, _ = trained
-  config = config_for(data, plan__preset='residual_m', model__remat=True)
+  config = config_for(data, plan__preset='residual_m', model__depth=0)
+  config.model.remat, config.data.fold = True, 'all'  # nothing is evaluated
   train.run(config, tmp_path)
   model = config_files.read_config(tmp_path).model
   assert model.residual_blocks[:2] == (1, 3) and model.convs_per_stage == 1
@@ -326,7 +329,7 @@ def test_a_plan_for_other_settings_is_not_used_silently(trained, tmp_path):
     prepare.run(config_for(other), tmp_path)
   assert_one_line(error, '"data"', '"other"', 'plan.json')
   with pytest.raises(InputError) as error:
-    config = config_for(data, model__depth=2)
+    config = config_for(data)
     config.model.features = 0
     prepare.run(config, tmp_path)
   assert_one_line(error, 'config.model.depth', 'features')
@@ -347,8 +350,8 @@ def test_real_hippocampus_from_folder_to_scores(
 ):
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
   task = real_data / 'hippocampus' / 'Task04_Hippocampus'
-  config = config_for(task, num_steps=20)
-  config.batch_size = 2
+  config = config_for(task, num_steps=20, model__depth=0)
+  config.checkpoint_every, config.batch_size = config.num_steps, 2
   config.patch_size = (24, 32, 24)
   splits = [
     {

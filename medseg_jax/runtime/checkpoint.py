@@ -25,6 +25,9 @@ from medseg_jax.runtime.errors import InputError
 
 LATEST, BEST = 'latest', 'best'
 DAMAGED = 'damaged'  # the folder of what is set aside
+# Devices with the same array write a part each where it has as many bytes: to
+# cut smaller arrays takes longer than to write them.
+_BYTES_A_PART = 1 << 20
 
 
 class Restored(NamedTuple):
@@ -265,6 +268,7 @@ class Checkpoints:
         self._directory / which,
         preservation_policy=policies.LatestN(self._keep[which]),
         cleanup_tmp_directories=self._writes,
+        context=_context(),
       )
     return self._open[which]
 
@@ -280,6 +284,13 @@ class Checkpoints:
       f'{reason(error)}; {older}; the same command goes on from there '
       'once the folder can be written (is the disk full?)'
     )
+
+
+def _context() -> ocp.Context:
+  saving = ocp.options.ArrayOptions.Saving(
+    min_slice_bytes_for_replica_parallel=_BYTES_A_PART
+  )
+  return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
 
 
 _WITHOUT = {
