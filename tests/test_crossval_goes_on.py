@@ -1,6 +1,7 @@
 """A cross-validation that is stopped, damaged, or in part made elsewhere."""
 
 import json
+import shutil
 
 import jax
 import pytest
@@ -96,8 +97,10 @@ def test_a_fold_of_another_division_is_refused(tmp_path):
   assert_one_line(it, str(tmp_path / '2d' / 'fold_0'), 'splits.json')
 
 
-def test_a_damaged_model_of_one_fold_is_named_and_the_others_stay(tmp_path):
-  crossval.run(config_for(), tmp_path)
+def test_a_damaged_model_of_one_fold_is_named_and_the_others_stay(
+  whole, tmp_path
+):
+  shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
   before = made(tmp_path)
   weights = tmp_path / '2d' / 'fold_1' / 'model' / 'model.safetensors'
   weights.write_bytes(weights.read_bytes()[:-7])
