@@ -63,7 +63,12 @@ def config_for(path):
 
 def assert_told_once(capsys, *expected):
   lines = capsys.readouterr().out.splitlines()
-  warnings = [line for line in lines if line.startswith('warning')]
+  warnings = [
+    line
+    for line in lines
+    # An untrained model marks what no training case has marked.
+    if line.startswith('warning') and 'far from the training' not in line
+  ]
   assert len(warnings) == len(expected), warnings
   for part in expected:
     assert sum(part in line for line in warnings) == 1, part
@@ -102,9 +107,12 @@ def test_users_of_the_library_are_told_once(odd, tmp_path, monkeypatch):
   path = odd / 'imagesTr' / 'case_06.nii'
   with pytest.warns(UserWarning, match=f'imagesTr/{SIZES}') as told:
     found = model.predict(path)
+  told = [w for w in told if 'far from the training' not in str(w.message)]
   assert [warning.filename for warning in told] == [__file__]
   with warnings.catch_warnings():
     warnings.simplefilter('error')
+    # An untrained model marks what no training case has marked.
+    warnings.filterwarnings('ignore', 'far from the training')
     same = model.predict(path)
     model.predict(odd / 'imagesTr' / 'case_07.nii.gz')
   np.testing.assert_array_equal(found.label, same.label)
