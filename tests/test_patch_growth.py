@@ -2,6 +2,8 @@
 
 import json
 
+import compiled_once
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,8 +21,16 @@ from medseg_jax.programs import train
 from medseg_jax.runtime.errors import InputError, Stopped
 
 
+@pytest.fixture(autouse=True)
+def two_devices(monkeypatch):
+  """Trains on two: JAX keeps their programs, which all these runs share."""
+  monkeypatch.setattr(jax, 'device_count', lambda: 2)
+  compiled_once.share(monkeypatch)
+
+
 def config_of(**keys):
-  config = shrink(load('unet'), num_steps=7, augmented=True)
+  config = shrink(load('unet'), num_steps=7)
+  config.augment.noise_prob = 0.5  # that there is chance in each step
   config.patch_size = (32, 32)
   config.patch_growth = (0.5, 0.75, 1.0)
   config.eval_every = 0
@@ -119,6 +129,7 @@ def test_a_run_that_stops_anywhere_goes_on_in_its_stage(
   def config():
     own = config_of(log_every=1)
     own.data.device_cache = device_cache
+    own.data.phantom.num_val, own.data.phantom.num_test = 1, 0
     return own
 
   made, compile_steps = [], compiled_steps.compile_steps

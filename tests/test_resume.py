@@ -1,11 +1,13 @@
 """Interrupted runs: killed, stopped, diverged, or out of disk space."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
 import time
 
+import compiled_once
 import jax
 import numpy as np
 import pytest
@@ -16,23 +18,22 @@ from small import load, shrink, step_that_meets_nan
 from medseg_jax.data import sampling
 from medseg_jax.programs import train
 from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
-from medseg_jax.runtime.errors import InputError
+from medseg_jax.runtime.errors import InputError, Stopped
 
-# Runs a small configuration in a process of its own, which can be killed.
+# Runs the small configuration in a process of its own, which can be killed.
 RUNNER = """
-import pathlib, sys
+import sys
 sys.path += [{tests!r}]
 import jax
 jax.config.update('jax_platforms', 'cpu')
-from small import load, shrink, step_that_meets_nan
+jax.config.update('jax_num_cpu_devices', 8)
+jax.device_count = lambda: 2
+import pathlib
+from test_resume import config_of
 from medseg_jax.programs import train
-from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
-from medseg_jax.data import sampling
-config = shrink(load('unet'), num_steps={num_steps}, augmented=True)
-config.data.cache_dir = {cache!r}
-config.eval_every = 6
+from medseg_jax.runtime.checkpoint import Checkpoints
 {extra}
-train.run(config, pathlib.Path({workdir!r}))
+train.run(config_of({cache!r}), pathlib.Path({workdir!r}))
 """
 
 # Holds the run at a step, so that whoever stops it before its end may be slow.
@@ -47,12 +48,27 @@ Checkpoints.save = save_and_hold
 """
 
 
-def start(workdir, tmp_path, *, num_steps=18, extra=''):
+@pytest.fixture(autouse=True)
+def two_devices(monkeypatch):
+  """Trains on two: JAX keeps their programs, which all these runs share."""
+  monkeypatch.setattr(jax, 'device_count', lambda: 2)
+  compiled_once.share(monkeypatch)
+
+
+def config_of(cache, num_steps=18):
+  config = shrink(load('unet'), num_steps=num_steps)
+  config.augment.noise_prob = 0.5  # that there is chance in each step
+  config.data.cache_dir = str(cache)
+  config.data.phantom.num_val, config.data.phantom.num_test = 2, 0
+  config.eval_every = 6
+  return config
+
+
+def start(workdir, cache, extra):
   """Starts the run in `workdir` and returns its process."""
   code = RUNNER.format(
     tests=str(ROOT / 'tests'),
-    num_steps=num_steps,
-    cache=str(tmp_path / 'cache'),
+    cache=str(cache),
     workdir=str(workdir),
     extra=extra,
   )
@@ -97,29 +113,35 @@ def without_clocks(workdir):
   ]
 
 
-def test_killed_or_stopped_and_resumed_it_equals_an_uninterrupted_run(tmp_path):
-  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-  process = start(whole, tmp_path)
-  output, _ = process.communicate(timeout=HANG_S)
-  assert process.returncode == 0, output
+def test_killed_or_stopped_and_resumed_it_equals_an_uninterrupted_run(
+  tmp_path, monkeypatch, capsys
+):
+  whole, broken, cache = (tmp_path / x for x in ('whole', 'broken', 'cache'))
+  train.run(config_of(cache), whole)
 
-  process = start(broken, tmp_path, extra=HOLD.format(step=8))
+  process = start(broken, cache, HOLD.format(step=8))
   wait_for_step(broken, 6, process)
   process.kill()
-  process.wait()
+  process.communicate()
   assert 6 <= latest(broken) < 18
 
-  process = start(broken, tmp_path, extra=HOLD.format(step=14))
-  wait_for_step(broken, latest(broken) + 4, process)
-  process.send_signal(signal.SIGTERM)
-  output, _ = process.communicate('go on\n', timeout=HANG_S)
-  assert process.returncode != 0
-  assert 'SIGTERM at step' in output and 'saved' in output, output
-  assert latest(broken) < 18
+  save, begun = Checkpoints.save, latest(broken)
 
-  process = start(broken, tmp_path)
-  output, _ = process.communicate(timeout=HANG_S)
-  assert process.returncode == 0 and 'going on from step' in output, output
+  def save_and_ask_to_stop(self, which, step, *args):
+    save(self, which, step, *args)
+    if which == LATEST and step == begun + 4:
+      signal.raise_signal(signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Checkpoints, 'save', save_and_ask_to_stop)
+    with pytest.raises(Stopped, match='SIGTERM at step .*: saved'):
+      train.run(config_of(cache), broken)
+  assert f'going on from step {begun}' in capsys.readouterr().out
+  stopped = latest(broken)
+  assert begun + 4 <= stopped < 18
+
+  train.run(config_of(cache), broken)
+  assert f'going on from step {stopped}' in capsys.readouterr().out
   for a, b in zip(arrays(whole), arrays(broken), strict=True):
     np.testing.assert_array_equal(a, b)
   strict = [x for x in without_clocks(whole) if x['split'] == 'val']
@@ -129,14 +151,15 @@ def test_killed_or_stopped_and_resumed_it_equals_an_uninterrupted_run(tmp_path):
 def test_a_loss_that_is_not_finite_saves_and_names_step_and_cases(
   tmp_path, monkeypatch
 ):
-  config = shrink(load('unet'), num_steps=40)
+  workdir = tmp_path / 'run'
+  config = config_of(tmp_path / 'cache', num_steps=40)
   config.log_every = 20  # later than a checkpoint and an evaluation are due
   config.checkpoint_every = 6
   config.eval_every = 8
   with monkeypatch.context() as patch:
     step_that_meets_nan(patch, bad=3)
     with pytest.raises(InputError) as caught:
-      train.run(config, tmp_path)
+      train.run(config, workdir)
   words = str(caught.value)
   assert 'the loss is not finite at step 3, in a batch of the cases' in words
   order = sampling.choose_patches(
@@ -145,34 +168,39 @@ def test_a_loss_that_is_not_finite_saves_and_names_step_and_cases(
   named = words.split('cases ')[1].split(';')[0].split(', ')
   assert named == sorted(f'train_{i:04d}' for i in set(order.cases))
   # What is saved is the state before that step, and it can go on from there.
-  assert latest(tmp_path) == 3
-  assert all(np.isfinite(array).all() for array in arrays(tmp_path))
+  assert latest(workdir) == 3
+  assert all(np.isfinite(array).all() for array in arrays(workdir))
   config.num_steps = 6
-  assert train.run(config, tmp_path)['step'] == 6
+  assert train.run(config, workdir)['step'] == 6
 
 
-def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
+@pytest.mark.usefixtures('capsys')  # what is printed goes to no file, too
+def test_a_full_disk_costs_nothing_that_was_saved(tmp_path, monkeypatch):
   workdir = tmp_path / 'run'
-  train.run(shrink(load('unet'), augmented=True), workdir)
+  config = config_of(tmp_path / 'cache', num_steps=4)
+  config.data.phantom.num_test = 1
+  train.run(config, workdir)
   before = arrays(workdir)
-  # No file may grow beyond 2 kB from here on: writing fails as on a full disk.
-  limit = """
-import resource
-real = train.compile_steps
-def compile_and_fill_the_disk(*args):
-  feed = real(*args)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-  return feed
-train.compile_steps = compile_and_fill_the_disk
-config.data.phantom.num_val = 0  # its pictures would fail first
-config.log_every = 0
-config.checkpoint_every = 0
-"""
-  process = start(workdir, tmp_path, num_steps=8, extra=limit)
-  output, _ = process.communicate(timeout=HANG_S)
-  assert process.returncode != 0
-  assert 'cannot save the latest checkpoint' in output, output
-  assert 'step 4 is kept' in output
+  config.num_steps = 8
+  config.data.phantom.num_val = 0  # its pictures would fail first
+  config.log_every = config.checkpoint_every = 0
+  real = train.compile_steps
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def compile_and_fill_the_disk(*args):
+    feed = real(*args)
+    # No file may grow beyond 2 kB: writing fails as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    return feed
+
+  monkeypatch.setattr(train, 'compile_steps', compile_and_fill_the_disk)
+  try:
+    with pytest.raises(InputError) as caught:
+      train.run(config, workdir)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert 'cannot save the latest checkpoint' in str(caught.value)
+  assert 'step 4 is kept' in str(caught.value)
   assert latest(workdir) == 4
   for a, b in zip(arrays(workdir), before, strict=True):
     np.testing.assert_array_equal(a, b)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 
+import compiled_once
 import jax
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ CLOCKS = ('images_per_s', 'data_wait_frac')
 def two_devices(monkeypatch):
   """Trains on two: JAX keeps their programs, which all these runs share."""
   monkeypatch.setattr(jax, 'device_count', lambda: 2)
+  compiled_once.share(monkeypatch)
 
 
 def config_of(cache, *, num_steps=6):
@@ -55,6 +57,7 @@ def whole(tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'device_count', lambda: 2)
+    compiled_once.share(patch)
     patch.setattr(evaluate, 'predict_each', watch)
     patch.setattr(evaluate, 'predict_cases', watch_panels)
     summary = train.run(config_of(folder / 'cache'), folder / 'run')
@@ -188,6 +191,7 @@ def test_a_log_line_averages_the_steps_before_the_stop_too(
 ):
   config = config_of(whole[0].parent / 'cache')
   config.log_every, config.checkpoint_every = 5, 3
+  config.data.phantom.num_val, config.data.fold = 0, 'all'
   train.run(config, tmp_path / 'whole')
   with monkeypatch.context() as patch:
     stop_at(patch, step=4)
