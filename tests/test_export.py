@@ -7,8 +7,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import HANG_S, ROOT
-from small import train_on_balls
+from conftest import HANG_S, ROOT, write_volumes
+from small import load, shrink, write_untrained
 
 from medseg_jax.data.case import Case
 from medseg_jax.data.formats import nifti
@@ -39,8 +39,12 @@ np.save(sys.argv[3], logits)
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-  """Returns the workdir of a run on volumes."""
-  return train_on_balls(tmp_path_factory.mktemp('volumes'))
+  """Returns the workdir of a model of volumes, that mirrors one axis."""
+  folder = tmp_path_factory.mktemp('volumes')
+  config = shrink(load('auto_cpu'), path=write_volumes(folder / 'Balls', 10))
+  config.augment.flip_axes = (2,)
+  write_untrained(config, folder / 'run')
+  return folder / 'run'
 
 
 @pytest.fixture(scope='module')

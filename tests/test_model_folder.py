@@ -11,10 +11,10 @@ import nibabel
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import HANG_S, ROOT
+from conftest import HANG_S, ROOT, write_volumes
 from flax import traverse_util
 from PIL import Image
-from small import load, shrink, train_on_balls
+from small import load, shrink
 
 import medseg_jax
 from medseg_jax.data.formats import images
@@ -22,6 +22,14 @@ from medseg_jax.experiment import config_files, model_folder, trained_model
 from medseg_jax.programs import evaluate, export, predict, train
 from medseg_jax.runtime.checkpoint import BEST, LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError
+
+
+@pytest.fixture(autouse=True, scope='module')
+def two_devices():
+  """Trains on two, whose programs compile sooner than those of eight."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'device_count', lambda: 2)
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +42,13 @@ def phantom_run(tmp_path_factory):
 @pytest.fixture(scope='module')
 def volume_run(tmp_path_factory):
   """Returns the workdir of a run on volumes, with averaged weights."""
-  return train_on_balls(tmp_path_factory.mktemp('volumes'))
+  folder = tmp_path_factory.mktemp('volumes')
+  root = write_volumes(folder / 'Balls', 10)
+  config = shrink(load('auto_cpu'), path=root, num_steps=2)
+  config.eval_every = 0
+  config.augment.flip_axes = (2,)  # of which it predicts mirrored, too
+  train.run(config, folder / 'run')
+  return folder / 'run'
 
 
 def description_of(workdir):
