@@ -8,6 +8,9 @@ from conftest import write_pairs
 from predict_cases import masks
 from small import load, shrink, write_untrained
 
+from medseg_jax.experiment import config_files
+from medseg_jax.programs import predict, prepare
+
 # Each holds after two of its own masks until a signal comes; the first signal
 # is then for the program to see, as ever.
 HOLDS_MASKS = """
@@ -99,7 +102,12 @@ def test_a_prediction_stopped_and_killed_goes_on(tmp_path):
     )
 
   whole, out = tmp_path / 'whole', tmp_path / 'out'
-  many.run(tmp_path / 'run', *flags(whole), processes=1)
+  predict.run(
+    config_files.read_config(tmp_path / 'run'),
+    tmp_path / 'run',
+    input_path=tmp_path / 'in' / 'images',
+    output_dir=whole,
+  )
   started = start()
   wait_for(4, lambda: masks(out), started)
   started[1].send_signal(signal.SIGTERM)
@@ -119,12 +127,11 @@ def test_a_prediction_stopped_and_killed_goes_on(tmp_path):
 
 
 def test_a_preparation_stopped_goes_on(tmp_path, monkeypatch):
-  prepare = (
+  keys = {'num_train': 8, 'num_val': 0, 'num_test': 0}
+  flags = (
     '--mode=prepare',
     '--config=configs/unet.py',
-    '--config.data.phantom.num_train=8',
-    '--config.data.phantom.num_val=0',
-    '--config.data.phantom.num_test=0',
+    *(f'--config.data.phantom.{key}={value}' for key, value in keys.items()),
     '--config.patch_size=(16, 16)',
   )
 
@@ -137,14 +144,17 @@ def test_a_preparation_stopped_goes_on(tmp_path, monkeypatch):
 
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
   monkeypatch.setenv('XDG_CACHE_HOME', str(whole))
-  many.run(tmp_path / 'run', *prepare, processes=1)
+  config = load('unet')
+  config.data.phantom.update(keys)
+  config.patch_size = (16, 16)
+  prepare.run(config, tmp_path / 'run')
   monkeypatch.setenv('XDG_CACHE_HOME', str(broken))
   started = many.start(
-    tmp_path / 'run', *prepare, processes=2, before=HOLDS_CASES
+    tmp_path / 'run', *flags, processes=2, before=HOLDS_CASES
   )
   wait_for(2, lambda: [*broken.rglob('case.json')], started)
   started[0].send_signal(signal.SIGTERM)
   assert many.wait(started) == [143, 143]
   assert 0 < len([*broken.rglob('case.json')]) < 8
-  many.run(tmp_path / 'run', *prepare, processes=2)
+  many.run(tmp_path / 'run', *flags, processes=2)
   assert cases(broken) == cases(whole) and cases(whole)

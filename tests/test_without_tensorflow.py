@@ -4,12 +4,9 @@ import json
 import subprocess
 import sys
 
-import pytest
 from conftest import HANG_S, ROOT
 from PIL import Image
-from small import BENCHMARK_KEYS, load, shrink
-
-from medseg_jax.programs import train
+from small import BENCHMARK_KEYS
 
 BLOCKER = """
 import sys
@@ -38,29 +35,33 @@ def run(code):
   return done.stdout
 
 
-@pytest.mark.parametrize(
-  'module', ['losses', 'metrics', 'surface', 'augment', 'models', 'inference']
-)
-def test_libraries(module):
-  assert run(f'import medseg_jax.{module}; print("fine")') == 'fine\n'
+def test_libraries():
+  modules = ('losses', 'metrics', 'surface', 'augment', 'models', 'inference')
+  names = ', '.join(f'medseg_jax.{module}' for module in modules)
+  assert run(f'import {names}; print("fine")') == 'fine\n'
 
 
-def test_evaluate_predict_and_benchmark(tmp_path):
-  config = shrink(load('unet'), num_steps=2)
-  config.mesh.data = 8
+def test_train_evaluate_predict_and_benchmark(tmp_path):
   workdir = tmp_path / 'run'
-  train.run(config, workdir)
   (tmp_path / 'in').mkdir()
   Image.new('L', (20, 30)).save(tmp_path / 'in' / 'scan.png')
   output = run(f"""
 import pathlib
-from medseg_jax.programs import (benchmark, evaluate, predict)
+from small import load, shrink
+from medseg_jax.programs import (benchmark, evaluate, predict, train)
 from medseg_jax.experiment import config_files
+from medseg_jax.runtime.errors import InputError
 benchmark.MIN_SECONDS = 0.1
 workdir = pathlib.Path({str(workdir)!r})
 folder = pathlib.Path({str(tmp_path)!r})
+config = shrink(load('unet'), num_steps=2)
+assert train.run(config, workdir)['step'] == 2
+config.data.device_cache = 'off'
+try:
+  train.run(config, folder / 'other')
+except InputError as error:
+  print(error)
 config = config_files.read_config(workdir)
-config.mesh.data = -1
 summary = evaluate.run(config, workdir)
 assert summary['num_cases'] == 5, summary
 predict.run(
@@ -69,6 +70,11 @@ predict.run(
 config.data.device_cache = 'off'
 benchmark.run(config, workdir)
 """)
+  assert 'from the data set on the device' in output
+  assert (
+    'TensorFlow is not installed; it reads the batches where the data set '
+    'does not lie on the device (config.data.device_cache)'
+  ) in output.splitlines()
   assert (tmp_path / 'out' / 'scan.png').exists()
   result = json.loads(output.splitlines()[-1])
   assert result == json.loads((workdir / 'benchmark.json').read_text())
@@ -76,25 +82,3 @@ benchmark.run(config, workdir)
   assert result['end_to_end_images_per_s'] is None  # that is tf.data's part
   for key in ('step_ms', 'images_per_s', 'mfu', 'inference_images_per_s'):
     assert result[key] > 0, key
-
-
-def test_training(tmp_path):
-  output = run(f"""
-import pathlib
-from small import load, shrink
-from medseg_jax.programs import train
-from medseg_jax.runtime.errors import InputError
-config = shrink(load('unet'), num_steps=2)
-folder = pathlib.Path({str(tmp_path)!r})
-assert train.run(config, folder / 'run')['step'] == 2
-config.data.device_cache = 'off'
-try:
-  train.run(config, folder / 'other')
-except InputError as error:
-  print(error)
-""")
-  assert 'from the data set on the device' in output
-  assert output.splitlines()[-1] == (
-    'TensorFlow is not installed; it reads the batches where the data set '
-    'does not lie on the device (config.data.device_cache)'
-  )
