@@ -182,3 +182,9 @@ def test_the_built_pages_ask_no_network(tmp_path):
     for tag in re.findall(r'<(?:script|link|img|iframe|source)\b[^>]*>', text):
       assert '//' not in tag, (page, tag)
     assert '<!-- config keys' not in text and '<!-- flags' not in text
+  # Flags in a narrow cell are marked, in code that is a block none are.
+  table = (tmp_path / 'site' / 'coming-from.html').read_text()
+  assert '<code><span class="word">--config.init_from=MODEL</span>' in table
+  for page in built:
+    for block in re.findall(r'<pre>.*?</pre>', page.read_text(), re.DOTALL):
+      assert 'class="word"' not in block, page
