@@ -14,6 +14,7 @@ from test_volumes_loop import config_for
 
 from medseg_jax import load_model
 from medseg_jax.data import previous_stage
+from medseg_jax.data.precision import compact
 from medseg_jax.data.preprocess import preprocess
 from medseg_jax.data.sources import volumes
 from medseg_jax.experiment import (
@@ -118,13 +119,14 @@ def test_a_mask_is_the_coarse_networks_on_the_fine_grid(made):
   coarse = trained_model.compile_predictor(weights, mesh)
   case = volumes.open_volumes(config.data.path)['train'][1]
   fine = config_files.read_config(root / CASCADE / 'fold_0')
-  images = [
-    preprocess(case, settings).image
+  prepared = [
+    preprocess(case, settings)
     for settings in (
       coarse.settings['preprocessing'],
       build.preprocessing_of(fine),
     )
   ]
+  images = [compact(each.image, each.slack) for each in prepared]
   tiles = {
     key: coarse.settings[key] for key in ('patch_size', 'overlap', 'batch_size')
   }
