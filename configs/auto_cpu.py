@@ -12,9 +12,10 @@ from configs import auto
 
 def get_config(configuration=''):
   config = auto.get_config(configuration)
-  config.num_steps = 5000
+  config.num_steps = 10_000
   config.dtype = 'float32'
   config.batch_size = 2
+  config.patch_growth = (0.5, 0.625, 0.75, 1.0)
   config.model.features = 16  # half of the plan's, and so at every stage
   config.ema_decay = 0.99
   config.optimizer.name = 'adamw'
@@ -24,6 +25,6 @@ def get_config(configuration=''):
   config.schedule.warmup_fraction = 0.03
   config.inference.batch_size = 1  # a core gains nothing from more
   config.log_every = 50
-  config.eval_every = 1000
-  config.checkpoint_every = 500
+  config.eval_every = 2000
+  config.checkpoint_every = 1000
   return config

@@ -56,6 +56,7 @@ def shrink(config, *, size=16, num_steps=4, path=None, augmented=False):
   config.num_epochs = 0
   config.batch_size = 8
   config.patch_size = (size,) * len(config.patch_size)
+  config.patch_growth = ()
   if config.model.name == 'unet':
     config.model.depth = config.model.depth and 2  # 0: planned
     config.model.features = 4
