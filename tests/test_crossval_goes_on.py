@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -11,7 +12,8 @@ from test_crossval import config_for
 from medseg_jax.experiment import prediction_files
 from medseg_jax.programs import evaluate, train
 from medseg_jax.runtime.errors import InputError, Stopped
-from medseg_jax.studies import crossval
+from medseg_jax.studies import all_folds, crossval, fold_budget, fold_runs
+from medseg_jax.studies.fold_runs import FoldRun
 
 
 @pytest.fixture(scope='module')
@@ -97,6 +99,26 @@ def test_a_fold_of_another_division_is_refused(tmp_path):
   assert_one_line(it, str(tmp_path / '2d' / 'fold_0'), 'splits.json')
 
 
+def test_a_fold_that_fits_no_ensemble_is_refused_before_training(
+  whole, tmp_path
+):
+  shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / '2d' / 'fold_1')
+  config = config_for()
+  config.dtype = 'bfloat16'
+  with pytest.raises(InputError, match='network.dtype is "float32"') as caught:
+    crossval.run(config, tmp_path)
+  assert_one_line(caught, str(tmp_path / '2d' / 'fold_0'), 'bfloat16')
+  assert not (tmp_path / '2d' / 'fold_1' / 'checkpoints').exists()
+  # Without its model, and beyond what is asked for now.
+  shutil.rmtree(tmp_path / '2d' / 'fold_0' / 'model')
+  config = config_for()
+  config.num_steps = 1
+  with pytest.raises(InputError, match='has trained for 2 steps') as caught:
+    crossval.run(config, tmp_path)
+  assert_one_line(caught, str(tmp_path / '2d' / 'fold_0'), 'num_steps is 1')
+
+
 def test_a_damaged_model_of_one_fold_is_named_and_the_others_stay(
   whole, tmp_path
 ):
@@ -130,6 +152,34 @@ def test_a_fold_without_memory_costs_no_other(tmp_path, monkeypatch, error):
     crossval.run(config_for(), tmp_path)
   assert_one_line(caught, 'fold_0', type(error).__name__, str(error)[:6])
   assert (tmp_path / '2d' / 'fold_1' / 'model').exists()
+
+
+def test_a_cascade_waits_for_no_fold_that_failed(tmp_path, monkeypatch, capsys):
+  runs = [
+    FoldRun(name, i, tmp_path / name / f'fold_{i}', None, None)
+    for name in ('3d_lowres', '3d_cascade', '2d')
+    for i in range(2)
+  ]
+  source = all_folds.decide(config_for(), tmp_path).source.subset([])
+  fold = {'train': [], 'val': []}
+  decided = SimpleNamespace(source=source, folds=[fold, fold])
+  seen = []
+
+  def shorten(i, runs, decided, times):
+    seen.append(runs[i].title)
+    return runs[i]
+
+  def fails(run):
+    raise InputError(f'{run.title} is damaged')
+
+  monkeypatch.setattr(fold_budget, 'shorten', shorten)
+  monkeypatch.setattr(fold_runs, 'is_done', fails)
+  with pytest.raises(InputError, match='6 of 6 folds failed'):
+    crossval.complete_folds(runs, decided, tmp_path / 'times.json')
+  # Nothing of it is measured, and what does not need it has its turn.
+  assert seen == [run.title for run in runs if '3d_cascade' not in run.title]
+  told = capsys.readouterr().out
+  assert told.count('needs a mask of each case by 3d_lowres') == 2
 
 
 def test_a_training_and_a_cross_validation_do_not_share_a_folder(

@@ -264,12 +264,13 @@ def test_its_own_learning_rate_and_warm_up():
 
 
 def test_every_fold_begins_with_a_model_that_has_seen_no_case(
-  source, others, tmp_path
+  source, others, tmp_path, capsys
 ):
   pairs, workdir = source
   config = config_of(others, num_steps=0)
   config.data.num_folds = 2
-  config.init_from = str(workdir / 'model')
+  model = shutil.copytree(workdir / 'model', tmp_path / 'model')
+  config.init_from = str(model)
   result = crossval.run(config, tmp_path / 'run')
   assert result['num_cases'] == 10
   first, second = (
@@ -279,7 +280,25 @@ def test_every_fold_begins_with_a_model_that_has_seen_no_case(
   for name in filter(is_inside, begun_with):
     np.testing.assert_array_equal(first[name], second[name])
   assert (tmp_path / 'run' / '2d' / 'fold_1' / 'init_from.json').exists()
+  # Once more it takes up what is done, also where the model is there no more.
+  assert crossval.run(config, tmp_path / 'run') == result
+  model.rename(tmp_path / 'moved')
+  capsys.readouterr()
+  assert crossval.run(config, tmp_path / 'run') == result
+  assert_all_in(capsys.readouterr().out, f'{model} is gone')
+  (tmp_path / 'moved').rename(model)
   config.data.path = str(pairs)
   with pytest.raises(InputError, match='holds out each case once') as caught:
     crossval.run(config, tmp_path / 'same')
-  assert_one_line(caught, str(workdir / 'model'))
+  assert_one_line(caught, str(model))
+  config.data.path = str(others)
+  description = json.loads((model / 'model.json').read_text())
+  description['training']['cases'] = None
+  (model / 'model.json').write_text(json.dumps(description))
+  with pytest.raises(InputError, match='no record of the cases') as caught:
+    crossval.run(config, tmp_path / 'unknown')
+  assert_one_line(caught, str(model), 'holds out each case once')
+  config.init_from = str(tmp_path / 'run' / 'model')
+  with pytest.raises(InputError, match='is an ensemble') as caught:
+    train.run(config, tmp_path / 'of_ensemble')
+  assert_one_line(caught, config.init_from, 'its member 2d/fold_0')

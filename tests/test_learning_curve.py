@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from conftest import write_pairs
 from data_cases import assert_one_line
 from PIL import Image
+from small import load, shrink
 from test_crossval import config_for
 
 from medseg_jax.inference import cases
@@ -50,6 +52,24 @@ def test_no_shares_are_one_line(shares, tmp_path):
   with pytest.raises(InputError) as caught:
     learning_curve.run(config, tmp_path)
   assert_one_line(caught, 'config.learning_curve.shares is', 'up to 1')
+
+
+def test_what_has_no_curve_is_one_line(tmp_path):
+  config = load('pretrain')
+  with pytest.raises(InputError) as caught:
+    learning_curve.run(config, tmp_path)
+  assert_one_line(caught, 'config.pretrain.mask_share', 'no labels')
+  # Of eight cases one has foreground, and a share of one is another.
+  write_pairs(tmp_path / 'data', 10)
+  for i in range(1, 10):
+    path = tmp_path / 'data' / 'labels' / f'case {i:02d}.png'
+    Image.new('L', Image.open(path).size).save(path)
+  config = shrink(load('unet'), path=tmp_path / 'data')
+  config.data.source = 'folder'
+  config.learning_curve.shares = (0.125,)
+  with pytest.raises(InputError) as caught:
+    learning_curve.run(config, tmp_path / 'run')
+  assert_one_line(caught, 'learning_curve.shares', 'in the 1 case that')
 
 
 def test_one_command_trains_scores_and_fits(tmp_path, monkeypatch, capsys):

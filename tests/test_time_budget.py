@@ -91,6 +91,8 @@ def test_a_budget_never_lengthens_and_names_what_it_would_take():
   assert_one_line(caught, 'is 1h', '2 trainings', '5 steps', 'about 106m')
   # 2 x 5 x 600 s / 0.95 are 105.3 min; what it names is enough.
   assert time_budget.decide('106m', '2d', slow, left, **arguments) == 5
+  none = left_of(1, 1, num_steps=0)  # a model that is taken over as it is
+  assert time_budget.decide('1h', '2d', slow, none, **arguments) == 0
 
 
 def test_folds_train_alike_also_after_a_stop(tmp_path, monkeypatch, capsys):

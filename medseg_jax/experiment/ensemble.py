@@ -230,6 +230,28 @@ def gather(
   return found
 
 
+def check_joins(member: Member, config: ConfigDict, name: str) -> None:
+  """Raises InputError where a model goes with none that a config will train.
+
+  Args:
+    member: of one configuration.
+    config: of another training of it, resolved.
+    name: of the configuration.
+  """
+  like = model_folder.describe(
+    config,
+    channel_names=member.description['channel_names'],
+    plan=None,
+    num_cases={},
+    record=None,
+    step=0,
+    checkpoint='',
+    scores=None,
+  )
+  like = json.loads(json.dumps(like))
+  _compare_own(member, Member(pathlib.Path('this config'), '', like), name)
+
+
 def config_of(path: pathlib.Path) -> ConfigDict:
   """Returns the config of a model; of an ensemble that of its first member."""
   return model_folder.config_of(read(path).first.description)
@@ -285,8 +307,13 @@ def _check(
     for member in members:
       with model_folder.damages(member.where, f'{DESCRIPTION} is damaged'):
         _compare(member, first, _facts, 'an ensemble')
-        own = f'the configuration {name}'
-        _compare(member, members[0], _facts_of_configuration, own)
+      _compare_own(member, members[0], name)
+
+
+def _compare_own(member: Member, first: Member, name: str) -> None:
+  with model_folder.damages(member.where, f'{DESCRIPTION} is damaged'):
+    own = f'the configuration {name}'
+    _compare(member, first, _facts_of_configuration, own)
 
 
 def _check_steps(
@@ -326,6 +353,7 @@ def _facts_of_configuration(description: Mapping[str, Any]) -> dict[str, Any]:
     f'{section}.{key}': value
     for section in _ONE
     for key, value in description[section].items()
+    if key not in model_folder.OF_TRAINING
   }
   facts['inference.patch_size'] = description['inference']['patch_size']
   config = model_folder.config_of(description)

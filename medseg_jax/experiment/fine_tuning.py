@@ -9,7 +9,6 @@ knows what it began with.
 """
 
 import contextlib
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,9 @@ from ml_collections import ConfigDict
 from medseg_jax import planner
 from medseg_jax.data.case import VOLUMES
 from medseg_jax.experiment import (
+  begun_with,
   cascade,
+  ensemble,
   held_out,
   model_folder,
   pretraining,
@@ -35,14 +36,10 @@ from medseg_jax.experiment.transfer import Meaning, transfer
 from medseg_jax.experiment.volume_plan import Origin
 from medseg_jax.losses import uses_sigmoid
 from medseg_jax.runtime import multihost, sharding
-from medseg_jax.runtime.errors import InputError, counted, quote, shorten
-from medseg_jax.runtime.files import expand_home, read_json, write_atomically
+from medseg_jax.runtime.errors import InputError, shorten
+from medseg_jax.runtime.files import expand_home
 from medseg_jax.state import TrainState, create_state, weights_key
 
-FILE, VERSION = 'init_from.json', 1
-
-# Of the network, what changes neither its weights nor what they compute.
-_FREE = ('dropout', 'remat')
 _OF_IMAGES = ('normalize', 'window', 'resize')
 # What a depth of 0 leaves to the plan.
 _PLANNED = (
@@ -83,8 +80,8 @@ def adopt(
   for section, values in settings.items():
     own = changed[section]
     if section == 'model':  # another network has other keys
-      free = {k: own[k] for k in _FREE if k in own and k in values}
-      values = values | free
+      free = [k for k in model_folder.OF_TRAINING if k in own and k in values]
+      values = values | {k: own[k] for k in free}
     for key, value in values.items():
       before = to_tuples(own.get(key))
       if before and before != value and not (planned and key in _PLANNED):
@@ -99,13 +96,14 @@ def _read_settings(
   path: pathlib.Path, config: ConfigDict, workdir: pathlib.Path
 ) -> tuple[dict[str, dict[str, Any]], Origin | None]:
   """Returns keys of the config by section, and the plan, of the model."""
-  if not path.exists() and (record := read(workdir)) is not None:
+  if not path.exists() and (record := begun_with.read_any(workdir)) is not None:
     print(
-      f'note      {path} is gone; {workdir / FILE} tells what the training '
-      'began with'
+      f'note      {path} is gone; {begun_with.FILE} in {workdir} tells what '
+      'training began with'
     )
     return to_tuples(record['settings']), None
   with _blame(path):
+    _refuse_ensemble(path)
     description = model_folder.read_description(path)
     before = model_folder.config_of(description)
     cascade.refuse(before, f'config.init_from: {path}')
@@ -152,6 +150,15 @@ def _origin(path: pathlib.Path, before: ConfigDict, plan: Any) -> Origin:
   return Origin(str(path), plan, name)
 
 
+def _refuse_ensemble(path: pathlib.Path) -> None:
+  if model_folder.read_json(path)['format'] == ensemble.FORMAT:
+    member = ensemble.read(path).first.at
+    raise InputError(
+      f'{path} is an ensemble; allowed is one model, such as its member '
+      f'{member}'
+    )
+
+
 @contextlib.contextmanager
 def _blame(path: pathlib.Path) -> Iterator[None]:
   """Turns what a damaged model leads to into one line that names the key."""
@@ -170,24 +177,28 @@ def _blame(path: pathlib.Path) -> Iterator[None]:
 def check_unseen(
   config: ConfigDict, digests: Mapping[str, str], *, why: str
 ) -> None:
-  """Raises InputError where the model to begin with was trained on a case.
+  """Raises InputError unless the model to begin with has seen no case.
 
   Args:
     config: with what the model decides.
     digests: of all cases, by name.
     why: that is not allowed, for the message.
   """
-  if not config.init_from:
-    return
   path = pathlib.Path(config.init_from)
+  if not config.init_from or not path.exists():
+    return  # of one that is gone, looked at when the first training began
   with _blame(path):
-    if (record := held_out.of_model(path)) is not None:
-      held_out.check_beginning(
-        record,
-        {'val': dict(digests)},
-        path,
-        back=f'{why}: begin with a model of other cases',
+    if (record := held_out.of_model(path)) is None:
+      raise InputError(
+        f'{path} has no record of the cases that trained it, and {why}; '
+        'allowed is a model that has'
       )
+    held_out.check_beginning(
+      record,
+      {'val': dict(digests)},
+      path,
+      back=f'{why}: begin with a model of other cases',
+    )
 
 
 def seen_by_source(config: ConfigDict, digests: Digests) -> Record | None:
@@ -260,7 +271,7 @@ def first_state(
         new = jax.tree.map(_in_place_of, old, variables.get(name, {}))
         state = state.replace(**{field: new})
   report = {
-    'version': VERSION,
+    'version': begun_with.VERSION,
     'path': str(path),
     'sha256': sha256,
     'step': stored.step,
@@ -268,7 +279,7 @@ def first_state(
     'settings': settings,
     **found.report,
   }
-  print(describe(report), flush=True)
+  print(begun_with.describe(report), flush=True)
   return state, report
 
 
@@ -294,74 +305,12 @@ def _meaning(config: ConfigDict, channel_names: Sequence[str]) -> Meaning:
   )
 
 
-def describe(report: Mapping[str, Any]) -> str:
-  """Returns lines on what a network took from a model."""
-  parts = [f'{counted(len(report["loaded"]), "array")} loaded as they are']
-  for key, what in (
-    ('adapted', 'adapted'),
-    ('new', 'new'),
-    ('left_behind', 'left behind'),
-  ):
-    if names := report[key]:
-      parts.append(f'{len(names)} {what} ({shorten(", ".join(names), 200)})')
-  lines = [
-    f'init_from {report["path"]}, {report["checkpoint"]} of step '
-    f'{report["step"]}, sha256 {report["sha256"][:12]}',
-    f'weights   {"; ".join(parts)}',
-  ]
-  for what in ('classes', 'channels'):
-    told = [
-      f'{key.replace("_", " ")}: {shorten(", ".join(names), 200)}'
-      for key, names in report[what].items()
-      if names
-    ]
-    lines.append(f'{what:<9} {"; ".join(told)}')
-  return '\n'.join(lines)
-
-
-def write(report: dict[str, Any] | None, workdir: pathlib.Path) -> None:
-  """Writes what a training began with; None is one of no other's weights."""
-  path = workdir / FILE
-  if report is None:
-    path.unlink(missing_ok=True)  # of one that never came to a checkpoint
-  else:
-    write_atomically(path, (json.dumps(report, indent=1) + '\n').encode())
-
-
-def read(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """Returns what the training of a workdir began with, None for none.
-
-  Raises:
-    InputError: the file is not what training wrote.
-  """
-  path = workdir / FILE
-  if not path.exists():
-    return None
-  found = read_json(path, 'as training writes it')
-  fits = (
-    isinstance(found, dict)
-    and found.get('version') == VERSION
-    and isinstance(found.get('sha256'), str)
-    and isinstance(found.get('settings'), dict)
-    and all(isinstance(values, dict) for values in found['settings'].values())
-    and {'model', 'data'}
-    <= found['settings'].keys()
-    <= {'model', 'data', 'plan'}
-  )
-  if not fits:
-    raise InputError(
-      f'{path}: {quote(found)}; allowed is what training writes, version '
-      f'{VERSION}'
-    )
-  return found
-
-
 def check_resuming(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Raises InputError where a training goes on that began with other weights.
 
   The model may have moved, or be gone: its weights count.
   """
-  record, path = read(workdir), pathlib.Path(config.init_from)
+  record, path = begun_with.read(workdir), pathlib.Path(config.init_from)
   advice = 'or use another --workdir'
   if record is None:
     if config.init_from:

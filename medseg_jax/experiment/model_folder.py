@@ -38,6 +38,8 @@ FORMAT, FORMAT_VERSION = 'medseg_jax model', 1
 WEIGHTS = 'model.safetensors'
 PREVIOUS = 'previous_stage'  # of a cascade, the folder of its first network
 
+# Of the network, what changes neither its weights nor what it predicts.
+OF_TRAINING = ('dropout', 'remat')
 # Where the keys of config.data stand in model.json; the rest is under training.
 _MEANING = ('classes', 'label_values', 'regions', 'region_order')
 _PREPROCESSING = ('normalize', 'window', 'resize', 'axes', 'crop', 'spacing')

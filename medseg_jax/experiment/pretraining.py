@@ -68,6 +68,15 @@ def check(config: ConfigDict) -> None:
       )
 
 
+def refuse_scores(config: ConfigDict) -> None:
+  """Raises InputError where what is to be scored is a pretraining."""
+  if is_asked(config):
+    raise InputError(
+      f'config.pretrain.mask_share is {config.pretrain.mask_share:g}, but a '
+      'pretraining has no labels to be scored with; allowed is --mode=train'
+    )
+
+
 def refuse_as_segmentation(config: ConfigDict, where: object) -> None:
   """Raises InputError where a model restores images and segments nothing.
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from medseg_jax.data.cache import Cache
 from medseg_jax.experiment import (
+  begun_with,
   build,
   cascade,
   config_files,
@@ -139,7 +140,7 @@ def _run(
         stage_masks.write(sources, digests, config, workdir)
       config_files.write_config(config, workdir)
       if not resuming:
-        fine_tuning.write(origin, workdir)
+        begun_with.write(origin, workdir)
       if record is not None:
         held_out.write(record, workdir)
       elif not resuming:  # that of a training that was lost

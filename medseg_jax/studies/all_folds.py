@@ -96,11 +96,7 @@ def decide(config: ConfigDict, root: pathlib.Path) -> Decided:
 
 
 def _check(config: ConfigDict) -> None:
-  if pretraining.is_asked(config):
-    raise InputError(
-      f'config.pretrain.mask_share is {config.pretrain.mask_share:g}, but a '
-      'pretraining has no labels to be scored with; allowed is --mode=train'
-    )
+  pretraining.refuse_scores(config)
   fold = config.data.fold
   if fold == 'all':
     raise InputError(

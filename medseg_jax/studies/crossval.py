@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from medseg_jax.data.case import Source
-from medseg_jax.experiment import early_stop, ensemble, html_report
+from medseg_jax.experiment import cascade, early_stop, ensemble, html_report
 from medseg_jax.programs import train
 from medseg_jax.runtime import multihost, sharding, workdir_lock
 from medseg_jax.runtime.errors import InputError, counted, shorten
@@ -77,6 +77,7 @@ def _run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
   def lay_out() -> None:
     for each in runs:
       fold_runs.lay_out(each, decided)
+    fold_runs.check_together(runs)
     fold_times.add(times, 'opening', time.monotonic() - begin)
 
   multihost.from_primary(lay_out)  # before hours are spent
@@ -198,8 +199,22 @@ def complete_folds(
   """
   masks: dict[str, list[HeldOutMask]] = {}
   reasons: list[str] = []
+  failed: set[str] = set()  # configurations
   mesh = sharding.local_mesh()
+
+  def tell_failed(run: FoldRun, reason: str) -> None:
+    failed.add(run.configuration)
+    where = '' if str(run.workdir) in reason else f'{run.workdir}: '
+    reasons.append(f'{where}{reason}')
+    print(f'failed    {reasons[-1]}', flush=True)
+
   for i in range(len(runs)):
+    if runs[i].configuration == cascade.NAME and cascade.FIRST in failed:
+      tell_failed(
+        runs[i],
+        f'needs a mask of each case by {cascade.FIRST}, of which a fold failed',
+      )
+      continue
     each = runs[i] = fold_budget.shorten(i, runs, decided, times)
     source = decided.source.subset(decided.folds[each.fold]['val'])
     masks.setdefault(each.configuration, []).extend(
@@ -207,8 +222,7 @@ def complete_folds(
     )
     try:
       with fold_times.measured(times, each.title):
-        done = functools.partial(fold_runs.is_done, each)
-        if not multihost.from_primary(done):
+        if not multihost.from_primary(functools.partial(taken_up, each)):
           train_fold(each, runs, i, times)
         own = masks[each.configuration][-len(source) :]
         failures = held_out_masks.predict(
@@ -223,9 +237,7 @@ def complete_folds(
       text = ' '.join(str(error).split())
       if not isinstance(error, InputError):  # of a device, or of the host
         text = f'{type(error).__name__}: {shorten(text, 200)}'
-      where = '' if str(each.workdir) in text else f'{each.workdir}: '
-      reasons.append(f'{where}{text}')
-      print(f'failed    {reasons[-1]}', flush=True)
+      tell_failed(each, text)
     gc.collect()  # of the fold's data and weights, before the next one's
   if reasons:
     raise InputError(
@@ -235,6 +247,13 @@ def complete_folds(
   return {
     name: in_order(found, decided.source) for name, found in masks.items()
   }
+
+
+def taken_up(each: FoldRun) -> bool:
+  """Returns whether a fold is done; prints what of its recipe is another."""
+  if done := fold_runs.is_done(each):
+    fold_runs.tell_recipe(each)
+  return done
 
 
 def train_fold(

@@ -5,9 +5,10 @@ another machine does a part of the work. It is taken up where it has trained and
 held out the same cases, by the same plan, for the same network.
 """
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -18,11 +19,13 @@ from medseg_jax.data.groups import some
 from medseg_jax.data.identity import is_blank
 from medseg_jax.experiment import (
   config_files,
+  ensemble,
   held_out,
   model_folder,
   opening,
 )
 from medseg_jax.experiment.held_out import Record
+from medseg_jax.runtime.checkpoint import LATEST, Checkpoints
 from medseg_jax.runtime.errors import InputError, counted, quote_json, shorten
 from medseg_jax.runtime.files import read_json, write_atomically
 from medseg_jax.studies.all_folds import SPLITS, Decided
@@ -123,9 +126,13 @@ def _check_cases(record: Record, run: FoldRun, decided: Decided) -> None:
     for cases in record.held_out.values()
     for name, value in cases.items()
   }
+  trained = record.trained
+  if run.config.init_from:  # what its first weights had seen is recorded, too
+    ours = set(digests.values())
+    trained = {v: name for v, name in trained.items() if v in ours}
   differences = []
   for what, now, then in (
-    ('trained', seen, record.trained),
+    ('trained', seen, trained),
     ('held out', held, before),
   ):
     more = [name for value, name in then.items() if value not in now]
@@ -193,26 +200,49 @@ def _difference(one: Any, other: Any, where: str = '') -> str:
 def is_done(run: FoldRun) -> bool:
   """Returns whether a training has ended.
 
-  Prints what of its recipe is another, where it was trained elsewhere.
-
   Raises:
-    InputError: its model is damaged, or has trained for longer.
+    InputError: its model is damaged, or it has trained for longer.
   """
-  folder = run.workdir / 'model'
-  if not (folder / model_folder.DESCRIPTION).exists():
-    return False
-  description = model_folder.read_description(folder)
-  step = description['training']['step']
-  if step < run.resolved.num_steps:
-    stopped = description['training'].get('stopped_early')
-    if not (stopped and run.resolved.stop.patience):
-      return False
-  if step > run.resolved.num_steps:
+  most, training = run.resolved.num_steps, {}
+  if (run.model / model_folder.DESCRIPTION).exists():
+    training = model_folder.read_description(run.model)['training']
+  # Of one that was stopped before its end, too.
+  saved = Checkpoints(run.workdir / 'checkpoints').step(LATEST) or 0
+  if (step := max(saved, training.get('step', 0))) > most:
     raise InputError(
       f'{run.workdir}: has trained for {counted(step, "step")}, and '
-      f'config.num_steps is {run.resolved.num_steps}; allowed are the same for '
-      'all folds: set config.num_steps, or move the folder away'
+      f'config.num_steps is {most}; allowed are the same for all folds: set '
+      'config.num_steps, or move the folder away'
     )
+  if not training:
+    return False
+  stopped = training.get('stopped_early') and run.resolved.stop.patience
+  return training['step'] == most or bool(stopped)
+
+
+def check_together(runs: Sequence[FoldRun]) -> None:
+  """Raises InputError where the folds would make no ensemble in the end.
+
+  Those that are done must go with each other, and with those to be trained. A
+  fold that is damaged is told when its turn comes.
+  """
+  own: dict[str, list[FoldRun]] = {}
+  for run in runs:
+    own.setdefault(run.configuration, []).append(run)
+  for name, all_runs in own.items():
+    models = []
+    for run in all_runs:
+      with contextlib.suppress(InputError):
+        models += [run.model] if is_done(run) else []
+    if models:
+      members = ensemble.gather({name: models})[name]
+      if len(models) < len(all_runs):
+        ensemble.check_joins(members[0], all_runs[0].resolved, name)
+
+
+def tell_recipe(run: FoldRun) -> None:
+  """Prints what of its recipe is another, where it was trained elsewhere."""
+  description = model_folder.read_description(run.model)
   trained = config_files.to_tuples(
     model_folder.config_of(description).to_dict()
   )
@@ -228,7 +258,6 @@ def is_done(run: FoldRun) -> bool:
       f'is: {"; ".join(found)}',
       flush=True,
     )
-  return True
 
 
 def _get(config: Mapping[str, Any], key: str) -> Any:

@@ -19,7 +19,13 @@ from medseg_jax.data import groups as grouping
 from medseg_jax.data import splits
 from medseg_jax.data.formats.images import name_some
 from medseg_jax.data.identity import is_blank
-from medseg_jax.experiment import fine_tuning, folds, held_out, opening
+from medseg_jax.experiment import (
+  fine_tuning,
+  folds,
+  held_out,
+  opening,
+  pretraining,
+)
 from medseg_jax.experiment.opening import Opened
 from medseg_jax.metrics import case_scores
 from medseg_jax.programs import train
@@ -53,6 +59,7 @@ def run(config: ConfigDict, root: pathlib.Path) -> dict[str, Any]:
       compare, a case could not be scored, or another process is at work.
     Stopped: SIGTERM or Ctrl-C, after saving; the same command goes on.
   """
+  pretraining.refuse_scores(config)
   if config.data.fold == 'all':
     raise InputError(
       "config.data.fold is 'all': nothing is held out then, and nothing can be "
@@ -231,7 +238,15 @@ def _lay_out(run: FoldRun, decided: Decided) -> None:
         'learning_curve.shares, data.group, data.fold and the data back as '
         f'they were, or move {run.workdir.parent} away to train anew'
       )
-    all_folds.check_foreground(decided.folds, decided.source, path)
+    try:
+      all_folds.check_foreground(decided.folds, decided.source, path)
+    except InputError as error:
+      number = len(decided.folds[0]['train'])
+      raise InputError(
+        f'config.learning_curve.shares: no foreground in the '
+        f'{counted(number, "case")} that config.seed draws; allowed are larger '
+        'shares, or another seed'
+      ) from error
     fold_runs.lay_out(run, decided)
 
   multihost.from_primary(look)
@@ -240,12 +255,14 @@ def _lay_out(run: FoldRun, decided: Decided) -> None:
 def _train(index: int, runs: Sequence[FoldRun], times: pathlib.Path) -> None:
   """Trains one share of the cases, unless that is done."""
   each = runs[index]
-  taken, done = multihost.from_primary(
-    lambda: (
-      fold_times.read(times),
-      fold_runs.is_done(each) and learning_results.are_there(each.workdir),
-    )
-  )
+
+  def look() -> tuple[dict, bool]:
+    if done := fold_runs.is_done(each):
+      fold_runs.tell_recipe(each)
+      done = learning_results.are_there(each.workdir)
+    return fold_times.read(times), done
+
+  taken, done = multihost.from_primary(look)
   if done:
     return
   titles = [other.title for other in runs[index:]]

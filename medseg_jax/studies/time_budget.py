@@ -140,7 +140,7 @@ def decide(
   part = len(left.cases) / (len(left.cases) + others)
   most = SHARE * (parse(text) - spent) * part
   steps = steps_within(most, pace, left)
-  least = max(1, math.ceil(LEAST * left.num_steps))
+  least = math.ceil(LEAST * left.num_steps)
   if steps >= least:
     return steps
   need = seconds_of_all(least, pace, left) / part / SHARE + spent
