@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from tensorboard.compat.proto import event_pb2
 
+from medseg_jax.experiment import patch_growth
+from medseg_jax.experiment.patch_growth import Stage
 from medseg_jax.runtime import metric_writer, progress
 
 _READ_BACK = """
@@ -276,6 +278,22 @@ def test_progress_without_stats_prints_every_ten_seconds(capsys, monkeypatch):
   ]
 
 
+def test_progress_knows_that_later_steps_take_longer(capsys, monkeypatch):
+  clock = _Clock(monkeypatch)
+  stages = (Stage(0, 100, (8, 8)), Stage(100, 200, (16, 16)))
+  with progress.Progress(200, effort=patch_growth.effort_of(stages)) as bar:
+    for step in range(150):
+      clock.now += 1 if step < 100 else 4
+      bar.advance()
+      if step in (49, 149):
+        bar.stats()
+  # Left are 50 steps of 1 s and 100 of 4 s; then 50 of 4 s.
+  assert capsys.readouterr().out.splitlines()[-2:] == [
+    'step 50/200  left 7 min 30 s',
+    'step 150/200  left 3 min 20 s',
+  ]
+
+
 def test_progress_within_a_unit_that_takes_long(capsys, monkeypatch):
   clock = _Clock(monkeypatch)
   with progress.Progress(2, unit='case', desc='predict') as bar:
@@ -310,4 +328,4 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch):
   assert out.getvalue().splitlines() == ['saved']
   last = err.getvalue().split('\r')[-1]
   assert last.startswith('train: step 4/4 |#')
-  assert 'left 00:00' in last and 'loss 0.5, images/s 12' in last
+  assert 'left 0 s' in last and 'loss 0.5, images/s 12' in last

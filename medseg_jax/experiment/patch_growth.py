@@ -9,7 +9,7 @@ have been seen, not by steps. Prediction has the full patch throughout.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -117,15 +117,27 @@ def by_voxels(
   """
   if len(stages) == 1:
     return schedule
-  ends = np.array([0, *(stage.end for stage in stages)], np.float32)
-  voxels = [math.prod(stage.patch_size) for stage in stages]
-  seen = np.cumsum([0, *(np.diff(ends) * voxels)])
-  places = (seen / seen[-1] * ends[-1]).astype(np.float32)
+  ends, seen = _voxels(stages)
+  places = (seen * ends[-1]).astype(np.float32)
 
   def scheduled(position: jax.Array) -> jax.Array:
     return schedule(jnp.interp(position, ends, places))
 
   return scheduled
+
+
+def effort_of(stages: Sequence[Stage]) -> Callable[[float], float]:
+  """Returns the function from a number of steps to the share of all voxels."""
+  ends, seen = _voxels(stages)
+  return lambda steps: float(np.interp(steps, ends, seen))
+
+
+def _voxels(stages: Sequence[Stage]) -> tuple[np.ndarray, np.ndarray]:
+  """Returns where stages begin and end, and the share that is seen by then."""
+  ends = np.array([0, *(stage.end for stage in stages)], np.float32)
+  voxels = [math.prod(stage.patch_size) for stage in stages]
+  seen = np.cumsum([0, *(np.diff(ends) * voxels)])
+  return ends, seen / seen[-1]
 
 
 def describe(stages: tuple[Stage, ...]) -> str:

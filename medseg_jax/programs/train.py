@@ -288,7 +288,9 @@ def train(
     stop_on_signal() as stop,
     jax.set_mesh(mesh),
     jax.transfer_guard('disallow'),
-    Progress(end, first_step, desc=title) as progress,
+    Progress(
+      end, first_step, desc=title, effort=patch_growth.effort_of(stages)
+    ) as progress,
   ):
     while True:
       # Read once, and agreed: what follows must be of one mind.

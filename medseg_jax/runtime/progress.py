@@ -25,6 +25,8 @@ class Progress:
     initial: units done before this process began, by a run that it continues.
     unit: name of a unit, 'step' or 'case', say.
     desc: what the work is, in front of every line; may be empty.
+    effort: how much of the work so many units are, where some take longer than
+      others; None where all take as long.
   """
 
   def __init__(
@@ -33,10 +35,12 @@ class Progress:
     initial: int = 0,
     unit: str = 'step',
     desc: Title = '',
+    effort: Callable[[float], float] | None = None,
   ):
     self._total = total
     self._unit = unit
     self._desc = desc
+    self._effort = effort or (lambda units: units)
     self._count = initial
     self._share = 0.0  # of the unit under way
     self._failed = 0
@@ -44,7 +48,9 @@ class Progress:
     # The first unit holds the compilation, so the pace is taken after it.
     self._pace_from: tuple[float, float] | None = None
     self._has_stats = False
+    self._shown: list[str] = []  # behind the bar
     self._bar = None
+    self._bar_format = f'{{desc}}{unit} {{n:.0f}}/{{total_fmt}} |{{bar}}| '
     if sys.stdout.isatty() and sys.stderr.isatty():
       self._bar = tqdm.tqdm(
         total=total,
@@ -52,11 +58,7 @@ class Progress:
         desc=self._prefix(),
         file=sys.stderr,
         dynamic_ncols=True,
-        smoothing=0.05,
-        bar_format=(
-          f'{{desc}}{unit} {{n:.0f}}/{{total_fmt}} |{{bar}}|'
-          ' left {remaining}{postfix}'
-        ),
+        bar_format=self._bar_format,
       )
 
   def __enter__(self) -> 'Progress':
@@ -99,8 +101,7 @@ class Progress:
     """
     new, self._failed = total - self._failed, total
     if new:
-      if self._bar is not None:
-        self._bar.set_postfix_str(f'{total} failed')
+      self._shown = [f'{total} failed']
       self._move(new, 0.0)
 
   def _move(self, units: int, share: float) -> None:
@@ -110,14 +111,16 @@ class Progress:
     self._show(self._count + share - before)
 
   def _show(self, n: float) -> None:
+    now = time.monotonic()
+    if self._pace_from is None:
+      self._pace_from = (self._effort(self._count + self._share), now)
     if self._bar is not None:
       if callable(self._desc):
         self._bar.set_description_str(self._prefix(), refresh=False)
+      words = ', '.join([*self._left(now), *self._shown])
+      self._bar.bar_format = self._bar_format + words
       self._bar.update(n)
       return
-    now = time.monotonic()
-    if self._pace_from is None:
-      self._pace_from = (self._count + self._share, now)
     if not self._has_stats and now - self._last_line >= _SECONDS_BETWEEN_LINES:
       self._print_line(self._position(), *self._left(now))
 
@@ -129,7 +132,7 @@ class Progress:
       for name, value in values.items()
     ]
     if self._bar is not None:
-      self._bar.set_postfix_str(', '.join(shown))
+      self._shown = shown
       return
     self._print_line(self._position(), *shown, *self._left(time.monotonic()))
 
@@ -159,13 +162,13 @@ class Progress:
 
   def _left(self, now: float) -> list[str]:
     """Returns the words on the time left; none before the pace is known."""
-    done = self._count + self._share
+    done = self._effort(self._count + self._share)
     if self._pace_from is None or done <= self._pace_from[0]:
       return []
     first, since = self._pace_from
-    seconds_each = (now - since) / (done - first)
-    remaining = max(self._total - done, 0)
-    return [f'left {format_seconds(remaining * seconds_each)}']
+    pace = (now - since) / (done - first)
+    remaining = max(self._effort(self._total) - done, 0)
+    return [f'left {format_seconds(remaining * pace)}']
 
   def _print_line(self, *parts: str) -> None:
     self._last_line = time.monotonic()
