@@ -27,6 +27,7 @@ ENDLESS = WITHOUT_END | {
   **{f'augment.{kind}_prob': 0.0 for kind in ('warp', 'contrast', 'noise')},
   'augment.brightness_prob': 0.0,
 }
+GROWS = {'patch_growth': '(0.5, 1.0)'}
 NOTHING_HELD_OUT = {'data.phantom.num_val': 0, 'data.phantom.num_test': 0}
 
 
@@ -68,7 +69,7 @@ def alone(tmp_path_factory):
   folder = tmp_path_factory.mktemp('alone')
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
-    many.run(folder / 'run', processes=1, devices=4)
+    many.run(folder / 'run', processes=1, devices=4, **GROWS)
   return folder / 'run'
 
 
@@ -89,7 +90,9 @@ def check_same(one, other):
 
 def test_two_processes_are_one_run(tmp_path, alone):
   two = tmp_path / 'two'
-  first, second = many.run(two, processes=2, devices=2, before=PREPARES)
+  first, second = many.run(
+    two, processes=2, devices=2, before=PREPARES, **GROWS
+  )
   assert 'model     ' in first and second == '', (first, second)
   check_same(alone, two)
   assert files(alone) == files(two)
@@ -125,7 +128,7 @@ def test_two_processes_are_one_run(tmp_path, alone):
 
 def test_processes_with_disks_of_their_own_are_one_run(tmp_path, alone):
   two = tmp_path / 'two'
-  many.run(two, processes=2, devices=2, before=OWN_DISK + PREPARES)
+  many.run(two, processes=2, devices=2, before=OWN_DISK + PREPARES, **GROWS)
   check_same(alone, two)
   for i in range(2):
     assert prepared(tmp_path / f'user_cache{i}') == CASES
