@@ -43,6 +43,7 @@ DRAWS, SEED = 10_000, 0  # of the bootstrap
 ON_CPU = (
   '--config.dtype=float32',
   '--config.batch_size=2',
+  '--config.patch_growth=(0.5, 0.625, 0.75, 1.0)',
   '--config.model.features=16',
   '--config.model.max_features=160',
   '--config.ema_decay=0.99',

@@ -28,6 +28,10 @@ ENDLESS = WITHOUT_END | {
   'augment.brightness_prob': 0.0,
 }
 GROWS = {'patch_growth': '(0.5, 1.0)'}
+FEW_STEPS = """
+from medseg_jax.experiment import patch_growth
+patch_growth.LEAST_STEPS = 1
+"""
 NOTHING_HELD_OUT = {'data.phantom.num_val': 0, 'data.phantom.num_test': 0}
 
 
@@ -69,7 +73,7 @@ def alone(tmp_path_factory):
   folder = tmp_path_factory.mktemp('alone')
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
-    many.run(folder / 'run', processes=1, devices=4, **GROWS)
+    many.run(folder / 'run', processes=1, devices=4, before=FEW_STEPS, **GROWS)
   return folder / 'run'
 
 
@@ -91,7 +95,7 @@ def check_same(one, other):
 def test_two_processes_are_one_run(tmp_path, alone):
   two = tmp_path / 'two'
   first, second = many.run(
-    two, processes=2, devices=2, before=PREPARES, **GROWS
+    two, processes=2, devices=2, before=FEW_STEPS + PREPARES, **GROWS
   )
   assert 'model     ' in first and second == '', (first, second)
   check_same(alone, two)
@@ -128,7 +132,9 @@ def test_two_processes_are_one_run(tmp_path, alone):
 
 def test_processes_with_disks_of_their_own_are_one_run(tmp_path, alone):
   two = tmp_path / 'two'
-  many.run(two, processes=2, devices=2, before=OWN_DISK + PREPARES, **GROWS)
+  many.run(
+    two, processes=2, devices=2, before=FEW_STEPS + OWN_DISK + PREPARES, **GROWS
+  )
   check_same(alone, two)
   for i in range(2):
     assert prepared(tmp_path / f'user_cache{i}') == CASES

@@ -28,6 +28,11 @@ def two_devices(monkeypatch):
   compiled_once.share(monkeypatch)
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+  monkeypatch.setattr(patch_growth, 'LEAST_STEPS', 1)
+
+
 def config_of(**keys):
   config = shrink(load('unet'), num_steps=7)
   config.augment.noise_prob = 0.5  # that there is chance in each step
@@ -55,10 +60,10 @@ def test_stages_are_even_and_suit_network_and_devices():
     Stage(51, 76, (32, 40, 32)),
     Stage(76, 102, (40, 56, 40)),
   )
-  # Those of one size are one stage; nothing is smaller than the divisor.
-  assert stages((0.1, 0.2, 1.0), (16, 32), (8, 16), 9) == (
-    Stage(0, 6, (8, 16)),
-    Stage(6, 9, (16, 32)),
+  # Those of one size are one stage.
+  assert stages((0.1, 0.2, 1.0), (32, 64), (8, 16), 9) == (
+    Stage(0, 6, (16, 32)),
+    Stage(6, 9, (32, 64)),
   )
   [first, last] = stages((0.5, 1.0), (32, 32), (4, 4), spatial=8)
   assert (first.patch_size, last.patch_size) == ((16, 16), (32, 32))
@@ -87,14 +92,12 @@ def test_the_schedule_goes_by_voxels():
   assert same is moved
 
 
-def test_patches_too_small_for_the_norm_blame_their_own_key():
-  config = config_of(patch_growth=(0.1, 1.0))
-  config.patch_size, config.model.norm = (16, 16), 'instance'
-  config.data.classes = ('background', 'disc')
-  model = build.model_of(config, build.mesh_of(config))
-  with pytest.raises(InputError, match='config.patch_growth') as error:
-    build.check_statistics(config, model)
-  assert_one_line(error, 'larger shares')
+def test_the_smallest_patches_leave_the_norm_two_voxels_along_each_axis():
+  first, _ = stages((0.1, 1.0), (16, 40), (4, 8))
+  assert first.patch_size == (8, 16)
+  # Where the whole patch has one, that is what there is.
+  first, _ = stages((0.1, 1.0), (4, 40), (4, 8))
+  assert first.patch_size == (4, 16)
 
 
 def test_an_early_end_is_decided_on_whole_patches(tmp_path):

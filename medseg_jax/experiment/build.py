@@ -209,7 +209,7 @@ def check_statistics(config: ConfigDict, model: Model) -> None:
   Of a single value mean and deviation say nothing: what comes out is the same
   for every image, and nothing is learnt from it.
   """
-  norm, patch = config.model.get('norm', ''), stages_of(config)[0].patch_size
+  norm, patch = config.model.get('norm', ''), tuple(config.patch_size)
   if norm not in ('batch', 'instance', 'group'):
     return
   lowest = math.prod(
@@ -220,13 +220,6 @@ def check_statistics(config: ConfigDict, model: Model) -> None:
   values = lowest * batch if norm == 'batch' else lowest
   if values > 1 or (norm == 'group' and _channels_of_a_group(config) > 1):
     return
-  if patch != tuple(config.patch_size):
-    raise InputError(
-      f'config.patch_growth {tuple(config.patch_growth)} begins with patches '
-      f'of {patch}, which leave a single voxel at the lowest of '
-      f'{counted(config.model.depth, "resolution")}, of which {norm} norm '
-      'takes no mean and deviation; allowed are larger shares to begin with'
-    )
   more = ', a batch (or part of one) of 2 or more' if norm == 'batch' else ''
   raise InputError(
     f'config.patch_size {patch} leaves a single voxel at the lowest of '

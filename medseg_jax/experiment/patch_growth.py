@@ -20,6 +20,9 @@ from ml_collections import ConfigDict
 
 from medseg_jax.runtime.errors import InputError
 
+# Of a stage: fewer are over before its program is compiled.
+LEAST_STEPS = 100
+
 
 class Stage(NamedTuple):
   """Some steps with one size of patches.
@@ -54,8 +57,10 @@ def stages_of(config: ConfigDict, divisor: Sequence[int]) -> tuple[Stage, ...]:
   """Returns the stages of a training, one where nothing grows.
 
   The steps are divided evenly among the shares. Sizes are rounded to what the
-  network and the devices of the spatial axis divide; shares that come to the
-  same size are one stage.
+  network and the devices of the spatial axis divide, and are twice that at the
+  least where the whole patch is: of a single voxel at the lowest resolution
+  norms have no statistics. Shares that come to the same size are one stage.
+  Where a share has fewer than `LEAST_STEPS` nothing grows.
 
   Args:
     config: resolved.
@@ -63,6 +68,8 @@ def stages_of(config: ConfigDict, divisor: Sequence[int]) -> tuple[Stage, ...]:
   """
   patch = tuple(config.patch_size)
   shares = tuple(config.patch_growth) or (1.0,)
+  if config.num_steps < LEAST_STEPS * len(shares):
+    shares = (1.0,)
   # The first axis is shared by the devices of the spatial axis.
   divisor = list(divisor)
   divisor[0] = math.lcm(divisor[0], max(config.mesh.spatial, 1))
@@ -70,7 +77,7 @@ def stages_of(config: ConfigDict, divisor: Sequence[int]) -> tuple[Stage, ...]:
   for i, share in enumerate(shares):
     first, end = (j * config.num_steps // len(shares) for j in (i, i + 1))
     size = tuple(
-      min(full, max(round(share * full / by), 1) * by)
+      min(full, max(round(share * full / by), 2) * by)
       for full, by in zip(patch, divisor, strict=True)
     )
     if stages and stages[-1].patch_size == size:
@@ -140,10 +147,16 @@ def _voxels(stages: Sequence[Stage]) -> tuple[np.ndarray, np.ndarray]:
   return ends, seen / seen[-1]
 
 
-def describe(stages: tuple[Stage, ...]) -> str:
-  """Returns a line for people, '' where nothing grows."""
+def describe(stages: tuple[Stage, ...], shares: Sequence[float]) -> str:
+  """Returns a line for people, '' where nothing is to grow.
+
+  Args:
+    stages: of a training.
+    shares: that were asked for.
+  """
   if len(stages) == 1:
-    return ''
+    few = stages[0].end < LEAST_STEPS * len(shares)
+    return 'growing   not with so few steps' if shares and few else ''
   parts = ', '.join(
     f'{"x".join(map(str, stage.patch_size))} from step {stage.first_step}'
     for stage in stages

@@ -76,7 +76,8 @@ def describe(config: ConfigDict, sources: dict[str, Source]) -> str:
     f'{counted(config.batch_size, "patch", "patches")} of {patch}, '
     f'{config.dtype}, on {mesh.size} x {mesh.devices.flat[0].device_kind}'
   )
-  if growing := patch_growth.describe(build.stages_of(config)):
+  stages = build.stages_of(config)
+  if growing := patch_growth.describe(stages, config.patch_growth):
     lines.append(growing)
   share = data.foreground_share
   if share and config.batch_size == 1:
