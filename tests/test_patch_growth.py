@@ -92,6 +92,17 @@ def test_the_schedule_goes_by_voxels():
   assert same is moved
 
 
+def test_short_trainings_have_whole_patches(monkeypatch):
+  monkeypatch.setattr(patch_growth, 'LEAST_STEPS', 40)
+  shares = (0.5, 1.0)
+  short = stages(shares, (32, 32), (4, 4), num_steps=79)
+  assert short == (Stage(0, 79, (32, 32)),)
+  assert 'fewer than 40 steps' in patch_growth.describe(short, shares)
+  assert patch_growth.describe(short, ()) == ''
+  long = stages(shares, (32, 32), (4, 4), num_steps=80)
+  assert '32x32 from step 40; 62%' in patch_growth.describe(long, shares)
+
+
 def test_the_smallest_patches_leave_the_norm_two_voxels_along_each_axis():
   first, _ = stages((0.1, 1.0), (16, 40), (4, 8))
   assert first.patch_size == (8, 16)

@@ -156,7 +156,8 @@ def describe(stages: tuple[Stage, ...], shares: Sequence[float]) -> str:
   """
   if len(stages) == 1:
     few = stages[0].end < LEAST_STEPS * len(shares)
-    return 'growing   not with so few steps' if shares and few else ''
+    told = f'growing   not with fewer than {LEAST_STEPS} steps of a size'
+    return told if shares and few else ''
   parts = ', '.join(
     f'{"x".join(map(str, stage.patch_size))} from step {stage.first_step}'
     for stage in stages
