@@ -24,19 +24,23 @@ from medseg_jax.runtime.files import write_atomically
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NUM_FOLDS = 5
+# Anterior and posterior are ordered along another axis.
+LEFT_RIGHT: dict[str, object] = {'augment.flip_axes': (2,)}
 # What each changes in configs/auto_cpu.py. Those from a public search on this
 # data (AdamW at 8e-3, cross-entropy alone, weaker augmentation, dropout, more
 # foreground, wider networks, mirroring left and right alone) one by one.
 RECIPES: dict[str, dict[str, object]] = {
   'as_it_is': {},
-  'left_right': {'augment.flip_axes': (2,)},
-  'left_right_whole_patches': {'augment.flip_axes': (2,), 'patch_growth': ()},
-  'learning_rate_4e-3': {'optimizer.learning_rate': 4e-3},
-  'learning_rate_8e-3': {'optimizer.learning_rate': 8e-3},
-  'cross_entropy': {'loss.dice_loss': 0.0},
-  'foreground_0.58': {'data.foreground_share': 0.58},
-  'ema_0.999': {'ema_decay': 0.999},
-  'features_24': {'model.features': 24},
+  'left_right': LEFT_RIGHT,
+  'left_right_whole_patches': LEFT_RIGHT | {'patch_growth': ()},
+  'learning_rate_4e-3': LEFT_RIGHT | {'optimizer.learning_rate': 4e-3},
+  'learning_rate_8e-3': LEFT_RIGHT | {'optimizer.learning_rate': 8e-3},
+  'weight_decay_1e-2': LEFT_RIGHT | {'optimizer.weight_decay': 1e-2},
+  'cross_entropy': LEFT_RIGHT | {'loss.dice_loss': 0.0},
+  'dropout_0.1': LEFT_RIGHT | {'model.dropout': 0.1},
+  'foreground_0.58': LEFT_RIGHT | {'data.foreground_share': 0.58},
+  'ema_0.999': LEFT_RIGHT | {'ema_decay': 0.999},
+  'features_24': LEFT_RIGHT | {'model.features': 24},
 }
 
 
@@ -102,7 +106,7 @@ def table(out: pathlib.Path) -> str:
   for name in RECIPES:
     path = out / name / 'evaluation' / 'val' / 'summary.json'
     if not path.exists():
-      lines.append(f'{name:<20} not run')
+      lines.append(f'{name:<24} not run')
       continue
     found = json.loads(path.read_text())
     scores = '  '.join(
@@ -111,7 +115,7 @@ def table(out: pathlib.Path) -> str:
       if each != 'background'
     )
     lines.append(
-      f'{name:<20} {scores}  {found["num_cases"]} cases, step {found["step"]}'
+      f'{name:<24} {scores}  {found["num_cases"]} cases, step {found["step"]}'
     )
   return '\n'.join(lines)
 
