@@ -11,7 +11,7 @@ from small import load, shrink, write_untrained
 from test_fine_tuning import is_inside, weights_of
 
 import medseg_jax
-from medseg_jax.experiment import build, held_out, opening
+from medseg_jax.experiment import build, held_out, opening, patch_growth
 from medseg_jax.programs import plan, train
 from medseg_jax.runtime.errors import InputError
 from medseg_jax.studies import crossval
@@ -56,13 +56,29 @@ def lines(workdir):
   ]
 
 
+def pretrain(path, workdir):
+  """Runs four steps, two on small patches; returns the sizes asked for."""
+  config = config_of(path, patch_growth=(0.5, 1.0))
+  sizes, at = [], patch_growth.at
+
+  def seen(*args):
+    sizes.append(at(*args).patch_size)
+    return at(*args)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XDG_CACHE_HOME', str(workdir / 'cache'))
+    patch.setattr(patch_growth, 'LEAST_STEPS', 1)
+    patch.setattr(patch_growth, 'at', seen)
+    assert train.run(config, workdir) == {}
+  return sizes
+
+
 @pytest.fixture(scope='module')
 def pretrained(data, tmp_path_factory):
   """Returns the workdir of four steps."""
   workdir = tmp_path_factory.mktemp('pretrained')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('XDG_CACHE_HOME', str(workdir / 'cache'))
-    assert train.run(config_of(data[1]), workdir) == {}
+  small, whole = dict.fromkeys(pretrain(data[1], workdir))
+  assert max(small) < max(whole)
   return workdir
 
 
@@ -76,7 +92,7 @@ def test_it_learns_and_goes_on_to_the_bit(data, pretrained, tmp_path):
   assert len(steps) == 2
   shutil.rmtree(newest / steps[-1])
   shutil.rmtree(stopped / 'model')
-  train.run(config_of(data[1]), stopped)
+  pretrain(data[1], stopped)
   assert lines(stopped) == found
   again, whole = weights_of(stopped), weights_of(pretrained)
   assert again.keys() == whole.keys()
