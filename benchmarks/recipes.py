@@ -1,4 +1,4 @@
-"""Compares recipes on cases of fold 0 that train, so that no scored case helps.
+"""Compares recipes on cases of fold 0 that train, so that none it scores helps.
 
   python benchmarks/recipes.py DATA OUT [--only=NAME,...] [--steps=10000]
 

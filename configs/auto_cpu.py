@@ -6,7 +6,7 @@ The planned network with half the features, two patches a step, which grow, and
 AdamW; 1/25 of the steps. `auto_cpu.py:2d` likewise. Hippocampus, all 260
 volumes, each by the one of five folds that held it out, with
 `--config.augment.flip_axes='(2,)'`: Dice 0.898 anterior, 0.881 posterior, in
-21 min a fold (2026-11-28).
+21 min a fold, alone on two cores (2026-11-28).
 """
 
 from configs import auto
